@@ -1,0 +1,40 @@
+"""The catalogue is two folders of files: `manifests/` and `pipelines/`. To list it is to list them.
+
+Folders named by `DATAKIT_CATALOGUE` (joined like PATH, each holding `manifests/` and `pipelines/`) come
+first, then datakit's own: inside the package in a wheel, beside it in a checkout.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from datakit.errors import UsageError, nearest
+
+Kind = Literal["manifests", "pipelines"]
+
+
+def folders(kind: Kind) -> list[Path]:
+    """Existing folders of that kind, the first one winning."""
+    package = Path(__file__).resolve().parent
+    own = [
+        Path(p).expanduser() / kind for p in os.environ.get("DATAKIT_CATALOGUE", "").split(os.pathsep) if p
+    ]
+    return [f for f in (*own, package / kind, package.parent / kind) if f.is_dir()]
+
+
+def names(kind: Kind) -> list[str]:
+    """Sorted names, without their endings, of what the catalogue holds."""
+    ending = ".toml" if kind == "manifests" else ".py"
+    found = {p.stem for folder in folders(kind) for p in folder.glob(f"*{ending}")}
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def find(kind: Kind, file: str) -> Path:
+    """The path of a file such as `coyo.toml`. Raises UsageError with the nearest names."""
+    for folder in folders(kind):
+        if "/" not in file and (folder / file).is_file():
+            return folder / file
+    what = "dataset" if kind == "manifests" else "recipe"
+    raise UsageError(f"unknown {what} {Path(file).stem!r}. {nearest(Path(file).stem, names(kind))}")

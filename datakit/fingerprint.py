@@ -1,0 +1,46 @@
+"""Fingerprints: what an object is, as canonical JSON and its sha256; and how two of them differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: dataclasses become their fields, tuples lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"{value!r} of type {type(value).__name__} can't be part of a recipe")
+
+
+def canonical(value: Any) -> bytes:
+    """One spelling for equal values: sorted keys, no spaces."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def fingerprint(value: Any) -> str:
+    """64 hexadecimal digits that stand for the value."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def changes(old: Any, new: Any, name: str = "") -> list[str]:
+    """Lines such as `share: 0.2 -> 0.3`, one for each field in which two recipes differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted(old.keys() | new.keys()):
+            lines += changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        return lines
+    return [] if plain(old) == plain(new) else [f"{name}: {_shown(old)} -> {_shown(new)}"]
+
+
+def _shown(value: Any) -> str:
+    return "(nothing)" if value is None else json.dumps(plain(value), ensure_ascii=False)

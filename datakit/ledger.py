@@ -1,0 +1,149 @@
+"""Ledger: which shards of a step are done, by the commit files that stand beside them.
+
+    recipe.json             what the folder is made by; written first, compared ever after
+    00042.parquet, .tar     data, published before
+    00042.commit.json       written last: the recipe, the inputs, rows, drops by reason, every file's hash
+
+A shard is done when its commit exists and names this recipe and these inputs, and its files have the size
+that the commit says. Anything else is missing (never finished) or stale (made from other inputs), and is
+made again. Two workers on one shard are harmless: they write the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import msgspec
+
+from datakit.errors import RecipeChanged
+from datakit.fingerprint import changes, fingerprint
+from datakit.store import Store
+
+log = logging.getLogger(__name__)
+
+State = Literal["done", "stale", "missing"]
+
+
+class File(msgspec.Struct, frozen=True):
+    """A published file of a commit."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One table of a shard, and the tar beside it when there is one."""
+
+    name: str  # 00042, or 00042-00007
+    rows: int
+    table: File
+    tar: File | None = None
+
+    def files(self) -> list[File]:
+        return [self.table, *([self.tar] if self.tar else [])]
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished shard, or a finished part of one that is still being made."""
+
+    recipe: str  # fingerprint of recipe.json
+    inputs: dict[str, str]  # upstream step or file -> fingerprint or sha256
+    rows: int
+    dropped: dict[str, int] = {}  # by reason
+    faults: dict[str, int] = {}  # those of the dropped or kept rows that count against the step's ceiling
+    parts: list[Part] = []
+    made_by: str = ""
+
+    def digest(self) -> str:
+        """What the next step takes as its input: the data, not who made it."""
+        return fingerprint([self.recipe, self.rows, [[f.sha256 for f in p.files()] for p in self.parts]])
+
+
+class Ledger:
+    """The commits of one step folder of a store."""
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self.store, self.folder = store, folder
+
+    def recipe(self) -> dict[str, Any] | None:
+        """The recipe that the folder was made by, None when there is none or it was cut short."""
+        data = self.store.read(f"{self.folder}/recipe.json")
+        try:
+            found = msgspec.json.decode(data) if data else None
+        except msgspec.DecodeError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def claim(self, recipe: dict[str, Any]) -> str:
+        """Takes the folder for a recipe and returns its fingerprint. Raises RecipeChanged with the fields."""
+        self.store.sweep(self.folder)
+        old = self.recipe()
+        if old is None:
+            if self.commits():
+                log.warning("%s/recipe.json is unreadable; commits are checked one by one", self.folder)
+            self.store.write(f"{self.folder}/recipe.json", _pretty(recipe))
+        elif differ := changes(old, recipe):
+            raise RecipeChanged(
+                f"{self.store.root}/{self.folder} was made by another recipe:\n  "
+                + "\n  ".join(differ)
+                + "\nUse another --root, or make it again with --rebuild (this removes what is there)."
+            )
+        return fingerprint(recipe)
+
+    def read(self, name: str) -> Commit | None:
+        """The commit of a shard or part; None when there is none, or when it was cut short."""
+        data = self.store.read(f"{self.folder}/{name}.commit.json")
+        if data is None:
+            return None
+        try:
+            return msgspec.json.decode(data, type=Commit)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("%s/%s.commit.json is damaged (%s): made again", self.folder, name, error)
+            return None
+
+    def write(self, name: str, commit: Commit) -> None:
+        self.store.write(f"{self.folder}/{name}.commit.json", _pretty(commit))
+
+    def remove(self, name: str) -> None:
+        """Takes back the word that a shard or part is done; its data stays until it is made again."""
+        self.store.remove(f"{self.folder}/{name}.commit.json")
+
+    def commits(self) -> dict[int, Commit]:
+        """Readable commits by shard."""
+        found = {}
+        for name in self.store.names(self.folder):
+            shard, mark, _ = name.partition(".commit.json")
+            if mark and shard.isdigit() and (commit := self.read(shard)):
+                found[int(shard)] = commit
+        return found
+
+    def cleaned(self) -> set[str]:
+        """Names of files that `datakit clean` removed after they had served."""
+        data = self.store.read(f"{self.folder}/cleaned.json")
+        return set(msgspec.json.decode(data, type=list[str])) if data else set()
+
+    def mark_cleaned(self, names: set[str]) -> None:
+        self.store.write(f"{self.folder}/cleaned.json", _pretty(sorted(names)))
+
+    def state(self, name: str, recipe: str, inputs: dict[str, str], *, gone_is_fine: bool = False) -> State:
+        """Whether a shard or part is done. Files that were cleaned count as there if `gone_is_fine`."""
+        commit = self.read(name)
+        if commit is None:
+            return "missing"
+        if commit.recipe != recipe or commit.inputs != inputs:
+            return "stale"
+        cleaned = self.cleaned() if gone_is_fine else set()
+        for part in commit.parts:
+            for file in part.files():
+                if (
+                    file.name not in cleaned
+                    and self.store.size(f"{self.folder}/{file.name}") != file.size_bytes
+                ):
+                    return "missing"
+        return "done"
+
+
+def _pretty(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"

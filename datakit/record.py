@@ -1,0 +1,86 @@
+"""Record: one training sample, the same from the first table to the last tar.
+
+`messages` follow the Hugging Face convention, so that chat templates read them as they are:
+
+    [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+     {"role": "assistant", "content": [{"type": "text", "text": "A boat."}]}]
+
+An image-text pair is one assistant message with an image and a caption; an interleaved document is one
+assistant message whose content alternates; a text-only sample has no image. One invariant holds:
+there are as many image parts as there are images.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from datakit.errors import SourceError
+
+KEY = re.compile(r"[a-z0-9_-]+")  # WebDataset cuts a member's name at its first dot
+Role = Literal["system", "user", "assistant"]
+
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One piece of a message: a text, or the place of the next image."""
+
+    type: Literal["text", "image"]
+    text: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    role: Role
+    content: list[Part]
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A sample as it stands in `<key>.json` of a packed tar; the pictures stand beside it."""
+
+    key: str
+    source: str  # the dataset's name
+    messages: list[Message]
+    images: list[dict[str, Any]] = []  # one per picture: ref, width, height, sha256
+    attrs: dict[str, Any] = {}  # scores and provenance
+
+    @property
+    def n_marks(self) -> int:
+        """Image parts in the messages."""
+        return sum(part.type == "image" for message in self.messages for part in message.content)
+
+
+def problem(messages: list[Message], n_images: int) -> str | None:
+    """The reason for which messages can't be trained on, or None. The reasons are those that are counted."""
+    if not messages:
+        return "no_messages"
+    if not any(m.role == "assistant" for m in messages):
+        return "no_answer"
+    for message in messages:
+        if not any(p.type == "image" or (p.text or "").strip() for p in message.content):
+            return "empty_answer" if message.role == "assistant" else "empty_question"
+    if sum(p.type == "image" for m in messages for p in m.content) != n_images:
+        return "image_marks"
+    return None
+
+
+_encoder = msgspec.json.Encoder()
+_messages = msgspec.json.Decoder(list[Message])
+_record = msgspec.json.Decoder(Record)
+
+
+def encode(value: Any) -> bytes:
+    """Compact JSON of records, messages and plain values; dictionaries keep their order."""
+    return _encoder.encode(value)
+
+
+def decode_messages(data: bytes | str) -> list[Message]:
+    return _messages.decode(data)
+
+
+def decode(data: bytes) -> Record:
+    """The record of a `<key>.json`. Raises SourceError when it isn't one."""
+    try:
+        return _record.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SourceError(f"not a datakit record: {error}") from error

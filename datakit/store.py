@@ -1,0 +1,259 @@
+"""Store: the root folder, and the one way in which a file gets there.
+
+A file is written under a temporary name in its own folder, flushed to the disk, renamed, and the folder
+flushed too, so a name without the leading dot always stands for a whole file. On an object store one PUT
+is the rename. Nothing else in datakit opens a file of the root for writing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from datakit.errors import StorageError
+
+_HOST = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was published: its size and the hash of its bytes."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Sink(io.RawIOBase):
+    """A file being written, hashed as it goes. `written` is set once it is published."""
+
+    def __init__(self, raw: BinaryIO, name: object) -> None:
+        super().__init__()
+        self._raw = raw
+        self._name = name
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self.written: Written | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        with storage_errors(self._name):
+            self._raw.write(view)
+        self._hash.update(view)
+        self._size += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self._size
+
+    def _finish(self) -> None:
+        with storage_errors(self._name):
+            self._raw.flush()
+            os.fsync(self._raw.fileno())
+        self.written = Written(self._size, self._hash.hexdigest())
+
+
+def replace(temporary: Path, final: Path) -> None:
+    """Rename within a folder and flush the folder: the moment at which a file exists."""
+    temporary.replace(final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def storage_errors(where: object) -> Iterator[None]:
+    """Turns what the file system refuses into one sentence with a way on."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                f"no space left while writing {str(where)!r}. Everything committed before is kept: "
+                "free some space (`datakit clean NAME` shows what can go) and run the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(
+                f"no permission to write {str(where)!r}: give another folder with --root or DATAKIT_ROOT"
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT):
+            raise StorageError(
+                f"can't use {str(where)!r} ({error.strerror}): is --root a folder that can be made?"
+            ) from error
+        raise
+
+
+class Store:
+    """Files below one root, which is a folder or any fsspec URL. Paths are relative, with `/`."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/") or "/"
+        self._fs: Any = None
+        if "://" in root and not root.startswith("file://"):
+            import fsspec
+
+            self._fs, self._base = fsspec.core.url_to_fs(root)
+        else:
+            self._base = str(Path(root.removeprefix("file://")).expanduser().absolute())
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return type(self), (self.root,)
+
+    @property
+    def local(self) -> bool:
+        return self._fs is None
+
+    def path(self, name: str) -> Path:
+        """The local path of a name; only for a local root."""
+        if not self.local:
+            raise StorageError(f"{self.root!r} is not a local folder, so {name!r} has no local path")
+        return Path(self._base, name)
+
+    @property
+    def downloads(self) -> Path:
+        """Where big upstream files land: in a local root, or in a local cache beside a remote one."""
+        if self.local:
+            return self.path("downloads")
+        cache = os.environ.get("DATAKIT_CACHE") or str(Path.home() / ".cache" / "datakit")
+        return Path(cache, "downloads")
+
+    def _remote(self, name: str) -> str:
+        return f"{self._base.rstrip('/')}/{name}"
+
+    @contextmanager
+    def publish(self, name: str) -> Iterator[Sink]:
+        """A file that exists under its name when the block ends well, and not at all otherwise."""
+        if self.local:
+            with _publish_local(self.path(name)) as sink:
+                yield sink
+            return
+        with tempfile.TemporaryDirectory(prefix="datakit-") as folder:
+            part = Path(folder, "part")
+            with part.open("wb") as raw:
+                sink = Sink(cast(BinaryIO, raw), part)
+                yield sink
+                sink._finish()
+            with storage_errors(f"{self.root}/{name}"):
+                self._fs.put_file(str(part), self._remote(name))
+
+    def write(self, name: str, data: bytes) -> Written:
+        with self.publish(name) as sink:
+            sink.write(data)
+        assert sink.written is not None  # set by publish
+        return sink.written
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file, or None when there is none."""
+        try:
+            if self.local:
+                return self.path(name).read_bytes()
+            return cast(bytes, self._fs.cat_file(self._remote(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StorageError(f"can't read {self.root}/{name}: {error}") from error
+
+    def open(self, name: str) -> Any:
+        """A seekable binary file; for pyarrow, or for reading pieces."""
+        return self.path(name).open("rb") if self.local else self._fs.open(self._remote(name), "rb")
+
+    def size(self, name: str) -> int | None:
+        try:
+            return self.path(name).stat().st_size if self.local else int(self._fs.size(self._remote(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names of the published files and folders of a folder; empty when there is none."""
+        try:
+            if self.local:
+                found = [entry.name for entry in os.scandir(self.path(folder))]
+            else:
+                found = [Path(p).name for p in self._fs.ls(self._remote(folder), detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for name in found if not name.startswith("."))
+
+    def remove(self, name: str) -> None:
+        """Removes one file; it may be gone already."""
+        with storage_errors(f"{self.root}/{name}"):
+            if self.local:
+                self.path(name).unlink(missing_ok=True)
+            elif self._fs.exists(self._remote(name)):
+                self._fs.rm_file(self._remote(name))
+
+    def remove_folder(self, folder: str) -> None:
+        with storage_errors(f"{self.root}/{folder}"):
+            if self.local:
+                if self.path(folder).exists():
+                    shutil.rmtree(self.path(folder))
+            elif self._fs.exists(self._remote(folder)):
+                self._fs.rm(self._remote(folder), recursive=True)
+
+    def sweep(self, folder: str) -> None:
+        """Removes temporary files that killed processes of this host left in a folder."""
+        if not self.local:
+            return
+        for left in self.path(folder).glob(f".*.{_HOST}~*.tmp"):
+            pid = left.name.split("~")[-1].split("-")[0]
+            if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc").exists():
+                left.unlink(missing_ok=True)
+
+
+@contextmanager
+def _publish_local(final: Path) -> Iterator[Sink]:
+    temporary = final.with_name(f".{final.name}.{_HOST}~{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    with storage_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        raw = temporary.open("wb", buffering=1 << 20)
+    try:
+        try:
+            sink = Sink(raw, final)
+            yield sink
+            sink._finish()
+        finally:
+            with suppress(OSError):  # a full disk fails again on close; the first error is the one to tell
+                raw.close()
+        with storage_errors(final):
+            replace(temporary, final)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def publish_file(path: Path, data: bytes) -> None:
+    """Publishes bytes at a path outside the root (a `.sums` file, a download's sidecar)."""
+    with _publish_local(path) as sink:
+        sink.write(data)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock, so that two jobs on one machine or share don't fetch one file twice."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

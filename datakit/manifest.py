@@ -1,11 +1,11 @@
-"""Manifest: what a remote dataset is. One TOML file a dataset, and the hashes that `datakit pin` writes beside it.
+"""Manifest: what a remote dataset is. One TOML file each, and beside it the hashes of `datakit pin`.
 
-title, homepage, licence, citation, problems    what a person should know
-hub, revision                                   the repository and the commit, tag or branch
-reader, recipe                                  who reads its rows (datakit/readers), what is made of it (pipelines)
-[annotations]                                   Parquet files, one a shard; or one JSON, cut into shards of rows
-[images]                                        by = "url": rows hold URLs; by = "path": they name archive members
-[expected]                                      counts by the authors' word, shown beside what was found
+title, homepage, licence, citation, problems: what a person should know.
+hub, revision: the repository, and its commit, tag or branch.
+reader, recipe: who reads its rows (datakit/readers), and what is made of them (pipelines).
+[annotations]: Parquet files, one a shard; or one JSON, cut into shards of rows.
+[images]: by = "url" when rows hold URLs; by = "path" when they name members of archives.
+[expected]: counts by the authors' word, shown beside what was found.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def read(path: Path) -> Manifest:
     try:
         manifest = msgspec.convert(data, Manifest, strict=True)
     except msgspec.ValidationError as error:
-        raise ManifestError(f"{path}:{_explain(str(error), text)}") from error
+        raise ManifestError(f"{path}:{_explain(_at_source(str(error), data), text)}") from error
     _check(manifest, path, text)
     pinned = read_sums(path.with_suffix(".sums"))
     return msgspec.structs.replace(manifest, name=path.stem, pinned=pinned)
@@ -134,6 +134,18 @@ def _explain(message: str, text: str) -> str:
         key = ".".join([*keys, missing[1]])
         return f"{_line(text, keys)}: key {key!r} is missing"
     return f"{_line(text, keys)}: key {'.'.join(keys)!r}: {what[0].lower()}{what[1:]}".replace("`", "'")
+
+
+def _at_source(message: str, data: dict[str, Any]) -> str:
+    """msgspec says `sources[...]` for an entry of a dictionary; this finds out which one."""
+    if "$.images.sources[...]" in message:
+        for name, body in data["images"]["sources"].items():
+            try:
+                msgspec.convert(body, Source, strict=True)
+            except msgspec.ValidationError as error:
+                what, _, where = str(error).partition(" - at ")
+                return f"{what} - at `$.images.sources.{name}{where.strip('`').removeprefix('$')}`"
+    return message
 
 
 def _fields(keys: list[str]) -> list[str]:

@@ -1,0 +1,258 @@
+"""Looking after a root: what is there (status), whether it is whole (verify), what can go (clean)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from datakit import catalogue, manifest, mix, pipeline
+from datakit.errors import Incomplete, MixError
+from datakit.fingerprint import changes
+from datakit.runner import Run
+from datakit.shards import ranges, shard_name
+from datakit.store import Store
+
+_TRIAL = re.compile(r"([a-z0-9_-]+)@limit-(\d+)")
+
+
+def open_run(
+    store: Store, name: str, *, recipe: str | None = None, limit: int | None = None, **rest: Any
+) -> Run:
+    """The run of a dataset under its own recipe, or another."""
+    about = manifest.load(name)
+    chosen = recipe or about.recipe
+    return Run(
+        store=store, manifest=about, recipe=chosen, steps=pipeline.steps(chosen, about), limit=limit, **rest
+    )
+
+
+def runs(store: Store, name: str | None = None) -> Iterator[Run]:
+    """A run for each dataset of the catalogue that the root holds, trials too."""
+    known = set(catalogue.names("manifests"))
+    for folder in store.names(""):
+        trial = _TRIAL.fullmatch(folder)
+        dataset = trial[1] if trial else folder
+        if dataset in known and name in (None, dataset, folder):
+            yield open_run(store, dataset, limit=int(trial[2]) if trial else None)
+
+
+@dataclass
+class StepStatus:
+    """One step of one dataset: shards by state, rows, and what was dropped or went wrong, by reason."""
+
+    dataset: str
+    step: str
+    done: list[int] = field(default_factory=list)
+    stale: list[int] = field(default_factory=list)
+    missing: list[int] | None = None  # None: how many there are isn't known yet
+    rows: int = 0
+    size_bytes: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    differs: list[str] = field(default_factory=list)  # fields in which the folder's recipe isn't today's
+
+    def plain(self) -> dict[str, Any]:
+        missing = None if self.missing is None else ranges(self.missing)
+        return {
+            "dataset": self.dataset,
+            "step": self.step,
+            "done": ranges(self.done),
+            "stale": ranges(self.stale),
+            "missing": missing,
+            "rows": self.rows,
+            "bytes": self.size_bytes,
+            "dropped": dict(self.dropped),
+            "faults": dict(self.faults),
+            "recipe_differs": self.differs,
+        }
+
+
+def status(run: Run) -> list[StepStatus]:
+    """Each step of a dataset by its commits; reads no data."""
+    found = []
+    try:
+        known = run.steps[0].stage.shards(run.work(run.steps[0]))
+    except Incomplete:
+        known = []
+    for place, step in enumerate(run.steps):
+        one = StepStatus(run.folder, step.name)
+        ledger = run.ledger(step)
+        old = ledger.recipe()
+        one.differs = changes(old, run.step_recipe(step)) if old is not None else []
+        for shard, commit in ledger.commits().items():
+            fresh = run.done(place, shard) and not any(run.stale(p, shard) for p in range(place))
+            (one.done if fresh else one.stale).append(shard)
+            one.rows += commit.rows
+            one.size_bytes += sum(f.size_bytes for p in commit.parts for f in p.files())
+            one.dropped.update(commit.dropped)
+            one.faults.update(commit.faults)
+        if known:
+            one.missing = sorted(set(known) - set(one.done) - set(one.stale))
+        found.append(one)
+    return found
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A file that isn't what its commit or mix says."""
+
+    where: str
+    what: str
+    cure: str
+    step: str = ""
+    shard: int | None = None
+
+
+def verify(run: Run) -> Iterator[str | Broken]:
+    """Reads every committed file; yields its name when whole, else what is wrong with it."""
+    for step in run.steps:
+        ledger = run.ledger(step)
+        cleaned = ledger.cleaned()
+        cure = (
+            f"datakit fetch {run.manifest.name}"
+            if step.name != "pack"
+            else f"datakit build-mix {run.manifest.name}"
+        )
+        for name in run.store.names(ledger.folder):
+            shard, mark, _ = name.partition(".commit.json")
+            if not mark or not shard.isdigit():
+                continue
+            commit = ledger.read(shard)
+            if commit is None:
+                yield Broken(f"{ledger.folder}/{name}", "the commit is damaged", cure, step.name, int(shard))
+                continue
+            for file in (f for part in commit.parts for f in part.files()):
+                where = f"{ledger.folder}/{file.name}"
+                if file.name in cleaned and run.store.size(where) is None:
+                    continue
+                wrong = _wrong(run.store, where, file.size_bytes, file.sha256)
+                yield Broken(where, wrong, cure, step.name, int(shard)) if wrong else where
+
+
+def _wrong(store: Store, name: str, size: int, sha256: str) -> str | None:
+    found = store.size(name)
+    if found is None:
+        return "the file is missing"
+    if found != size:
+        return f"the file has {found:,} bytes, its commit says {size:,}"
+    digest = hashlib.sha256()
+    with store.open(name) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return None if digest.hexdigest() == sha256 else "the bytes aren't those that were committed"
+
+
+def verify_mixes(store: Store) -> Iterator[str | Broken]:
+    """Checks that every mix names tars that are there and are those it was made from."""
+    for name in store.names("mixes"):
+        where = f"mixes/{name}/mix.json"
+        cure = f"datakit build-mix {name}"
+        try:
+            found, _ = mix.read(f"{store.root if '://' in store.root else store.path('')}/{where}")
+        except MixError as error:
+            yield Broken(where, str(error), cure)
+            continue
+        wrong = None
+        for part in found.parts:
+            for shard in part.shards:
+                tar = mix.locate(f"mixes/{name}", shard.tar)
+                if store.size(tar) != shard.size_bytes:
+                    wrong = f"{tar} isn't there, or isn't the one that the mix was made from"
+        yield Broken(where, wrong, cure) if wrong else where
+
+
+def repair(run: Run, broken: list[Broken]) -> list[str]:
+    """Takes back the commits of broken shards, so that the next run makes them again. Returns their names."""
+    names = []
+    for one in broken:
+        if one.shard is None or not one.where.startswith(f"{run.folder}/"):
+            continue
+        step = next(s for s in run.steps if s.name == one.step)
+        name = shard_name(one.shard)
+        commit = run.ledger(step).read(name)
+        for part in commit.parts if commit else []:
+            if part.name != name:
+                run.ledger(step).remove(part.name)
+        run.ledger(step).remove(name)
+        names.append(f"{run.folder}/{step.name}/{name}")
+    return sorted(set(names))
+
+
+@dataclass(frozen=True)
+class Superfluous:
+    """A file that a later step has made superfluous."""
+
+    name: str  # below the root, or downloads/…
+    size_bytes: int
+
+
+def superfluous(run: Run, others: list[Run]) -> list[Superfluous]:
+    """What can go: tables and tars whose next step is done, and downloads that nothing needs any more.
+
+    `others` are the root's other datasets: an archive stays while one of them still has to be packed from it.
+    """
+    found = []
+    for place, step in enumerate(run.steps[:-1]):
+        ledger = run.ledger(step)
+        for shard, commit in ledger.commits().items():
+            if run.done(place + 1, shard) and not run.stale(place + 1, shard):
+                for file in (f for part in commit.parts for f in part.files()):
+                    name = f"{ledger.folder}/{file.name}"
+                    size = run.store.size(name)
+                    if size is not None:
+                        found.append(Superfluous(name, size))
+    kept = {path for other in others for path in _still_needed(other)} | _still_needed(run)
+    for path in sorted(_downloads(run) - kept):
+        local = run.store.downloads / path
+        if local.is_file():
+            found.append(Superfluous(f"downloads/{path}", local.stat().st_size))
+    return found
+
+
+def _downloads(run: Run) -> set[str]:
+    """The files that a dataset downloads, below the downloads folder."""
+    work = run.work(run.steps[0])
+    about = run.manifest
+    addresses = [about.address(f) for f in about.shard_files()]
+    addresses += [s.archive for s in about.images.sources.values()]
+    return {work.local(a).relative_to(run.store.downloads).as_posix() for a in addresses}
+
+
+def _still_needed(run: Run) -> set[str]:
+    """Those downloads that a step which isn't done yet is made from."""
+    work = run.work(run.steps[0])
+    files = run.manifest.shard_files()
+    try:
+        known = run.steps[0].stage.shards(work)
+    except Incomplete:
+        return _downloads(run)
+    needed: set[str] = set()
+    last = len(run.steps) - 1
+    for shard in known:
+        if not run.done(0, shard):
+            file = files[shard] if len(files) > 1 else files[0]
+            needed.add(work.local(run.manifest.address(file)).relative_to(run.store.downloads).as_posix())
+    if not all(run.done(last, shard) for shard in known):
+        for source in run.manifest.images.sources.values():
+            needed.add(work.local(source.archive).relative_to(run.store.downloads).as_posix())
+    return needed
+
+
+def clean(run: Run, files: list[Superfluous]) -> None:
+    """Removes superfluous files; the ledger remembers them first, so that they don't count as lost."""
+    for step in run.steps:
+        ledger = run.ledger(step)
+        names = {
+            f.name.removeprefix(f"{ledger.folder}/") for f in files if f.name.startswith(f"{ledger.folder}/")
+        }
+        if names:
+            ledger.mark_cleaned(ledger.cleaned() | names)
+    for file in files:
+        if file.name.startswith("downloads/"):
+            (run.store.downloads / file.name.removeprefix("downloads/")).unlink(missing_ok=True)
+        else:
+            run.store.remove(file.name)

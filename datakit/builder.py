@@ -1,0 +1,96 @@
+"""Builder: from packed shards to mix.json, and from what upstream says today to a `.sums` file."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+
+from datakit import downloads
+from datakit import mix as mixes
+from datakit.errors import Incomplete, UsageError
+from datakit.fingerprint import fingerprint
+from datakit.manifest import Pinned
+from datakit.mix import Mix, MixPart, MixShard
+from datakit.runner import Run
+from datakit.store import Store
+
+_NAME = re.compile(r"[a-z0-9_+:@-]+")
+
+
+def mix_name(text: str, limit: int | None) -> str:
+    """The folder of a mix: what the user typed, and for a trial its limit. Raises UsageError."""
+    name = "".join(text.split())
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"bad mix name {text!r}: use a-z, 0-9, _, - and +")
+    return name if limit is None else f"{name}@limit-{limit}"
+
+
+def check_fetched(runs: list[Run]) -> None:
+    """Raises Incomplete, naming the commands, when nothing of a dataset has been fetched."""
+    missing = [
+        run
+        for run in runs
+        if not run.ledger(run.steps[-2]).commits() and not run.ledger(run.steps[-1]).commits()
+    ]
+    if missing:
+        commands = " ; ".join(
+            f"datakit fetch {run.manifest.name}" + (f" --limit {run.limit}" if run.limit else "")
+            for run in missing
+        )
+        raise Incomplete(
+            f"nothing of {', '.join(repr(run.manifest.name) for run in missing)} is fetched yet. Run\n  {commands}\n"
+            "or give --fetch to let this command download"
+        )
+
+
+def part(run: Run, repeats: int) -> MixPart:
+    """A dataset's packed shards as part of a mix."""
+    last = len(run.steps) - 1
+    ledger = run.ledger(run.steps[last])
+    shards = [
+        MixShard(
+            tar=f"../../{ledger.folder}/{one.tar.name}",
+            index=f"../../{ledger.folder}/{one.table.name}",
+            samples=one.rows,
+            size_bytes=one.tar.size_bytes,
+            sha256=one.tar.sha256,
+        )
+        for shard, commit in sorted(ledger.commits().items())
+        if run.done(last, shard)
+        for one in commit.parts
+        if one.tar is not None and one.rows
+    ]
+    return MixPart(
+        dataset=run.manifest.name,
+        repeats=repeats,
+        recipe=fingerprint(run.step_recipe(run.steps[last])),
+        samples=sum(s.samples for s in shards),
+        shards=shards,
+    )
+
+
+def write(store: Store, name: str, runs: list[tuple[Run, int]]) -> tuple[Mix, str]:
+    """Makes the mix of packed datasets and publishes it; returns it and where it stands."""
+    mix = mixes.make(name, [part(run, repeats) for run, repeats in runs])
+    where = posixpath.join("mixes", name, "mix.json")
+    store.write(where, mixes.encode(mix))
+    return mix, f"{store.root}/{where}"
+
+
+def pin(run: Run) -> Pinned:
+    """Asks upstream for the commit of every repository and the size and hash of every file."""
+    pinned = Pinned()
+    about = run.manifest
+    work = run.work(run.steps[0])
+    addresses = [about.address(f) for f in about.shard_files()]
+    addresses += [about.at_commit(s.archive) for s in about.images.sources.values()]
+    for address in addresses:
+        head = downloads.head(address, hosts=run.hosts)
+        fixed = address
+        if head.repo and head.revision:
+            pinned.commits[head.repo] = head.revision
+            fixed = re.sub(r"@[^/]+/", f"@{head.revision}/", address, count=1)
+        known = work.known(address) or {}
+        same = known.get("size") in (None, head.size_bytes)
+        pinned.files[fixed] = (head.size_bytes, head.sha256 or (known.get("sha256") if same else None))
+    return pinned

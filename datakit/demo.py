@@ -1,0 +1,69 @@
+"""The demo: the three commands that datakit is for, on the miniature, as a user would type them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from datakit.miniature import Miniature
+
+COMMANDS = (
+    "list",
+    "fetch coyo --shards 0-3",
+    "fetch llava665k",
+    "fetch qinstruct",
+    "build-mix llava665k+qinstruct",
+    "build-mix coyo",
+    "status coyo",
+    "verify",
+)
+MIX = "mixes/llava665k+qinstruct/mix.json"
+
+
+def play(root: str | None, *, train: bool) -> int:
+    """Runs the chain in `root` (or a temporary folder) and returns the exit code of the first that fails."""
+    with tempfile.TemporaryDirectory(prefix="datakit-demo-") as scratch, Miniature() as upstream:
+        place = Path(root or scratch).absolute()
+        env = {**os.environ, **upstream.env, "DATAKIT_ROOT": str(place)}
+        click.echo(f"A small copy of the upstreams, with their faults, listens on {upstream.url}\n")
+        start = time.monotonic()
+        for command in COMMANDS:
+            if code := _say(["datakit", *command.split()], [sys.executable, "-m", "datakit", *command.split()], env):
+                return code
+        if train and (code := _train(place, env)):
+            return code
+        click.echo(f"\nDone in {time.monotonic() - start:.0f} s: from the hub's files to packed tars and a mix.")
+        if root:
+            click.echo(f"All of it is in {place}")
+    return 0
+
+
+def _train(place: Path, env: dict[str, str]) -> int:
+    missing = [m for m in ("torch", "deepspeed", "transformers") if importlib.util.find_spec(m) is None]
+    if missing:
+        click.echo(f"Training is left out: {', '.join(missing)} not installed (pip install 'datakit-vlm[train]')")
+        return 0
+    out = place / "runs" / "demo"
+    shown = f"deepspeed --module trainer.train --recipe toy --mix {place / MIX} --out {out} --max-steps 4"
+    launch = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"),
+        *shown.split()[1:],
+    ]
+    return _say(shown.split(), launch, {**env, "DS_ACCELERATOR": "cpu"})
+
+
+def _say(shown: list[str], command: list[str], env: dict[str, str]) -> int:
+    click.echo(click.style(f"$ {' '.join(shown)}", bold=True))
+    sys.stdout.flush()
+    code = subprocess.run(command, env=env, check=False).returncode
+    if code:
+        click.echo(f"exit code {code}", err=True)
+    click.echo()
+    return code

@@ -1,0 +1,57 @@
+"""Pipeline: what we make of a dataset, one Python file in `pipelines/` for each paper's recipe.
+
+A recipe file has `STEPS`, a dictionary from dataset names to tuples of Step; `"*"` stands for any other
+dataset. It may have `MIXES`, what a paper's stages train on, and `TRAINING`, which the trainer reads.
+The steps are always `list` first, then choices, `fetch`, and `pack` last.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from datakit import catalogue
+from datakit.errors import ManifestError, UsageError, nearest
+from datakit.manifest import Manifest
+from datakit.stage import Step
+
+
+def load(name: str) -> ModuleType:
+    """The module of a recipe. Raises UsageError for an unknown name."""
+    return load_file(catalogue.find("pipelines", f"{name}.py"))
+
+
+def load_file(path: Path) -> ModuleType:
+    """Runs a recipe file under a name of its own; nothing is registered anywhere else."""
+    name = f"datakit_recipe_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def steps(recipe: str, manifest: Manifest) -> tuple[Step, ...]:
+    """The steps that a recipe has for a dataset. Raises UsageError when it has none."""
+    table = getattr(load(recipe), "STEPS", None)
+    if not isinstance(table, dict):
+        raise UsageError(f"recipe {recipe!r} has no data steps (it may be one for the trainer)")
+    found = table.get(manifest.name, table.get("*"))
+    if found is None:
+        raise UsageError(
+            f"recipe {recipe!r} has no steps for {manifest.name!r}. {nearest(manifest.name, table)}"
+        )
+    names = [step.name for step in found]
+    if (
+        len(names) < 3
+        or len(set(names)) != len(names)
+        or [names[0], *names[-2:]] != ["list", "fetch", "pack"]
+    ):
+        raise ManifestError(
+            f"recipe {recipe!r}: the steps of a dataset are 'list', choices, 'fetch' and 'pack', not {names}"
+        )
+    return tuple(found)

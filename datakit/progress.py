@@ -1,0 +1,136 @@
+"""Progress of a run: bars when standard error is a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+QUIET_S = 30.0  # a plain line at least this often while something moves
+
+
+def size_text(n: float) -> str:
+    """Bytes as people read them: 532 B, 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def time_text(s: float) -> str:
+    """Seconds as 42 s, 3:05 or 2:10:00."""
+    whole = int(s)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+class Progress:
+    """Listens to what a run tells (see stage.Tell) and shows it on standard error."""
+
+    def __init__(self, title: str, *, terminal: bool | None = None) -> None:
+        self.title = title
+        self._terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._lock = threading.Lock()
+        self._start = self._last = time.monotonic()
+        self.rows: Counter[str] = Counter()
+        self.totals: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.faults: dict[str, Counter[str]] = defaultdict(Counter)
+        self.shards = self.done = 0
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Progress:
+        if self._terminal:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bars
+
+            self._bars = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def tell(self, step: str, what: str, amount: int) -> None:
+        """Takes one message of a run; may be called from any thread."""
+        with self._lock:
+            if what == "shards":
+                self.shards += amount
+            elif what == "done":
+                self.done += amount
+            elif what == "rows":
+                self.rows[step] += amount
+            elif what == "total":
+                self.totals[step] += amount
+            elif what == "bytes":
+                self.bytes[step] += amount
+            elif what.startswith("fault "):
+                self.faults[step][what.removeprefix("fault ")] += amount
+            if what.startswith("download "):
+                self._download(what.removeprefix("download "), step, amount)
+            elif self._bars is not None:
+                self._draw(step, what)
+            elif (what == "done" and amount) or time.monotonic() - self._last > QUIET_S:
+                self._say(f"{self.done} of {self.shards} shards; {self._numbers()}")
+
+    def _numbers(self) -> str:
+        spent = time.monotonic() - self._start
+        pieces = [self._step(step, spent) for step in self.rows]
+        if 0 < self.done < self.shards:
+            pieces.append(f"about {time_text(spent / self.done * (self.shards - self.done))} left")
+        return "; ".join(pieces) or "nothing to do"
+
+    def _step(self, step: str, spent: float) -> str:
+        text = f"{step} {self.rows[step]:,} rows ({self.rows[step] / max(spent, 0.001):,.0f}/s)"
+        if self.bytes[step]:
+            text += f", {size_text(self.bytes[step])}"
+        failed = sum(self.faults[step].values())
+        return text + (f", {failed:,} failed" if failed else "")
+
+    def _say(self, text: str) -> None:
+        self._last = time.monotonic()
+        print(f"{self.title}: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def _download(self, address: str, step: str, done: int) -> None:
+        name = address.rsplit("/", 1)[-1]
+        if self._bars is not None:
+            self._bar(f"download {name}", total=None, completed=done, detail=size_text(done))
+        elif time.monotonic() - self._last > QUIET_S:
+            self._say(f"downloading {name}: {size_text(done)}")
+
+    def _draw(self, step: str, what: str) -> None:
+        if step:
+            spent = time.monotonic() - self._start
+            detail = self._step(step, spent).partition("(")[2].replace(")", "", 1)
+            self._bar(f"{self.title} {step}", self.totals[step] or None, self.rows[step], detail)
+        elif what in ("shards", "done"):
+            self._bar(f"{self.title} shards", self.shards, self.done, "")
+
+    def _bar(self, name: str, total: int | None, completed: int, detail: str) -> None:
+        bars: Any = self._bars
+        if name not in self._tasks:
+            self._tasks[name] = bars.add_task(name, total=total, detail=detail)
+        bars.update(self._tasks[name], total=total, completed=completed, detail=detail)

@@ -1,0 +1,420 @@
+"""Runner: walks shards through the steps of a pipeline, in a pool of processes.
+
+For each shard and step: is it done? If not, open the upstream tables, run the stage, publish its table and
+tar, and write the commit last. A shard goes through all its steps before the worker takes the next one, so
+pictures are being fetched while later annotations still download.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from datakit import __version__
+from datakit.errors import CeilingExceeded, DatakitError, Incomplete, UsageError
+from datakit.fingerprint import fingerprint
+from datakit.hosts import Hosts
+from datakit.ledger import Commit, File, Ledger, Part
+from datakit.manifest import Manifest
+from datakit.shards import ranges, shard_name
+from datakit.stage import Out, Step, Tell, Work, silent
+from datakit.store import Sink, Store
+from datakit.tables import Rows, TableWriter
+
+log = logging.getLogger(__name__)
+
+FEW = 20  # faults that a part may always have, whatever its share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A pipeline over one dataset in one root."""
+
+    store: Store
+    manifest: Manifest
+    recipe: str  # the pipeline's name, for messages
+    steps: tuple[Step, ...]
+    hosts: Hosts = Hosts()
+    limit: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """The dataset's folder below the root. A trial has its own, so that it never stands for the whole."""
+        name = self.manifest.name
+        return name if self.limit is None else f"{name}@limit-{self.limit}"
+
+    def ledger(self, step: Step) -> Ledger:
+        return Ledger(self.store, f"{self.folder}/{step.name}")
+
+    def work(self, step: Step, tell: Tell = silent) -> Work:
+        return Work(self.store, self.manifest, self.folder, step.name, self.hosts, self.limit, tell)
+
+    def step_recipe(self, step: Step) -> dict[str, Any]:
+        """What recipe.json of a step says."""
+        recipe = {"dataset": self.manifest.name, "step": step.name, **step.stage.identity(self.manifest)}
+        return recipe if self.limit is None else {**recipe, "limit": self.limit}
+
+    def upto(self, name: str) -> tuple[Step, ...]:
+        """The steps up to and with that one. Raises UsageError when the recipe has none of that name."""
+        for place, step in enumerate(self.steps):
+            if step.name == name:
+                return self.steps[: place + 1]
+        raise UsageError(
+            f"recipe {self.recipe!r} has no step {name!r}; it has {', '.join(s.name for s in self.steps)}"
+        )
+
+    def claim(self, start: int, last: int, *, rebuild: bool = False) -> None:
+        """Takes the step folders for this recipe; those before `start` are only compared.
+
+        Raises RecipeChanged. With `rebuild` it removes what another recipe made, and all that came of it.
+        """
+        removing = False
+        for place, step in enumerate(self.steps[: last + 1]):
+            ledger, recipe = self.ledger(step), self.step_recipe(step)
+            old = ledger.recipe()
+            removing = removing or (old is not None and fingerprint(old) != fingerprint(recipe))
+            if rebuild and removing and place >= start:
+                log.warning("removing %s, made by another recipe", ledger.folder)
+                self.store.remove_folder(ledger.folder)
+            if place >= start or old is not None:
+                ledger.claim(recipe)
+
+    def inputs(self, place: int, shard: int) -> dict[str, str] | None:
+        """What a shard's step is made from, as its commit names it; None when the step before isn't done."""
+        step = self.steps[place]
+        found = step.stage.inputs(self.work(step), shard)
+        commit = self.ledger(step).read(shard_name(shard))
+        if found is None:  # the files aren't here any more: trust what was committed
+            if commit is None:
+                return None
+            found = {k: v for k, v in commit.inputs.items() if place == 0 or k != self.steps[place - 1].name}
+        if place == 0:
+            return found
+        before = self.ledger(self.steps[place - 1]).read(shard_name(shard))
+        return None if before is None else {self.steps[place - 1].name: before.digest(), **found}
+
+    def done(self, place: int, shard: int, *, files: bool = False) -> bool:
+        """Whether a step of a shard is done. With `files`, its files must be there too, not cleaned away."""
+        inputs = self.inputs(place, shard)
+        if inputs is None:
+            return False
+        recipe = fingerprint(self.step_recipe(self.steps[place]))
+        ledger = self.ledger(self.steps[place])
+        if ledger.state(shard_name(shard), recipe, inputs, gone_is_fine=not files) != "done":
+            return False
+        needs = self.steps[place].stage.needs(self.work(self.steps[place])) if files else []
+        return all(path.exists() for path in needs)
+
+    def stale(self, place: int, shard: int) -> bool:
+        """Whether a step of a shard was made from other inputs than there are now."""
+        commit = self.ledger(self.steps[place]).read(shard_name(shard))
+        return commit is not None and commit.inputs != self.inputs(place, shard)
+
+    def pending(self, last: int, shard: int) -> list[int]:
+        """The steps, up to place `last`, that a shard still has to go through."""
+        for place in range(last + 1):
+            if self.stale(place, shard):
+                return list(range(place, last + 1))
+        todo: list[int] = []
+        for place in range(last, -1, -1):
+            if self.done(place, shard, files=bool(todo)):
+                break
+            todo.append(place)
+        return todo[::-1]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did: shards by number, and counters over the shards it made."""
+
+    made: list[int]
+    kept: list[int]  # were done before
+    rows: int
+    dropped: Counter[str]
+    faults: Counter[str]
+
+
+def execute(
+    run: Run,
+    *,
+    upto: str,
+    first: str | None = None,
+    shards: list[int] | None = None,
+    slice_of: tuple[int, int] = (0, 1),
+    jobs: int = 1,
+    rebuild: bool = False,
+    tell: Tell = silent,
+) -> Report:
+    """Makes the shards of a pipeline up to a step, and returns when all are done.
+
+    `first` starts at a later step and takes only what the step before has done, so nothing is downloaded.
+    Raises what the first failing shard raised; the others that were under way are finished and kept.
+    """
+    steps = run.upto(upto)
+    last = len(steps) - 1
+    start = len(run.upto(first)) - 1 if first else 0
+    run.claim(start, last, rebuild=rebuild)
+    if start == 0:
+        _prepare(run, 0, lambda: True, tell)
+        known = steps[0].stage.shards(run.work(steps[0]))
+    else:
+        known = [k for k in sorted(run.ledger(steps[start - 1]).commits()) if run.done(start - 1, k)]
+        if not known:
+            raise Incomplete(
+                f"nothing of {run.manifest.name!r} has gone through {steps[start - 1].name!r} yet: "
+                f"run `datakit fetch {run.manifest.name}` first"
+            )
+    chosen = [k for k in _chosen(run, known, shards) if k % slice_of[1] == slice_of[0]]
+    todo = {k: [p for p in run.pending(last, k) if p >= start] for k in chosen}
+    waiting = [k for k in chosen if todo[k]]
+    for place in range(max(start, 1), last + 1):
+        _prepare(run, place, lambda place=place: any(place in todo[k] for k in waiting), tell)  # type: ignore[misc]
+    tell("", "shards", len(chosen))
+    tell("", "done", len(chosen) - len(waiting))
+    total: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+
+    def note(made: list[Commit]) -> None:
+        tell("", "done", 1)
+        for commit in made:
+            dropped.update(commit.dropped)
+            faults.update(commit.faults)
+        total["rows"] += made[-1].rows if made else 0
+
+    tasks = [(run, k, start, last) for k in waiting]
+    if jobs <= 1 or len(tasks) <= 1:
+        for task in tasks:
+            note(make_shard(*task, tell))
+    else:
+        _pooled(tasks, min(jobs, len(tasks)), tell, note)
+    return Report(waiting, [k for k in chosen if not todo[k]], total["rows"], dropped, faults)
+
+
+def _prepare(run: Run, place: int, needed: Callable[[], bool], tell: Tell) -> None:
+    step = run.steps[place]
+    if needed() and not (place == 0 and _all_listed(run)):
+        step.stage.prepare(run.work(step, tell))
+
+
+def _all_listed(run: Run) -> bool:
+    """Whether the first step is done for every shard, so that its annotations aren't needed again."""
+    stage = run.steps[0].stage
+    try:
+        known = stage.shards(run.work(run.steps[0]))
+    except Incomplete:
+        return False
+    return bool(known) and all(run.done(0, k) for k in known)
+
+
+def _chosen(run: Run, known: list[int], shards: list[int] | None) -> list[int]:
+    if shards is None:
+        return known
+    unknown = sorted(set(shards) - set(known))
+    if unknown:
+        raise UsageError(
+            f"{run.manifest.name!r} has shards {ranges(known) or '(none)'}, so there is no {ranges(unknown)}"
+        )
+    return shards
+
+
+def make_shard(run: Run, shard: int, start: int, last: int, tell: Tell = silent) -> list[Commit]:
+    """Takes one shard through the steps it still has to go through; returns the commits that were made."""
+    made = []
+    for place in run.pending(last, shard):
+        if place < start:
+            raise Incomplete(
+                f"shard {shard} of {run.manifest.name!r} must go through {run.steps[place].name!r} again: "
+                f"run `datakit fetch {run.manifest.name} --shards {shard}`"
+            )
+        made.append(_make_step(run, place, shard, tell))
+    return made
+
+
+def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
+    step = run.steps[place]
+    ledger, work = run.ledger(step), run.work(step, tell)
+    recipe = fingerprint(run.step_recipe(step))
+    upstream = run.ledger(run.steps[place - 1]).read(shard_name(shard)) if place else None
+    rows = _upstream_rows(run, place, shard, upstream)
+    per_part = step.stage.rows_per_part
+    n_parts = 1 if per_part is None else max(1, -(-len(rows) // per_part))
+    commits = []
+    for part in range(n_parts):
+        name = shard_name(shard, part if n_parts > 1 else None)
+        span = (
+            rows
+            if per_part is None
+            else replace(rows, start=part * per_part, stop=min((part + 1) * per_part, len(rows)))
+        )
+        inputs = run.inputs(place, shard)
+        if n_parts > 1 and inputs and ledger.state(name, recipe, inputs) == "done":
+            commit = ledger.read(name)
+            if commit is not None:
+                commits.append(commit)
+                tell(step.name, "rows", commit.rows)
+                continue
+        made = _make_part(step, span, work, ledger, name)
+        inputs = run.inputs(place, shard)  # asked again: a listing learns its file's hash while it reads it
+        if inputs is None:
+            raise Incomplete(f"what {ledger.folder}/{name} was made from was removed meanwhile: run again")
+        commit = Commit(recipe=recipe, inputs=inputs, made_by=_maker(), **made)
+        commits.append(commit)
+        if n_parts > 1:
+            ledger.write(name, commit)
+    whole = commits[0] if n_parts == 1 else _joined(commits)
+    ledger.write(shard_name(shard), whole)
+    log.info(
+        "%s/%s: %d rows, dropped %s",
+        ledger.folder,
+        shard_name(shard),
+        whole.rows,
+        dict(whole.dropped) or "none",
+    )
+    return whole
+
+
+def _upstream_rows(run: Run, place: int, shard: int, upstream: Commit | None) -> Rows:
+    if upstream is None:
+        return Rows(run.store, shard, (), 0, 0)
+    folder = run.ledger(run.steps[place - 1]).folder
+    files = tuple((f"{folder}/{part.table.name}", part.rows) for part in upstream.parts)
+    return Rows(run.store, shard, files, 0, upstream.rows)
+
+
+def _make_part(step: Step, rows: Rows, work: Work, ledger: Ledger, name: str) -> dict[str, Any]:
+    """Runs the stage over some rows and publishes tar, then table; the commit is the caller's."""
+    with ExitStack() as published:
+        table = published.enter_context(work.store.publish(work.path(f"{name}.parquet")))
+        tar_name = f"{ledger.folder}/{name}.tar"
+
+        def open_tar() -> Sink:
+            # Entered after the table, so left before it: the tar is there when the table is.
+            return published.enter_context(work.store.publish(tar_name))
+
+        out = Out(open_tar, tar_name)
+        if step.stage.tars:
+            _ = out.tar
+        writer = TableWriter(table, step.stage.schema(rows, work.manifest))
+        stream = step.stage.rows(rows, work, out)
+        try:
+            for batch in stream:
+                writer.write(batch)
+                work.tell(step.name, "rows", batch.num_rows)
+        finally:
+            stream.close()  # type: ignore[attr-defined]
+        for reason, n in out.faults.items():
+            work.tell(step.name, f"fault {reason}", n)
+        _hold_ceiling(step, out, writer.rows, f"{ledger.folder}/{name}")
+        writer.close()
+        out.close()
+    files: dict[str, File] = {}
+    for kind, sink in (("table", table), ("tar", out.sink)):
+        if sink is not None and sink.written is not None:
+            ending = "parquet" if kind == "table" else "tar"
+            files[kind] = File(f"{name}.{ending}", sink.written.size_bytes, sink.written.sha256)
+    part = Part(name=name, rows=writer.rows, **files)
+    return {
+        "rows": writer.rows,
+        "dropped": dict(sorted(out.dropped.items())),
+        "faults": dict(sorted(out.faults.items())),
+        "parts": [part],
+    }
+
+
+def _hold_ceiling(step: Step, out: Out, kept: int, where: str) -> None:
+    came, wrong = kept + sum(out.dropped.values()), sum(out.faults.values())
+    if wrong > max(FEW, step.tolerates * came):
+        causes = ", ".join(f"{reason} {n}" for reason, n in out.faults.most_common(5))
+        raise CeilingExceeded(
+            f"{where}: {wrong} of {came} rows went wrong ({causes}), more than the {step.tolerates:.0%} that "
+            f"step {step.name!r} tolerates. Nothing of it was committed; look at the causes and run again"
+        )
+
+
+def _joined(commits: list[Commit]) -> Commit:
+    dropped: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    for commit in commits:
+        dropped.update(commit.dropped)
+        faults.update(commit.faults)
+    return Commit(
+        recipe=commits[0].recipe,
+        inputs=commits[0].inputs,
+        rows=sum(c.rows for c in commits),
+        dropped=dict(sorted(dropped.items())),
+        faults=dict(sorted(faults.items())),
+        parts=[part for commit in commits for part in commit.parts],
+        made_by=commits[0].made_by,
+    )
+
+
+def _maker() -> str:
+    return f"datakit {__version__}, pyarrow {pa.__version__}"
+
+
+# The pool. Workers are fresh interpreters: a fork would copy threads and locks of the parent.
+
+
+def _pooled(
+    tasks: list[tuple[Run, int, int, int]], jobs: int, tell: Tell, note: Callable[[list[Commit]], None]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    ear = threading.Thread(target=_relay, args=(queue, tell), daemon=True)
+    ear.start()
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(queue,))
+    try:
+        running: set[Future[list[Commit]]] = {pool.submit(_task, *task) for task in tasks}
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                note(future.result())
+    except KeyboardInterrupt:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    except BrokenProcessPool as error:
+        raise DatakitError(
+            "a worker process was killed, perhaps for want of memory. What was committed is kept: "
+            "run again, with a smaller --jobs if memory is short"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # what is under way is finished, and kept
+        queue.put(None)
+        ear.join()
+        queue.close()
+
+
+def _relay(queue: Any, tell: Tell) -> None:
+    while (message := queue.get()) is not None:
+        tell(*message)
+
+
+_queue: Any = None
+
+
+def _begin(queue: Any) -> None:
+    """In a new worker: Ctrl-C is the parent's to handle, and a worker doesn't outlive its parent."""
+    global _queue
+    _queue = queue
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _task(run: Run, shard: int, start: int, last: int) -> list[Commit]:
+    return make_shard(run, shard, start, last, lambda *message: _queue.put(message))

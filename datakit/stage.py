@@ -1,0 +1,163 @@
+"""Stage: one step of a pipeline, as a frozen dataclass with one generator.
+
+A stage's fields and `version`, and what it says of the manifest in `identity`, are all that can change a
+byte of its output. Whatever else it needs (the store, who may be connected to, progress) comes in `Work`.
+Raise `version` when the code makes other bytes than before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import pyarrow as pa
+
+from datakit import downloads
+from datakit.errors import Incomplete
+from datakit.fingerprint import plain
+from datakit.hosts import Hosts
+from datakit.manifest import Manifest
+from datakit.store import Sink, Store, locked
+from datakit.tables import Rows
+from datakit.tars import TarWriter
+
+Tell = Callable[[str, str, int], None]  # (step, "rows" | "bytes" | "faults" | "total", amount)
+
+
+def silent(step: str, what: str, amount: int) -> None:
+    """A Tell that tells nobody."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage may use besides its fields: where it runs, not what comes out."""
+
+    store: Store
+    manifest: Manifest
+    folder: str  # of the dataset below the root: its name, or name@limit-N for a trial
+    step: str
+    hosts: Hosts
+    limit: int | None = None  # rows of each annotation file that a trial reads
+    tell: Tell = silent
+
+    def path(self, name: str) -> str:
+        """A name of this step's folder, relative to the root."""
+        return f"{self.folder}/{self.step}/{name}"
+
+    def download(self, address: str) -> downloads.Downloaded:
+        """A whole, checked upstream file; fetched if it isn't there. Raises DownloadError."""
+        address = self.manifest.at_commit(address)
+        into = self.store.downloads
+        size, sha256 = self.manifest.expect(address)
+        lock = into / ".locks" / downloads.parse(address).folder.replace("/", "%")
+        with locked(lock):
+            return downloads.download(
+                address,
+                into,
+                hosts=self.hosts,
+                expect=downloads.Expect(size_bytes=size, sha256=sha256),
+                tell=lambda done, total: self.tell(self.step, f"download {address}", done),
+            )
+
+    def known(self, address: str) -> dict[str, Any] | None:
+        """The sidecar of a file that was downloaded once, even if it was cleaned since; no network."""
+        sidecar = Path(f"{self.local(address)}.download.json")
+        try:
+            found = msgspec.json.decode(sidecar.read_bytes())
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        return found if isinstance(found, dict) and "sha256" in found else None
+
+    def local(self, address: str) -> Path:
+        """Where a download lands."""
+        return self.store.downloads / downloads.parse(self.manifest.at_commit(address)).folder
+
+
+@dataclass
+class Out:
+    """What a stage writes to besides the rows it yields: counters, and a tar if it wants one."""
+
+    open_tar: Callable[[], Sink]
+    tar_name: str  # relative to the root
+    dropped: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    sink: Sink | None = None
+    _tar: TarWriter | None = None
+
+    def drop(self, reason: str, n: int = 1) -> None:
+        """Counts rows that a rule left out: a choice, not a fault."""
+        if n:
+            self.dropped[reason] += n
+
+    def reject(self, reason: str, n: int = 1) -> None:
+        """Counts rows that were left out because something is wrong with them."""
+        self.drop(reason, n)
+        self.fault(reason, n)
+
+    def fault(self, reason: str, n: int = 1) -> None:
+        """Counts something wrong with a row that is kept, such as a dead URL with its outcome."""
+        if n:
+            self.faults[reason] += n
+
+    @property
+    def tar(self) -> TarWriter:
+        """The tar of this part, `<name>.tar` beside its table."""
+        if self._tar is None:
+            self.sink = self.open_tar()
+            self._tar = TarWriter(self.sink)  # type: ignore[arg-type]
+        return self._tar
+
+    def close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The parent of stages. One without an upstream (a listing) gets empty Rows and answers `shards`."""
+
+    version: ClassVar[int] = 1
+    rows_per_part: ClassVar[int | None] = None  # how many input rows make one table (and tar) of a shard
+    tars: ClassVar[bool] = False  # whether there is always a tar beside the table, be it empty
+
+    def identity(self, manifest: Manifest) -> dict[str, Any]:
+        """What recipe.json says: class, version, fields, and the parts of the manifest that matter."""
+        return {"stage": type(self).__name__, "version": self.version, **plain(self)}
+
+    def prepare(self, work: Work) -> None:
+        """Done once, before any shard that isn't done: downloads, plans."""
+
+    def shards(self, work: Work) -> list[int]:
+        """The shards there are; only asked of the first step of a pipeline."""
+        raise Incomplete(f"{type(self).__name__} can't be the first step of a pipeline")
+
+    def inputs(self, work: Work, shard: int) -> dict[str, str] | None:
+        """Upstream files that a shard is made from, by sha256. None: not known without the network."""
+        return {}
+
+    def needs(self, work: Work) -> list[Path]:
+        """Files outside the step's folder that its rows point into, such as archives."""
+        return []
+
+    def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
+        """The schema of what `rows` yields."""
+        return rows.schema()
+
+    def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
+        """The rows that this stage makes of its input rows."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A stage with the name of its folder, and how much may go wrong in it."""
+
+    name: str
+    stage: Stage
+    tolerates: float = (
+        0.05  # share of a part's rows that may be faults (but 20 always may); more stops the shard
+    )

@@ -1,0 +1,157 @@
+"""Tables: Parquet files of records, written and read in batches so that memory stays small.
+
+Every table has these columns, and any other column is an attribute of the record:
+
+    key       string
+    messages  string, JSON (datakit/record.py)
+    images    list of struct: {ref} after listing; what LOCATED holds after fetch; where it stands after pack
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datakit.store import Store
+
+CORE = ("key", "messages", "images")
+ROW_GROUP = 20_000  # rows; a listing of 5.8 M rows has 290 groups, each a few MB
+
+REFS = pa.list_(pa.struct([("ref", pa.string())]))
+
+# One picture after fetch. `file` is relative to the root (`downloads/…` for an archive); `outcome` is "ok" or
+# the reason for which there are no bytes; method 0 is plain bytes, 8 is deflate.
+LOCATED = pa.list_(
+    pa.struct(
+        [
+            ("ref", pa.string()),
+            ("outcome", pa.string()),
+            ("file", pa.string()),
+            ("offset", pa.int64()),
+            ("stored_bytes", pa.int64()),
+            ("size_bytes", pa.int64()),
+            ("method", pa.int8()),
+            ("checked", pa.bool_()),  # decoded whole and brought to one form at fetch
+            ("ext", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("sha256", pa.string()),
+            ("final_url", pa.string()),
+            ("status", pa.int16()),
+        ]
+    )
+)
+
+# One picture in a packed tar.
+PACKED = pa.list_(
+    pa.struct(
+        [
+            ("offset", pa.int64()),
+            ("size_bytes", pa.int64()),
+            ("ext", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+        ]
+    )
+)
+
+
+def with_images(schema: pa.Schema, images: pa.DataType) -> pa.Schema:
+    """The schema with another type in its `images` column."""
+    return schema.set(schema.get_field_index("images"), pa.field("images", images))
+
+
+class TableWriter:
+    """Writes batches to a Parquet file; the same batches give the same bytes under one pyarrow."""
+
+    def __init__(self, file: Any, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, version="2.6")
+        self._held: list[pa.RecordBatch] = []
+        self._held_rows = 0
+        self.rows = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Adds rows; whole groups of `ROW_GROUP` rows go to the file, however the batches were cut."""
+        self._held.append(batch)
+        self._held_rows += batch.num_rows
+        self.rows += batch.num_rows
+        while self._held_rows >= ROW_GROUP:
+            self._flush(ROW_GROUP)
+
+    def _flush(self, rows: int) -> None:
+        table = pa.Table.from_batches(self._held)
+        self._writer.write_table(table.slice(0, rows), row_group_size=ROW_GROUP)
+        self._held = table.slice(rows).to_batches()
+        self._held_rows -= rows
+
+    def close(self) -> None:
+        if self._held_rows:
+            self._flush(self._held_rows)
+        self._writer.close()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows from `start` to `stop` of a shard's tables in one step folder, read when asked for."""
+
+    store: Store
+    shard: int
+    files: tuple[tuple[str, int], ...]  # name below the root, rows
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def schema(self) -> pa.Schema:
+        with self.store.open(self.files[0][0]) as file:
+            return pq.read_schema(file)
+
+    def batches(self, columns: list[str] | None = None, *, size: int = 8192) -> Iterator[pa.RecordBatch]:
+        """The rows in order, in batches of at most `size`."""
+        at = 0
+        for name, rows in self.files:
+            first, last = max(self.start - at, 0), min(self.stop - at, rows)
+            at += rows
+            if first >= last:
+                continue
+            with self.store.open(name) as raw:
+                file = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
+                yield from _window(file, first, last, columns, size)
+
+
+def _window(
+    file: pq.ParquetFile, first: int, last: int, columns: list[str] | None, size: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows first..last of a Parquet file, reading only the row groups that hold them."""
+    groups, starts, at = [], [], 0
+    for group in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if at < last and at + rows > first:
+            groups.append(group)
+            starts.append(at)
+        at += rows
+    place = starts[0] if starts else 0
+    for batch in file.iter_batches(size, row_groups=groups, columns=columns, use_threads=False):
+        begin, end = max(first - place, 0), min(last - place, batch.num_rows)
+        place += batch.num_rows
+        if begin < end:
+            yield batch.slice(begin, end - begin)
+
+
+def as_batches(
+    rows: Iterable[dict[str, Any]], schema: pa.Schema, *, size: int = 4096
+) -> Iterator[pa.RecordBatch]:
+    """Python rows as batches of a schema."""
+    held: list[dict[str, Any]] = []
+    for row in rows:
+        held.append(row)
+        if len(held) == size:
+            yield pa.RecordBatch.from_pylist(held, schema=schema)
+            held = []
+    if held:
+        yield pa.RecordBatch.from_pylist(held, schema=schema)

@@ -1,0 +1,24 @@
+"""COYO as VILA used it: the fifth of each shard whose caption fits its picture best (arXiv:2312.07533).
+
+Differs from the authors' scripts: pictures stay JPEG (they store base64 in pickles), the order is upstream's
+(theirs is by completion), ties are broken by key, a shard with fewer than a fifth above the floor gives what
+it has (their script stops), the tail isn't dropped, and TLS is checked.
+"""
+
+from datakit.stage import Step
+from datakit.stages.choose import ClipTop
+from datakit.stages.fetch import Fetch
+from datakit.stages.listing import Listing
+from datakit.stages.pack import Pack
+
+SOURCE = "NVlabs/VILA data_prepare/coyo/coyo_downloader.py"
+
+STEPS = {
+    "coyo": (
+        Step(name="list", stage=Listing()),
+        Step(name="top20", stage=ClipTop(share=0.20, floor=0.60)),  # SOURCE: clip_sim > 0.6, head(int(0.2 n))
+        # SOURCE: size_limit = 336, JPEG quality 75. A third of the URLs is dead; 90 % failing is a network down.
+        Step(name="fetch", stage=Fetch(max_short_side_px=336, quality=75), tolerates=0.9),
+        Step(name="pack", stage=Pack()),
+    )
+}

@@ -1,0 +1,521 @@
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from datakit.errors import BadImage
+from datakit.images import MAX_PIXELS, Picture, normalise, size, sniff
+
+REAL = Path(__file__).parents[2].parent / "shared" / "real" / "images"
+
+
+def drawing(width: int = 48, height: int = 32) -> Image.Image:
+    """A soft picture whose corners all differ."""
+    y, x = np.mgrid[0:height, 0:width].astype(float)
+    planes = [255 * x / width, 255 * y / height, 127 + 100 * np.sin(x / 9) * np.cos(y / 7)]
+    return Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8))
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def opened(picture: Picture) -> Image.Image:
+    image = Image.open(io.BytesIO(picture.data))
+    image.load()
+    return image
+
+
+def far(a: Image.Image, b: Image.Image) -> float:
+    """Mean difference of two pictures, 0 to 255."""
+    assert a.size == b.size
+    return float(np.abs(np.asarray(a.convert("RGB"), int) - np.asarray(b.convert("RGB"), int)).mean())
+
+
+def reason(data: bytes, **options: int) -> str:
+    with pytest.raises(BadImage) as caught:
+        normalise(data, **options)
+    return caught.value.reason
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(
+    width: int, height: int, depth: int, colour: int, rows: bytes, *more: bytes, interlace: int = 0
+) -> bytes:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + b"".join(more)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def exif(turn: int, order: str = "<") -> bytes:
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return b"Exif\0\0" + mark + struct.pack(f"{order}IHHHIHHI", 8, 1, 0x112, 3, 1, turn, 0, 0)
+
+
+def wide_profile() -> bytes:
+    """An ICC profile whose colours are far from sRGB: the primaries of sRGB, red and blue exchanged."""
+    made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for at in range(132, 132 + 12 * int.from_bytes(made[128:132]), 12):
+        made[at : at + 4] = {b"rXYZ": b"bXYZ", b"bXYZ": b"rXYZ"}.get(
+            bytes(made[at : at + 4]), made[at : at + 4]
+        )
+    return bytes(made)
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (saved(drawing(), "JPEG"), "jpg"),
+        (saved(drawing(), "PNG"), "png"),
+        (saved(drawing(), "GIF"), "gif"),
+        (saved(drawing(), "WEBP"), "webp"),
+        (saved(drawing(), "BMP"), "bmp"),
+        (saved(drawing(), "TIFF"), "tiff"),
+        (saved(drawing(), "AVIF"), "avif"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic"),
+        (b"\n <!DOCTYPE html><html>", "html"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "html"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="x">', "svg"),
+        (b"BMW is not a bitmap, nor is this sentence", None),
+        (b"", None),
+        (b"nothing of the kind", None),
+    ],
+)
+def test_a_type_is_told_by_content(data, kind):
+    assert sniff(data) == kind
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+def test_the_size_is_read_from_the_header(kind):
+    data = saved(drawing(61, 35), kind)
+
+    assert size(data)[1:] == (61, 35)
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"exif": exif(1)}, {"save_all": True}])
+def test_every_kind_of_webp_header_gives_a_size(options):
+    assert size(saved(drawing(61, 35), "WEBP", **options)) == ("webp", 61, 35)
+
+
+def test_the_first_kilobyte_is_enough_for_a_size():
+    assert size(saved(drawing(400, 300), "JPEG")[:1000]) == ("jpg", 400, 300)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(drawing(), "JPEG"),
+        saved(drawing(), "JPEG", progressive=True, quality=80),
+        saved(drawing().convert("L"), "JPEG"),
+        saved(drawing(), "JPEG", exif=exif(1)),
+        saved(drawing(), "JPEG", exif=exif(0)),
+        saved(drawing(), "JPEG", icc_profile=SRGB),
+        saved(drawing(), "JPEG", comment=b"made by hand"),
+        saved(drawing(), "JPEG") + b"trailing bytes that nobody reads",
+        saved(drawing(), "PNG"),
+        saved(drawing().convert("L"), "PNG"),
+        saved(drawing(), "PNG", icc_profile=SRGB, dpi=(72, 72)),
+        saved(drawing(1, 1), "PNG"),
+        saved(drawing(1, 1), "JPEG"),
+    ],
+)
+def test_plain_bytes_are_kept(data):
+    picture = normalise(data, max_short_side_px=32)
+
+    assert (picture.data, picture.changed) == (data, False)
+    assert picture.ext == sniff(data)
+    assert opened(picture).size == (picture.width, picture.height)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("turn", range(2, 9))
+def test_every_exif_turn_is_applied(kind, turn):
+    options = {} if kind == "PNG" else {"quality": 95}
+    data = saved(drawing(), kind, exif=exif(turn), **options)
+
+    picture = normalise(data)
+
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert picture.changed
+    assert far(opened(picture), upright) < 3
+    assert not opened(picture).getexif()
+
+
+def test_a_tiff_is_turned_once():
+    data = saved(drawing(), "TIFF", tiffinfo={0x112: 6})
+
+    picture = normalise(data)
+
+    assert far(opened(picture), drawing().rotate(-90, expand=True)) < 3
+
+
+def test_exif_of_either_byte_order_is_read():
+    sizes = {normalise(saved(drawing(), "JPEG", exif=exif(6, order))).height for order in "<>"}
+
+    assert sizes == {48}
+
+
+@pytest.mark.parametrize("broken", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage"])
+def test_exif_that_makes_no_sense_turns_nothing_and_does_not_stay(broken):
+    picture = normalise(saved(drawing(), "JPEG", exif=broken))
+
+    assert picture.changed
+    assert (picture.width, picture.height) == (48, 32)
+
+
+def test_a_turn_that_only_some_decoders_see_leaves_with_the_metadata():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+
+    picture = normalise(saved(drawing(), "JPEG", xmp=xmp))
+
+    assert picture.changed
+    assert (picture.width, picture.height) == (48, 32)
+
+
+def test_transparent_pixels_become_white():
+    clear = drawing().convert("RGBA")
+    clear.putalpha(Image.new("L", clear.size, 0))
+    palette = drawing().quantize(8)
+    pictures = [
+        normalise(saved(clear, "PNG")),
+        normalise(saved(clear.convert("LA"), "PNG")),
+        normalise(saved(clear, "WEBP", lossless=True)),
+        normalise(saved(palette, "PNG", transparency=bytes(256))),
+        normalise(png(2, 2, 16, 0, (b"\0" + b"\x12\x34" * 2) * 2, chunk(b"tRNS", b"\x12\x34"))),
+        normalise(png(2, 2, 8, 2, (b"\0" + b"abc" * 2) * 2, chunk(b"tRNS", b"\0a\0b\0c"))),
+        normalise(png(2, 2, 16, 2, (b"\0" + b"a1b2c3" * 2) * 2, chunk(b"tRNS", b"a1b2c3"))),
+        normalise(png(2, 2, 8, 0, (b"\0" + b"aa") * 2, chunk(b"tRNS", b"\0a"))),
+        normalise(png(2, 2, 1, 0, b"\0\0" * 2, chunk(b"tRNS", b"\0\0"))),
+    ]
+
+    assert [np.asarray(opened(p)).min() >= 254 for p in pictures] == [True] * len(pictures)
+
+
+def test_half_transparent_black_is_grey():
+    half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+
+    assert np.asarray(opened(normalise(saved(half, "PNG")))).mean() == pytest.approx(127, abs=1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(drawing().convert("CMYK"), "JPEG", quality=95),
+        saved(drawing().quantize(256), "PNG"),
+        saved(drawing().quantize(256), "GIF"),
+        saved(drawing(), "BMP"),
+        saved(drawing(), "TIFF", compression="tiff_lzw"),
+        saved(drawing().convert("CMYK"), "TIFF"),
+        saved(drawing(), "WEBP", quality=95),
+        saved(drawing(), "AVIF", quality=95),
+        saved(drawing(), "JPEG", quality=95, icc_profile=wide_profile()[:100]),
+        simplejpeg.encode_jpeg(np.asarray(drawing()), quality=95, colorsubsampling="440"),
+    ],
+)
+def test_other_colours_become_plain_rgb(data):
+    picture = normalise(data)
+
+    assert opened(picture).mode == "RGB"
+    assert far(opened(picture), drawing()) < 6
+    assert picture.data.startswith(b"\xff\xd8") or not picture.changed
+
+
+def test_sixteen_bits_become_eight():
+    deep = normalise(png(2, 2, 16, 0, (b"\0" + b"\x80\x34" * 2) * 2))
+
+    assert np.asarray(opened(deep)).tolist() == [[128, 128], [128, 128]]
+    assert opened(deep).mode == "L"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_colour_profile_is_applied_and_left_out(kind):
+    data = saved(Image.new("RGB", (16, 16), (200, 30, 30)), kind, icc_profile=wide_profile())
+
+    picture = normalise(data)
+
+    red, _, blue = np.asarray(opened(picture)).mean(axis=(0, 1))
+    assert blue > 150 > red  # the profile exchanges red and blue
+    assert "icc_profile" not in opened(picture).info
+
+
+def test_the_first_frame_of_an_animation_is_taken():
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "PNG", "AVIF"):
+        data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
+
+        picture = normalise(data)
+
+        assert picture.changed
+        assert far(opened(picture), frames[0]) < 6
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300), (201, 201), (1000, 101)])
+def test_the_shorter_side_is_brought_to_its_limit(kind, width, height):
+    data = saved(drawing(width, height), kind, quality=95)
+
+    picture = normalise(data, max_short_side_px=100)
+
+    assert min(picture.width, picture.height) == 100
+    assert max(picture.width, picture.height) == round(max(width, height) * 100 / min(width, height))
+    assert far(opened(picture), drawing(width, height).resize((picture.width, picture.height), Image.BOX)) < 3
+
+
+def test_a_turned_picture_is_shrunk_by_its_shorter_side_too():
+    picture = normalise(saved(drawing(300, 200), "JPEG", exif=exif(6)), max_short_side_px=100)
+
+    assert (picture.width, picture.height) == (100, 150)
+
+
+def test_nothing_is_enlarged():
+    picture = normalise(saved(drawing(), "WEBP"), max_short_side_px=33)
+
+    assert (picture.width, picture.height) == (48, 32)
+
+
+def test_the_same_input_gives_the_same_bytes_in_every_thread():
+    inputs = [saved(drawing(120, 90), k) for k in ("WEBP", "PNG", "JPEG", "GIF", "TIFF", "BMP")] * 4
+
+    with ThreadPoolExecutor(8) as pool:
+        threaded = list(pool.map(lambda d: normalise(d, max_short_side_px=40), inputs))
+
+    assert threaded == [normalise(d, max_short_side_px=40) for d in inputs]
+    assert pickle.loads(pickle.dumps(threaded[0])) == threaded[0]  # noqa: S301
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_every_cut_of_a_png_is_noticed(interlaced):
+    rows = b"".join(b"\0" * 5 for _ in range(1)) if interlaced else b"\0abcabc" * 2
+    # Adam7 of 2 x 2: pass 1 has one pixel, pass 6 one, pass 7 a row of two.
+    rows = b"\0abc" + b"\0abc" + b"\0abcabc" if interlaced else rows
+    whole = png(2, 2, 8, 2, rows, interlace=int(interlaced))
+
+    reasons = {reason(whole[:n]) for n in range(8, len(whole))}
+
+    assert normalise(whole).changed is False
+    assert reasons == {"truncated"}
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_every_cut_of_a_jpeg_is_noticed(options):
+    whole = saved(drawing(24, 24), "JPEG", **options)
+
+    reasons = {reason(whole[:n]) for n in range(3, len(whole))}
+
+    assert reasons == {"truncated"}
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+def test_a_picture_cut_in_half_is_no_picture(kind):
+    whole = saved(drawing(), kind)
+
+    assert reason(whole[: len(whole) // 2]) in {"truncated", "corrupt"}
+
+
+def test_rows_that_are_missing_inside_a_whole_png_are_noticed():
+    assert reason(png(4, 4, 8, 2, (b"\0" + b"abc" * 4) * 3)) == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "not_an_image"),
+        (b"\0" * 100, "not_an_image"),
+        (b"<html><body>404</body></html>", "not_an_image"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not_an_image"),
+        (png(0, 4, 8, 2, b""), "not_an_image"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported"),
+        (b"8BPS" + b"\0" * 30, "unsupported"),
+        (png(1, 1, 8, 2, b"\x07abc"), "corrupt"),
+        (png(1, 1, 8, 2, b"\0abc" * 9), "corrupt"),
+        (png(1, 1, 3, 2, b"\0abc"), "corrupt"),
+        (png(1, 1, 8, 2, b"\0abc", chunk(b"CgBI", b"")), "unsupported"),
+        (saved(drawing(), "PNG").replace(b"IDAT", b"IDAT", 1)[:-20] + b"x" * 20, "corrupt"),
+        (saved(Image.new("F", (4, 4)), "TIFF"), "unsupported"),
+    ],
+)
+def test_what_is_no_picture_has_a_reason(data, expected):
+    assert reason(data) == expected
+
+
+def test_a_flipped_bit_of_a_png_is_noticed():
+    whole = bytearray(saved(drawing(), "PNG"))
+    whole[len(whole) // 2] ^= 1
+
+    assert reason(bytes(whole)) == "corrupt"
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        png(50_000, 50_000, 1, 0, b"\0" * 10_000),
+        png(50_000, 50_000, 8, 2, b""),
+        saved(drawing(), "GIF")[:6] + struct.pack("<HH", 65_535, 65_535) + saved(drawing(), "GIF")[10:],
+        saved(drawing(), "BMP")[:18] + struct.pack("<ii", 50_000, -50_000) + saved(drawing(), "BMP")[26:],
+        b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2,
+        b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIIHHII", 256, 4, 1, 50_000, 257, 4, 1, 50_000),
+        b"\xff\xd8\xff\xc0\0\x11\x08" + struct.pack(">HH", 50_000, 50_000) + b"\x03\1\x11\0\2\x11\0\3\x11\0",
+        b"\0\0\0\x1cftypavif\0\0\0\0avifmif1\0\0\0\x14ispe\0\0\0\0" + struct.pack(">II", 50_000, 50_000),
+    ],
+)
+def test_a_bomb_is_refused_by_its_header(bomb):
+    assert reason(bomb) == "pixels"
+
+
+def test_a_frame_larger_than_its_gif_says_is_refused_before_it_is_decoded():
+    small = bytearray(saved(drawing(), "GIF"))
+    at = small.index(b",\0\0\0\0")
+    small[at + 5 : at + 9] = struct.pack("<HH", 60_000, 60_000)
+
+    assert reason(bytes(small)) == "pixels"
+
+
+def test_the_pixel_ceiling_can_be_lowered_but_not_raised():
+    data = saved(drawing(), "JPEG")
+
+    assert reason(data, max_pixels=48 * 32 - 1) == "pixels"
+    assert normalise(data, max_pixels=48 * 32).changed is False
+    with pytest.raises(ValueError, match="max_pixels"):
+        normalise(data, max_pixels=MAX_PIXELS + 1)
+
+
+def test_text_that_would_inflate_without_end_does_not_stay_in_a_png():
+    bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(50_000_000)))
+
+    picture = normalise(png(1, 1, 8, 2, b"\0abc", bomb))
+
+    assert picture.changed
+    assert len(picture.data) < 1000
+
+
+def test_a_picture_too_long_for_jpeg_is_unsupported():
+    assert reason(png(70_000, 1, 8, 6, b"\0" + b"abcd" * 70_000)) == "unsupported"
+    assert normalise(png(70_000, 1, 8, 2, b"\0" + b"abc" * 70_000)).changed is False
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused():
+    whole = saved(drawing(), "JPEG", progressive=True)
+    start = whole.index(b"\xff\xda")
+
+    assert reason(whole[:start] + whole[start:-2] * 200 + whole[-2:]) == "corrupt"
+
+
+SEEDS = [
+    saved(drawing(24, 16), "JPEG"),
+    saved(drawing(24, 16), "JPEG", progressive=True, exif=exif(6), icc_profile=wide_profile()),
+    saved(drawing(24, 16).convert("CMYK"), "JPEG"),
+    saved(drawing(24, 16), "PNG"),
+    saved(drawing(24, 16).quantize(16), "PNG", transparency=3),
+    saved(drawing(24, 16).convert("LA"), "PNG", exif=exif(3)),
+    saved(drawing(24, 16), "GIF"),
+    saved(drawing(24, 16), "WEBP"),
+    saved(drawing(24, 16).convert("RGBA"), "WEBP", exif=exif(8), lossless=True),
+    saved(drawing(24, 16), "BMP"),
+    saved(drawing(24, 16).quantize(16), "BMP"),
+    saved(drawing(24, 16), "TIFF"),
+    saved(drawing(24, 16), "TIFF", compression="tiff_lzw", icc_profile=SRGB),
+    saved(drawing(24, 16), "AVIF"),
+]
+
+
+def with_right_checksums(data: bytes) -> bytes:
+    """A PNG whose chunks say what they hold, so that a mutation gets past the CRC."""
+    out, at = bytearray(data), 8
+    while at + 12 <= len(out):
+        end = at + 8 + int.from_bytes(out[at : at + 4])
+        if end + 4 > len(out):
+            break
+        out[end : end + 4] = zlib.crc32(out[at + 4 : end]).to_bytes(4)
+        at = end + 4
+    return bytes(out)
+
+
+@settings(max_examples=1200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.data())
+def test_mutated_pictures_raise_nothing_but_bad_image(data):
+    mutated = bytearray(data.draw(st.sampled_from(SEEDS)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(
+            st.integers(0, max(0, min(len(mutated) - 1, data.draw(st.sampled_from([40, 300, 1 << 20])))))
+        )
+        what = data.draw(st.sampled_from(["flip", "set", "cut", "insert", "drop"]))
+        if what == "flip" and mutated:
+            mutated[at] ^= 1 << data.draw(st.integers(0, 7))
+        elif what == "set" and mutated:
+            mutated[at] = data.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]))
+        elif what == "cut":
+            del mutated[at:]
+        elif what == "drop":
+            del mutated[at : at + data.draw(st.integers(1, 8))]
+        else:
+            mutated[at:at] = data.draw(st.binary(min_size=1, max_size=8))
+    candidate = bytes(mutated)
+    if data.draw(st.booleans()) and candidate.startswith(b"\x89PNG"):
+        candidate = with_right_checksums(candidate)
+
+    try:
+        picture = normalise(candidate, max_short_side_px=data.draw(st.sampled_from([None, 8])))
+    except BadImage as error:
+        assert error.reason in {"not_an_image", "unsupported", "pixels", "truncated", "corrupt"}
+    else:
+        assert opened(picture).size == (picture.width, picture.height)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.binary(max_size=200), st.sampled_from([b"", *(seed[:16] for seed in SEEDS)]))
+def test_any_bytes_raise_nothing_but_bad_image(tail, head):
+    try:
+        normalise(head + tail)
+    except BadImage as error:
+        assert error.reason
+
+
+@pytest.mark.skipif(not (REAL / "clipart").is_dir(), reason=f"the real pictures are not in {str(REAL)!r}")
+def test_real_cliparts_become_opaque_pictures_of_their_size():
+    paths = sorted((REAL / "clipart").glob("*.png"))
+
+    for path in paths:
+        picture = normalise(path.read_bytes())
+        with Image.open(path) as given:
+            clear = given.convert("RGBA")
+        white = Image.new("RGBA", clear.size, "white")
+        assert opened(picture).mode in ("RGB", "L")
+        assert far(opened(picture), Image.alpha_composite(white, clear)) < 7, path.name  # 4:2:0
+
+    assert len(paths) == 160
+
+
+@pytest.mark.skipif(not (REAL / "photo").is_dir(), reason=f"the real pictures are not in {str(REAL)!r}")
+def test_real_photographs_are_kept_or_shrunk():
+    for path in sorted((REAL / "photo").glob("*.jpg")):
+        data = path.read_bytes()
+
+        kept, shrunk = normalise(data), normalise(data, max_short_side_px=224)
+
+        assert kept.data == data or kept.changed
+        assert min(shrunk.width, shrunk.height) == 224
+        assert len(shrunk.data) < len(data)

@@ -1,0 +1,80 @@
+import pytest
+
+from datakit import mix
+from datakit.errors import MixError, UsageError
+
+KNOWN = ["coyo", "llava665k", "qinstruct"]
+
+
+def part(dataset, repeats=1, samples=(3, 4)):
+    shards = [
+        mix.MixShard(tar=f"../../{dataset}/pack/{k}.tar", index="x", samples=n, size_bytes=1, sha256=f"{dataset}{k}")
+        for k, n in enumerate(samples)
+    ]
+    return mix.MixPart(dataset=dataset, repeats=repeats, recipe="r", samples=sum(samples), shards=shards)
+
+
+def test_plus_joins_and_a_colon_repeats():
+    assert mix.parse("llava665k + qinstruct:3", KNOWN) == [("llava665k", 1), ("qinstruct", 3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("llava665+qinstruct", "Did you mean 'llava665k'"),
+        ("coyo:0", "coyo:2"),
+        ("coyo:1.5", "whole number"),
+        ("coyo+", "NAME"),
+        ("", "NAME"),
+        ("coyo+coyo", "twice"),
+        ("../coyo", "NAME"),
+    ],
+)
+def test_a_bad_mix_is_refused_with_what_was_meant(text, says):
+    with pytest.raises(UsageError, match=says):
+        mix.parse(text, KNOWN)
+
+
+def test_repeats_are_counted_and_spelled_out():
+    made = mix.make("m", [part("coyo"), part("qinstruct", repeats=2, samples=(5,))])
+
+    assert made.samples == 17
+    assert [s.samples for s in made.entries()] == [3, 4, 5, 5]
+
+
+def test_the_fingerprint_follows_content_and_order_but_not_the_name():
+    a, b = part("coyo"), part("qinstruct")
+
+    assert mix.make("m", [a, b]).fingerprint == mix.make("n", [a, b]).fingerprint
+    assert mix.make("m", [a, b]).fingerprint != mix.make("m", [b, a]).fingerprint
+    assert mix.make("m", [a]).fingerprint != mix.make("m", [part("coyo", repeats=2)]).fingerprint
+
+
+def test_a_dataset_with_nothing_packed_is_not_left_out_silently():
+    with pytest.raises(MixError, match="silently"):
+        mix.make("m", [part("coyo"), part("qinstruct", samples=())])
+
+
+def test_a_mix_is_read_back_as_it_was_written(tmp_path):
+    made = mix.make("m", [part("coyo")])
+    (tmp_path / "mix.json").write_bytes(mix.encode(made))
+
+    for path in (tmp_path, tmp_path / "mix.json"):
+        found, folder = mix.read(path)
+
+        assert found == made
+        assert mix.locate(folder, "../../coyo/pack/0.tar") == str(tmp_path.parents[1] / "coyo/pack/0.tar")
+
+
+def test_a_mix_that_is_missing_cut_or_of_another_version_is_one_clear_error(tmp_path):
+    data = mix.encode(mix.make("m", [part("coyo")]))
+    (tmp_path / "cut.json").write_bytes(data[: len(data) // 2])
+    (tmp_path / "new.json").write_bytes(data.replace(b'"version": 1', b'"version": 2'))
+
+    for name, says in (("none", "datakit build-mix"), ("cut.json", "not a mix"), ("new.json", "version 2")):
+        with pytest.raises(MixError, match=says):
+            mix.read(tmp_path / name)
+
+
+def test_a_mix_in_a_bucket_names_tars_in_the_bucket():
+    assert mix.locate("s3://bucket/root/mixes/m", "../../coyo/pack/0.tar") == "s3://bucket/root/coyo/pack/0.tar"

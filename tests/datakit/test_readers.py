@@ -1,0 +1,149 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datakit.errors import SourceError
+from datakit.miniature import coyo_parquet
+from datakit.readers import coyo, llava
+from datakit.record import Part, decode_messages
+
+REAL = Path(__file__).parents[2].parent / "shared" / "real"
+IMAGE = Part(type="image")
+
+
+def text(value):
+    return Part(type="text", text=value)
+
+
+def turns(*values):
+    return [{"from": ("human", "gpt")[i % 2], "value": v} for i, v in enumerate(values)]
+
+
+def row(*values, **rest):
+    return {"id": "7", "conversations": turns(*values), **rest}
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("<image>\nWhat is it?", [IMAGE, text("What is it?")]),
+        ("What is it?\n<image>", [text("What is it?"), IMAGE]),
+        ("Look: <image> here", [text("Look: "), IMAGE, text(" here")]),
+        ("What is it?", [IMAGE, text("What is it?")]),  # no mark: LLaVA's loader puts it first
+    ],
+)
+def test_the_mark_of_a_picture_becomes_its_place(value, parts):
+    record = llava.read(row(value, "A boat.", image="coco/train2017/1.jpg"), 0)
+
+    assert record.messages[0].content == parts
+    assert record.images == ["coco/train2017/1.jpg"]
+    assert record.messages[1].content == [text("A boat.")]
+
+
+def test_several_marks_in_a_turn_stay_several():
+    record = llava.read(row("<image>\n<image>\nDiffer?", "Yes.", image=["a.jpg", "b.jpg"]), 0)
+
+    assert [p.type for p in record.messages[0].content] == ["image", "image", "text"]
+
+
+def test_a_text_only_record_is_kept_with_its_literal_mark():
+    record = llava.read(row("What does <image> mean in HTML?", "A tag.", model=""), 0)
+
+    assert record.images == []
+    assert record.messages[0].content == [text("What does <image> mean in HTML?")]
+
+
+def test_an_answers_own_mark_is_text():
+    record = llava.read(row("<image>\nWrite a prompt", "Use <image> here", image="a.jpg"), 0)
+
+    assert record.messages[1].content == [text("Use <image> here")]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (row("<image>\nQ", "", image="a.jpg"), "empty_answer"),
+        (row("Q", "  \n"), "empty_answer"),
+        (row("", "A"), "empty_question"),
+        (row("<image>\n<image>\nQ", "A", image="a.jpg"), "image_marks"),
+        ({"conversations": turns("Q", "A")[::-1]}, "roles"),
+        (row("Q"), "roles"),
+        ({"conversations": []}, "roles"),
+        ({"id": 1}, "malformed"),
+        ([], "malformed"),
+        (row("Q", "A", image=3), "malformed"),
+        (row("Q", "A", image=[""]), "malformed"),
+        ({"conversations": [{"from": "robot", "value": "Q"}]}, "unknown_role"),
+        ({"conversations": [{"from": "human", "value": None}]}, "malformed"),
+    ],
+)
+def test_a_row_that_cannot_be_trained_on_has_a_reason(bad, reason):
+    assert llava.read(bad, 0) == reason
+
+
+def test_ids_of_any_type_are_kept_as_text():
+    assert llava.read(row("Q", "A", id=2331819), 5).attrs == {"id": "2331819"}
+    assert llava.read({"conversations": turns("Q", "A")}, 5).attrs == {"id": "5"}
+
+
+def real_rows():
+    if not REAL.is_dir():
+        pytest.skip("the real rows of ../shared/real aren't here")
+    return [json.loads(line) for line in (REAL / "coyo_rows.jsonl").read_text().splitlines()]
+
+
+def test_coyos_real_rows_become_records_with_upstreams_words(tmp_path):
+    rows = real_rows()
+    (tmp_path / "x.parquet").write_bytes(coyo_parquet(rows))
+
+    found = pa.Table.from_batches(coyo.batches(tmp_path / "x.parquet", None, "coyo")).to_pylist()
+
+    assert [r["key"] for r in found] == [f"coyo-{r['id']}" for r in rows]
+    assert [r["images"] for r in found] == [[{"ref": r["url"]}] for r in rows]
+    assert [round(r["clip_sim"], 6) for r in found] == [
+        0.567505, 0.453125, 0.470092, 0.481812, 0.717528, 0.795898, 0.759277,
+    ]  # fmt: skip
+    for record, upstream in zip(found, rows, strict=True):
+        (message,) = decode_messages(record["messages"])
+        assert (message.role, message.content) == ("assistant", [IMAGE, text(upstream["text"])])
+
+
+def test_captions_with_every_nasty_character_survive(tmp_path):
+    captions = ['say "hi"', "back\\slash", "line\nbreak", "tab\t", "\x01control", "emoji 🚢", "", "plain"]
+    base = {"url": "http://x/y.jpg", "width": 1, "height": 1}
+    rows = [{"id": i, "text": c, **base} for i, c in enumerate(captions)]
+    (tmp_path / "x.parquet").write_bytes(coyo_parquet(rows))
+
+    found = pa.Table.from_batches(coyo.batches(tmp_path / "x.parquet", None, "coyo")).to_pylist()
+
+    assert [decode_messages(r["messages"])[0].content[1].text for r in found] == captions
+
+
+def test_a_limit_takes_the_first_rows(tmp_path):
+    rows = [{"id": i, "text": "t", "url": "u"} for i in range(10)]
+    (tmp_path / "x.parquet").write_bytes(coyo_parquet(rows))
+
+    found = pa.Table.from_batches(coyo.batches(tmp_path / "x.parquet", 3, "coyo"))
+
+    assert found["key"].to_pylist() == ["coyo-0", "coyo-1", "coyo-2"]
+
+
+def test_parquet_with_a_missing_column_is_one_clear_error(tmp_path):
+    data = coyo_parquet([{"id": 1, "text": "t", "url": "u"}])
+    table = pq.read_table(pa.BufferReader(data)).drop_columns(["clip_similarity_vitl14"])
+    pq.write_table(table, tmp_path / "x.parquet")
+
+    with pytest.raises(SourceError, match="no column clip_similarity_vitl14"):
+        list(coyo.batches(tmp_path / "x.parquet", None, "coyo"))
+
+
+def test_parquet_cut_short_anywhere_is_one_clear_error(tmp_path):
+    data = coyo_parquet([{"id": i, "text": "t" * 50, "url": "u"} for i in range(200)])
+
+    for cut in range(0, len(data), max(1, len(data) // 40)):
+        (tmp_path / "x.parquet").write_bytes(data[:cut])
+        with pytest.raises(SourceError, match="cut short|not Parquet"):
+            list(coyo.batches(tmp_path / "x.parquet", None, "coyo"))

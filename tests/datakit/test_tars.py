@@ -1,0 +1,54 @@
+import io
+import tarfile
+
+import pytest
+
+from datakit.errors import SourceError
+from datakit.tars import TarWriter, members
+
+
+def written(samples):
+    file = io.BytesIO()
+    writer = TarWriter(file)
+    offsets = [writer.add(name, data) for name, data in samples]
+    writer.close()
+    return file.getvalue(), offsets
+
+
+SAMPLES = [("a-1.jpg", b"x" * 700), ("a-1.json", b"{}"), ("a-2.jpg", b""), ("a-2.json", b"y" * 512)]
+
+
+def test_other_tar_readers_read_what_we_write_and_find_no_time_and_no_owner():
+    data, offsets = written(SAMPLES)
+
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        found = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers()]
+        facts = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar.getmembers()}
+        places = [m.offset_data for m in tar.getmembers()]
+
+    assert found == SAMPLES
+    assert facts == {(0, 0, 0, "", "", 0o644)}
+    assert places == offsets
+
+
+def test_members_are_found_where_they_were_written():
+    data, offsets = written(SAMPLES)
+
+    found = list(members(io.BytesIO(data)))
+
+    assert [(m.name, m.offset, m.size) for m in found] == [
+        (name, offset, len(d)) for (name, d), offset in zip(SAMPLES, offsets, strict=True)
+    ]
+
+
+def test_a_tar_cut_at_any_block_is_refused():
+    data, _ = written(SAMPLES)
+
+    for cut in range(0, len(data), 256):
+        with pytest.raises(SourceError):
+            list(members(io.BytesIO(data[:cut])))
+
+
+def test_a_name_or_size_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="doesn't fit"):
+        TarWriter(io.BytesIO()).add("a" * 101, b"")

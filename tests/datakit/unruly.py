@@ -1,0 +1,144 @@
+"""A server on 127.0.0.1 that answers byte by byte what a test tells it, polite or not."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+TICK_S = 0.02  # between two bytes of a slow answer
+
+
+@dataclass
+class Visit:
+    """One request, and the socket to answer it on."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    socket: socket.socket
+    closing: threading.Event
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def head(self, status: int = 200, **headers: object) -> None:
+        lines = [f"HTTP/1.1 {status} Whatever", "Connection: close"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        self.send(("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape"))
+
+    def hang(self) -> None:
+        """Says nothing more until the test ends."""
+        self.closing.wait()
+
+    def trickle(self) -> None:
+        """A byte now and then until the test ends or the client leaves."""
+        while not self.closing.wait(TICK_S):
+            self.send(b"x")
+
+    def flood(self) -> None:
+        """Bytes without an end."""
+        while not self.closing.is_set():
+            self.send(b"x" * 65536)
+
+    def reset(self) -> None:
+        """Breaks the connection with an RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+Answer = Callable[[Visit], object]
+
+
+def reply(body: bytes = b"", status: int = 200, **headers: object) -> Answer:
+    """A proper answer of a known length."""
+
+    def answer(visit: Visit) -> None:
+        visit.head(status, **{"Content_Length": len(body), **headers})
+        if visit.method != "HEAD":
+            visit.send(body)
+
+    return answer
+
+
+def in_turn(*answers: Answer) -> Answer:
+    """One answer after the other; the last one for ever."""
+    left = list(answers)
+
+    def answer(visit: Visit) -> None:
+        (left.pop(0) if len(left) > 1 else left[0])(visit)
+
+    return answer
+
+
+@dataclass
+class Unruly:
+    """Answers by path, without the query; a path it doesn't know is a 404."""
+
+    port: int
+    answers: dict[str, Answer] = field(default_factory=dict)
+    visits: list[Visit] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def place(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def at(self, path: str, answer: Answer) -> str:
+        """Sets an answer and returns its URL."""
+        self.answers[path] = answer
+        return f"http://{self.place}{path}"
+
+    def paths(self) -> list[str]:
+        return [visit.path for visit in self.visits]
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        unruly: Unruly = self.server.unruly  # type: ignore[attr-defined]
+        head = b""
+        try:
+            while b"\r\n\r\n" not in head:
+                received = self.request.recv(65536)
+                if not received:
+                    return
+                head += received
+                if head.startswith(b"\x16"):  # a TLS handshake, and here is none
+                    self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    return
+            first, *lines = head.split(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+            method, path, _ = first.split(" ")
+            headers = {name.lower(): value.strip() for name, _, value in (li.partition(":") for li in lines)}
+            visit = Visit(method, path, headers, self.request, unruly.closing)
+            unruly.visits.append(visit)
+            unruly.answers.get(path.partition("?")[0], reply(b"none", 404))(visit)
+        except (ConnectionError, TimeoutError):
+            pass  # the client left first
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        raise  # pytest reports what goes wrong in a thread
+
+
+@contextmanager
+def unruly_server() -> Iterator[Unruly]:
+    """Serves until the block ends; no thread and no socket is left behind."""
+    with _Server(("127.0.0.1", 0), _Handler) as server:
+        unruly = Unruly(server.server_address[1])
+        server.unruly = unruly  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield unruly
+        finally:
+            unruly.closing.set()
+            server.shutdown()
+            thread.join()

@@ -115,8 +115,11 @@ def load(engine: Any, out: Path, step: int, *, universal: bool) -> None:
         _remove(folder)
 
 
-def clear_parts(out: Path) -> None:
-    """Removes what a killed run left half written. One process calls it, before anything is written."""
+def clean(out: Path, step: int, logs: Sequence[str]) -> None:
+    """Removes what a killed run left half written or logged after `step`. One process calls it, at first."""
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for name in logs:
+        cut_log(out / name, step)
     for path in [*out.glob(".*.part"), *(out / "checkpoints").glob(".*.part")]:
         _remove(path)
 

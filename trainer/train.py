@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from datakit.errors import DatakitError, UsageError
 from datakit.stream import Stream
-from trainer import config
+from trainer import config, resume
 
 if TYPE_CHECKING:
     from trainer.batch import Batch
@@ -68,22 +68,24 @@ def train(args: argparse.Namespace) -> None:
     steps = training.steps(len(stream))
     last = min(steps, args.max_steps or steps)
     identity = {"recipe": recipe, **training.identity(), "mix": stream.fingerprint}
+    start, saved_by = _where_to_start(args, identity)
 
     import torch
     import torch.distributed as dist
 
-    from trainer import data, processes, resume
+    from trainer import data, processes
     from trainer.batch import Collate
     from trainer.chat import Chat
     from trainer.model import build
 
     processes.join()
     rank, n_processes = dist.get_rank(), dist.get_world_size()
-    start, saved_by = _where_to_start(args, identity)
     universal = start > 0 and saved_by != n_processes
-    if universal and rank == 0:
-        log.info("converting step %d, saved by %d processes, for %d", start, saved_by, n_processes)
-        resume.convert(args.out, start)
+    if rank == 0:
+        resume.clean(args.out, start, LOGS)
+        if universal:
+            log.info("converting step %d, saved by %d processes, for %d", start, saved_by, n_processes)
+            resume.convert(args.out, start)
     dist.barrier()
 
     vlm = build(training)
@@ -156,11 +158,7 @@ def _step(engine: Any, micro_batches: list[Batch], lr: float) -> dict[str, float
 
 
 def _where_to_start(args: argparse.Namespace, identity: dict[str, Any]) -> tuple[int, int]:
-    """The step that is done, and by how many processes; drops what <out> holds of later ones."""
-    import torch.distributed as dist
-
-    from trainer import resume
-
+    """The step that is done, and by how many processes. Raises RecipeChanged when another run did it."""
     start, saved_by = resume.newest(args.out) or 0, 0
     if start:
         if args.resume == "never":
@@ -170,13 +168,6 @@ def _where_to_start(args: argparse.Namespace, identity: dict[str, Any]) -> tuple
         kept = resume.read(args.out, start)
         resume.check_identity(args.out, kept["identity"], identity)
         saved_by = kept["processes"]
-    dist.barrier()
-    if dist.get_rank() == 0:
-        (args.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        resume.clear_parts(args.out)
-        for name in LOGS:
-            resume.cut_log(args.out / name, start)
-    dist.barrier()
     return start, saved_by
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from datakit import catalogue, manifest, mix, pipeline
 from datakit.errors import Incomplete, MixError
 from datakit.fingerprint import changes
+from datakit.hosts import Hosts
 from datakit.runner import Run
 from datakit.shards import ranges, shard_name
 from datakit.store import Store
@@ -19,15 +20,11 @@ from datakit.store import Store
 _TRIAL = re.compile(r"([a-z0-9_-]+)@limit-(\d+)")
 
 
-def open_run(
-    store: Store, name: str, *, recipe: str | None = None, limit: int | None = None, **rest: Any
-) -> Run:
+def open_run(store: Store, name: str, *, recipe: str | None = None, limit: int | None = None, **rest: Any) -> Run:
     """The run of a dataset under its own recipe, or another."""
     about = manifest.load(name)
     chosen = recipe or about.recipe
-    return Run(
-        store=store, manifest=about, recipe=chosen, steps=pipeline.steps(chosen, about), limit=limit, **rest
-    )
+    return Run(store=store, manifest=about, recipe=chosen, steps=pipeline.steps(chosen, about), limit=limit, **rest)
 
 
 def runs(store: Store, name: str | None = None) -> Iterator[Run]:
@@ -37,7 +34,7 @@ def runs(store: Store, name: str | None = None) -> Iterator[Run]:
         trial = _TRIAL.fullmatch(folder)
         dataset = trial[1] if trial else folder
         if dataset in known and name in (None, dataset, folder):
-            yield open_run(store, dataset, limit=int(trial[2]) if trial else None)
+            yield open_run(store, dataset, limit=int(trial[2]) if trial else None, hosts=Hosts())
 
 
 @dataclass
@@ -112,11 +109,7 @@ def verify(run: Run) -> Iterator[str | Broken]:
     for step in run.steps:
         ledger = run.ledger(step)
         cleaned = ledger.cleaned()
-        cure = (
-            f"datakit fetch {run.manifest.name}"
-            if step.name != "pack"
-            else f"datakit build-mix {run.manifest.name}"
-        )
+        cure = f"datakit fetch {run.manifest.name}" if step.name != "pack" else f"datakit build-mix {run.manifest.name}"
         for name in run.store.names(ledger.folder):
             shard, mark, _ = name.partition(".commit.json")
             if not mark or not shard.isdigit():
@@ -246,9 +239,7 @@ def clean(run: Run, files: list[Superfluous]) -> None:
     """Removes superfluous files; the ledger remembers them first, so that they don't count as lost."""
     for step in run.steps:
         ledger = run.ledger(step)
-        names = {
-            f.name.removeprefix(f"{ledger.folder}/") for f in files if f.name.startswith(f"{ledger.folder}/")
-        }
+        names = {f.name.removeprefix(f"{ledger.folder}/") for f in files if f.name.startswith(f"{ledger.folder}/")}
         if names:
             ledger.mark_cleaned(ledger.cleaned() | names)
     for file in files:

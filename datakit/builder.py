@@ -28,14 +28,11 @@ def mix_name(text: str, limit: int | None) -> str:
 def check_fetched(runs: list[Run]) -> None:
     """Raises Incomplete, naming the commands, when nothing of a dataset has been fetched."""
     missing = [
-        run
-        for run in runs
-        if not run.ledger(run.steps[-2]).commits() and not run.ledger(run.steps[-1]).commits()
+        run for run in runs if not run.ledger(run.steps[-2]).commits() and not run.ledger(run.steps[-1]).commits()
     ]
     if missing:
         commands = " ; ".join(
-            f"datakit fetch {run.manifest.name}" + (f" --limit {run.limit}" if run.limit else "")
-            for run in missing
+            f"datakit fetch {run.manifest.name}" + (f" --limit {run.limit}" if run.limit else "") for run in missing
         )
         raise Incomplete(
             f"nothing of {', '.join(repr(run.manifest.name) for run in missing)} is fetched yet. Run\n  {commands}\n"

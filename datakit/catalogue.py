@@ -18,9 +18,7 @@ Kind = Literal["manifests", "pipelines"]
 def folders(kind: Kind) -> list[Path]:
     """Existing folders of that kind, the first one winning."""
     package = Path(__file__).resolve().parent
-    own = [
-        Path(p).expanduser() / kind for p in os.environ.get("DATAKIT_CATALOGUE", "").split(os.pathsep) if p
-    ]
+    own = [Path(p).expanduser() / kind for p in os.environ.get("DATAKIT_CATALOGUE", "").split(os.pathsep) if p]
     return [f for f in (*own, package / kind, package.parent / kind) if f.is_dir()]
 
 

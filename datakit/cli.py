@@ -62,9 +62,7 @@ def cli(verbose: bool) -> None:
     datakit fetch llava665k qinstruct         annotations and archives
     datakit build-mix llava665k+qinstruct     packed WebDataset tars of both, one mix
     """
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
 
 
 def _place(command: F) -> F:
@@ -94,15 +92,14 @@ def _work(command: F) -> F:
     """Options of commands that make shards."""
     for option in (
         click.option("--jobs", type=int, help="Processes. [DATAKIT_JOBS, else one a core]"),
+        click.option("--timeout", "timeout_s", type=int, metavar="S", help="Seconds for one picture. [30]"),
         click.option(
             "--slice",
             "slice_of",
             metavar="I/N",
             help="Every Nth shard from the Ith on, from 0; for job arrays.",
         ),
-        click.option(
-            "--limit", type=click.IntRange(1), metavar="N", help="A trial: N rows of each annotation file."
-        ),
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="A trial: N rows of each annotation file."),
         click.option("--rebuild", is_flag=True, help="Remove what another recipe made, and make it again."),
         click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's."),
     ):
@@ -120,7 +117,9 @@ def _run(settings: Settings, name: str, recipe: str | None = None, limit: int | 
     from datakit.audit import open_run
     from datakit.store import Store
 
-    return open_run(Store(settings.root), name, recipe=recipe, limit=limit, hosts=settings.hosts)
+    return open_run(
+        Store(settings.root), name, recipe=recipe, limit=limit, hosts=settings.hosts, limits=settings.limits
+    )
 
 
 @cli.command()
@@ -131,6 +130,7 @@ def fetch(
     names: tuple[str, ...],
     shards: str | None,
     jobs: int | None,
+    timeout_s: int | None,
     slice_of: str | None,
     limit: int | None,
     rebuild: bool,
@@ -144,7 +144,7 @@ def fetch(
     """
     from datakit.shards import parse_shards
 
-    settings = _settings(jobs=jobs, **place)
+    settings = _settings(jobs=jobs, timeout_s=timeout_s, **place)
     chosen = parse_shards(shards) if shards else None
     runs = [_run(settings, name, recipe, limit) for name in names]
     for run in runs:
@@ -161,6 +161,7 @@ def build_mix(
     name: str | None,
     with_fetch: bool,
     jobs: int | None,
+    timeout_s: int | None,
     slice_of: str | None,
     limit: int | None,
     rebuild: bool,
@@ -175,7 +176,7 @@ def build_mix(
     from datakit import mix as mixes
     from datakit.store import Store
 
-    settings = _settings(jobs=jobs, **place)
+    settings = _settings(jobs=jobs, timeout_s=timeout_s, **place)
     terms = mixes.parse(expression, catalogue.names("manifests"))
     mix_name = builder.mix_name(name or expression, limit)
     runs = [(_run(settings, dataset, recipe, limit), times) for dataset, times in terms]
@@ -239,9 +240,7 @@ def _show_mix(mix: Mix, where: str) -> None:
     for part in mix.parts:
         size = sum(shard.size_bytes for shard in part.shards)
         times = f" x {part.repeats}" if part.repeats > 1 else ""
-        click.echo(
-            f"  {part.dataset}{times}: {part.samples:,} samples in {len(part.shards)} tars, {size_text(size)}"
-        )
+        click.echo(f"  {part.dataset}{times}: {part.samples:,} samples in {len(part.shards)} tars, {size_text(size)}")
     click.echo(f"{where}: {mix.samples:,} samples an epoch, fingerprint {mix.fingerprint[:12]}")
 
 
@@ -257,9 +256,7 @@ def list_(as_json: bool) -> None:
         return
     wide = max((len(m.name) for m in found), default=4)
     for one in found:
-        click.echo(
-            f"{one.name:{wide}}  {one.title}  [{one.licence.partition('(')[0].partition(';')[0].strip()}]"
-        )
+        click.echo(f"{one.name:{wide}}  {one.title}  [{one.licence.partition('(')[0].partition(';')[0].strip()}]")
 
 
 @cli.command()
@@ -284,8 +281,7 @@ def info(name: str, as_json: bool) -> None:
     note = "" if pinned or about.revision != "main" else "  (not pinned; `datakit pin` pins it)"
     click.echo(f"hub       {about.hub} at {pinned or about.revision}{note}")
     click.echo(
-        f"files     {about.annotations.files}"
-        + (f" x {about.annotations.shards}" if about.annotations.shards else "")
+        f"files     {about.annotations.files}" + (f" x {about.annotations.shards}" if about.annotations.shards else "")
     )
     for key, source in about.images.sources.items():
         click.echo(f"pictures  {key}: {source.prefix or '(all)'} in {source.archive}")
@@ -297,11 +293,7 @@ def info(name: str, as_json: bool) -> None:
         click.echo(f"known     {problem}")
     click.echo(f"recipe    {about.recipe}")
     for step in described:
-        fields = {
-            k: v
-            for k, v in step.items()
-            if k not in ("step", "stage", "version", "sources") and v is not None
-        }
+        fields = {k: v for k, v in step.items() if k not in ("step", "stage", "version", "sources") and v is not None}
         click.echo(f"  {step['step']:6}  {step['stage']} " + ", ".join(f"{k} {v}" for k, v in fields.items()))
 
 
@@ -422,9 +414,7 @@ def pin(name: str, out: str | None, **place: Any) -> None:
     unhashed = sum(digest is None for _, digest in pinned.files.values())
     click.echo(f"{path}: {len(pinned.commits)} commits, {len(pinned.files)} files")
     if unhashed:
-        click.echo(
-            f"{unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded"
-        )
+        click.echo(f"{unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")
 
 
 @cli.command()

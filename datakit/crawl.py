@@ -339,7 +339,7 @@ class _Engine(Generic[T]):
 
     def _start(self) -> None:
         """Starts what may start. From half of bytes_ahead on nothing new is, so that what was can end."""
-        while self._pending and self._running < self._limits.in_flight:
+        while self._pending and self._running < self._limits.in_flight and not self._stopping.is_set():
             job = self._pending[0]
             if self._bytes.used * 2 >= self._limits.bytes_ahead and job.place != self._oldest:
                 break
@@ -461,9 +461,7 @@ class _Engine(Generic[T]):
                     again = reply.status in TRY_AGAIN
                     after_s = policy.retry_after_s(reply.headers.get("Retry-After", ""))
                     raise _Stop(f"http_{reply.status}", again=again, after_s=after_s)
-                if policy.opted_out(
-                    reply.headers.getall("X-Robots-Tag", []), reply.headers.get("tdm-reservation")
-                ):
+                if policy.opted_out(reply.headers.getall("X-Robots-Tag", []), reply.headers.get("tdm-reservation")):
                     raise _Stop("opted_out")
                 return await self._read(job, reply)
         except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:
@@ -493,9 +491,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _worked(
-    work: Callable[[bytes], T], body: bytes, encoding: str, max_bytes: int
-) -> tuple[str, int, T | None]:
+def _worked(work: Callable[[bytes], T], body: bytes, encoding: str, max_bytes: int) -> tuple[str, int, T | None]:
     """Outcome, size and value of a body. Runs in the pool."""
     if encoding in ("gzip", "x-gzip", "deflate"):
         body = _unpacked(body, max_bytes)

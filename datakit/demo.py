@@ -31,7 +31,7 @@ def play(root: str | None, *, train: bool) -> int:
     """Runs the chain in `root` (or a temporary folder) and returns the exit code of the first that fails."""
     with tempfile.TemporaryDirectory(prefix="datakit-demo-") as scratch, Miniature() as upstream:
         place = Path(root or scratch).absolute()
-        env = {**os.environ, **upstream.env, "DATAKIT_ROOT": str(place)}
+        env = {**os.environ, **upstream.env, "DATAKIT_ROOT": str(place), "DATAKIT_TIMEOUT_S": "5"}
         click.echo(f"A small copy of the upstreams, with their faults, listens on {upstream.url}\n")
         start = time.monotonic()
         for command in COMMANDS:

@@ -79,9 +79,7 @@ def sniff(data: bytes) -> str | None:
         if b"avif" in brands or b"avis" in brands:
             return "avif"
         return "heic" if re.match(rb"hei|hev|mif1|msf1", brands) else None
-    if head.startswith(b"BM") and head[14:18] in {
-        bytes([n, 0, 0, 0]) for n in (12, 40, 52, 56, 64, 108, 124)
-    }:
+    if head.startswith(b"BM") and head[14:18] in {bytes([n, 0, 0, 0]) for n in (12, 40, 52, 56, 64, 108, 124)}:
         return "bmp"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
@@ -127,9 +125,7 @@ def normalise(
     `max_short_side_px` is brought to it, the aspect is kept, nothing is enlarged. Raises BadImage.
     """
     if not 1 <= max_pixels <= MAX_PIXELS or not 1 <= quality <= 100:
-        raise ValueError(
-            f"max_pixels is 1 to {MAX_PIXELS}, quality 1 to 100, not {max_pixels!r} and {quality!r}"
-        )
+        raise ValueError(f"max_pixels is 1 to {MAX_PIXELS}, quality 1 to 100, not {max_pixels!r} and {quality!r}")
     if max_short_side_px is not None and max_short_side_px < 1:
         raise ValueError(f"max_short_side_px is at least 1, not {max_short_side_px!r}")
     data = bytes(data)
@@ -244,22 +240,14 @@ def _jpeg(data: bytes, wanted: tuple[int, int] | None, max_pixels: int) -> tuple
             profile[body[12]] = body[14:]
         if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             bare.append(data[start - 4 : end])
-    if (
-        frame.process not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
-        or frame.bits != 8
-        or frame.components not in (1, 3, 4)
-    ):
-        raise BadImage(
-            "unsupported", f"JPEG process {frame.process:#x}, {frame.bits} bits, {frame.components} planes"
-        )
+    if frame.process not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) or frame.bits != 8 or frame.components not in (1, 3, 4):
+        raise BadImage("unsupported", f"JPEG process {frame.process:#x}, {frame.bits} bits, {frame.components} planes")
     if frame.process in (0xC2, 0xCA) and data.count(b"\xff\xda", end) > _MAX_SCANS:
         raise BadImage("corrupt", f"a JPEG of more than {_MAX_SCANS} scans")
     if data.rfind(b"\xff\xd9", end) < 0:
         raise BadImage("truncated", f"JPEG ends at byte {len(data)} without an end mark")
     icc = b"".join(profile[n] for n in sorted(profile))
-    effect = (
-        _profile_effect(icc, "L" if frame.components == 1 else "RGB") if frame.components != 4 else "differs"
-    )
+    effect = _profile_effect(icc, "L" if frame.components == 1 else "RGB") if frame.components != 4 else "differs"
     turn = _orientation(exif[0]) if exif else 1
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -293,9 +281,7 @@ def _decode(data: bytes, colours: str, at_least: tuple[int, int]) -> Pixels:
     """Pixels at the smallest DCT scale that is at least so (wide, high); (0, 0) for full size."""
     width, height = at_least
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(
-            data, colours, min_width=width, min_height=height, strict=True
-        )
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height, strict=True)
     except ValueError as error:
         raise _jpeg_fault(error) from error
     return pixels[:, :, 0] if colours == "GRAY" else pixels
@@ -388,9 +374,7 @@ def _check_rows(
     except zlib.error as error:
         raise BadImage("corrupt", f"PNG pixel data: {error}") from error
     if got != due or not inflate.eof:
-        raise BadImage(
-            "corrupt" if got > due else "truncated", f"{got} bytes of PNG pixel data, {due} are due"
-        )
+        raise BadImage("corrupt" if got > due else "truncated", f"{got} bytes of PNG pixel data, {due} are due")
 
 
 def _harmless(name: bytes, body: bytes) -> bool:
@@ -421,9 +405,7 @@ def _by_pillow(kind: str, data: bytes, max_pixels: int, icc: bytes | None = None
     if kind == "avif" and not features.check("avif"):
         raise BadImage("unsupported", "this Pillow reads no AVIF")
     if kind == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data):
-        raise BadImage(
-            "truncated", f"WebP of {int.from_bytes(data[4:8], 'little') + 8} bytes, there are {len(data)}"
-        )
+        raise BadImage("truncated", f"WebP of {int.from_bytes(data[4:8], 'little') + 8} bytes, there are {len(data)}")
     try:
         with ExitStack() as stack:
             if kind == "tiff":
@@ -433,16 +415,12 @@ def _by_pillow(kind: str, data: bytes, max_pixels: int, icc: bytes | None = None
             image = stack.enter_context(Image.open(io.BytesIO(data), formats=(_PILLOW[kind],)))
             if image.width * image.height <= max_pixels:
                 image.load()
-            exif = (
-                b"" if kind == "tiff" else image.info.get("exif", b"")
-            )  # Pillow has turned a TIFF by itself
+            exif = b"" if kind == "tiff" else image.info.get("exif", b"")  # Pillow has turned a TIFF by itself
             found_icc = image.info.get("icc_profile") or b""
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("pixels", str(error)) from error
     except _PILLOW_FAULTS as error:
-        reason = (
-            "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "corrupt"
-        )
+        reason = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "corrupt"
         raise BadImage(reason, f"{kind}: {error}") from error
     if image.width * image.height > max_pixels:
         raise BadImage("pixels", f"{kind} of {image.width} x {image.height} pixels, at most {max_pixels}")

@@ -1,12 +1,12 @@
 """JSON files too large for memory: an array of objects, or JSON Lines, a chunk of whole rows at a time.
 
 1. A block of about `chunk_bytes` is read; it starts at an element.
-2. It is cut where the next element seems to start: bytes that a past boundary had (`}, {"id"`) are looked for from
-   the end. If what is before decodes as a whole array, it is a run of whole elements: a cut inside a string or a
-   nested object can't decode. If not, a scan that counts brackets finds the last boundary.
-3. What is left starts the next block. At the end the closing bracket must be there: fewer rows are never silent.
+2. It is cut at the last place that looks like a boundary met before (`}, {"id"`). If what is before decodes
+   as an array, it is a run of whole elements: a cut inside a string or a nested object can't decode.
+3. If it doesn't, a scan that counts brackets outside of strings finds the last boundary.
+4. What is left starts the next block. At the end the closing bracket must be there: no row is lost silently.
 
-Lines are cut at line feeds. Every block is decoded at most four times and scanned once, so the time is linear.
+Lines are cut at line feeds. A block is scanned once and decoded at most four times, so the time is linear.
 """
 
 from __future__ import annotations
@@ -62,16 +62,15 @@ class Plan:
 
 
 def chunks(path: Path | str, *, chunk_bytes: int = 1 << 20) -> Iterator[tuple[Chunk, list[Any]]]:
-    """Every row of a file, in chunks of about `chunk_bytes`. Raises SourceError for anything but whole objects."""
+    """Every row of a file, in chunks of about `chunk_bytes`. Raises SourceError for all but whole objects."""
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes is at least 1, not {chunk_bytes!r}")
     path = Path(path)
     with path.open("rb", buffering=0) as file:
         source = _Source(path, file, chunk_bytes)
+        start, opening = source.starts()
         first_row = 0
-        for offset, size_bytes, rows in (
-            _line_runs(source) if source.starts() == b"{" else _array_runs(source)
-        ):
+        for offset, size_bytes, rows in (_array_runs if opening == b"[" else _line_runs)(source, start):
             yield Chunk(offset, size_bytes, first_row, len(rows)), rows
             first_row += len(rows)
 
@@ -82,7 +81,7 @@ def plan(path: Path | str, *, rows_per_shard: int, chunk_bytes: int = 1 << 20) -
         raise ValueError(f"rows_per_shard is at least 1, not {rows_per_shard!r}")
     path = Path(path)
     with path.open("rb", buffering=0) as file:
-        lines = _Source(path, file, chunk_bytes).starts() == b"{"
+        lines = _Source(path, file, chunk_bytes).starts()[1] == b"{"
     places = []
     n_rows = 0
     for chunk, rows in chunks(path, chunk_bytes=chunk_bytes):
@@ -100,9 +99,7 @@ def read_rows(path: Path | str, plan: Plan, start_row: int, stop_row: int) -> It
     with path.open("rb", buffering=0) as file:
         source = _Source(path, file, 1 << 20)
         if source.size != plan.file_bytes:
-            source.fail(
-                0, f"the file has {source.size} bytes, it had {plan.file_bytes} when it was planned", _AGAIN
-            )
+            source.fail(0, f"the file has {source.size} bytes, it had {plan.file_bytes} when it was planned", _AGAIN)
         first = bisect_right(plan.chunks, start_row, key=lambda place: place[2]) - 1
         for at, (offset, size_bytes, row) in enumerate(plan.chunks[first:], first):
             if row >= stop_row:
@@ -147,36 +144,40 @@ class _Source:
 
     def more(self, block: bytes, offset: int) -> bytes:
         """The block with as many bytes again; the same object at the end of the file."""
-        if len(block) > MAX_ELEMENT_BYTES:
+        if len(block) >= MAX_ELEMENT_BYTES:
             self.fail(offset, f"a row of more than {MAX_ELEMENT_BYTES} bytes", _NOT_ROWS)
         added = self.read(max(self.chunk_bytes, len(block)))
         return block + added if added else block
 
-    def starts(self) -> bytes:
-        """Moves to the first byte that means something, `[` or `{`, and returns it."""
-        at = 0
-        head = self.read(4096)
-        if head.startswith(b"\xef\xbb\xbf"):
-            head, at = head[3:], 3
-        while head and not head.lstrip(_SPACE):
-            at += len(head)
-            head = self.read(1 << 20)
-        at += len(head) - len(head.lstrip(_SPACE))
-        head = head.lstrip(_SPACE)
+    def text_from(self, at: int) -> tuple[int, bytes]:
+        """Where the first byte from `at` on that isn't space stands, and a block from there; empty at the end."""
+        self.file.seek(at)
+        while block := self.read(self.chunk_bytes):
+            text = block.lstrip(_SPACE)
+            if text:
+                return at + len(block) - len(text), text
+            at += len(block)
+        return at, b""
+
+    def starts(self) -> tuple[int, bytes]:
+        """Where the JSON starts, and its first byte: `[` or `{`. Raises SourceError for any other."""
+        marked = self.read(3) == b"\xef\xbb\xbf"
+        at, _ = self.text_from(3 if marked else 0)
+        self.file.seek(at)
+        head = self.read(64)
         if not head:
-            self.fail(at, "cut short, or empty: there is no JSON in it")
-        if head[:1] == b"<":
+            self.fail(at, "the file is empty")
+        if head.startswith(b"<"):
             self.fail(
                 at,
                 "an HTML page came instead of JSON",
                 "Is the link a `blob/` one? `resolve/` gives the file",
             )
         if head.startswith(b"version https://git-lfs"):
-            self.fail(at, "a Git LFS pointer came instead of JSON", "`resolve/` links give the file itself")
+            self.fail(at, "a Git LFS pointer came instead of JSON", "A `resolve/` link gives the file itself")
         if head[:1] not in (b"[", b"{"):
             self.fail(at, f"not JSON, it starts with {head[:12]!r}", _NOT_ROWS)
-        self.file.seek(at)
-        return head[:1]
+        return at, head[:1]
 
 
 _NOT_ROWS = "An array of objects or JSON Lines was expected"
@@ -185,56 +186,44 @@ _NOT_ROWS = "An array of objects or JSON Lines was expected"
 # An array
 
 
-def _array_runs(source: _Source) -> Iterator[tuple[int, int, list[Any]]]:
+def _array_runs(source: _Source, start: int) -> Iterator[tuple[int, int, list[Any]]]:
     """(offset, size, rows) of runs of whole elements, up to the closing bracket."""
-    offset = source.file.tell() + 1
-    source.read(1)
-    block = b""
+    offset, block = source.text_from(start + 1)
     seam = b""  # what stood between two elements: `}`, the comma, and the next one's first key
     while True:
-        whole = source.more(block, offset) if len(block) < source.chunk_bytes else block
-        ended, block = whole is block and len(block) < source.chunk_bytes, whole
-        lead = len(block) - len(block.lstrip(_SPACE))
-        offset, block = offset + lead, block[lead:]
-        if not block and not ended:
-            continue
-        run, rows, next_at = b"", None, 0
-        for cut, start in _seams(block, seam):
-            rows = _rows_of(block[:cut])
-            if rows is not None:
-                run, next_at = block[:cut], start
-                break
-        while rows is None:  # the block is scanned, and read on until it holds a boundary
+        if len(block) < source.chunk_bytes:
+            block = source.more(block, offset)
+        cut, next_at, rows = _quick_cut(block, seam)
+        if rows is None:
             scan = _scan(source, block, offset)
-            if scan.cut or scan.closed is not None:
-                run, next_at = block[: scan.cut], scan.next_at
-                if scan.closed is not None:
-                    _nothing_after(source, block, offset, scan.closed)
-                    run = block[: scan.closed]
-                    if run.rstrip(_SPACE):
-                        run = run.rstrip(_SPACE)
-                        yield offset, len(run), _decoded(source, run, offset)
-                    return
-                seam = scan.seam
-                rows = _decoded(source, run, offset)
-            elif (longer := source.more(block, offset)) is not block:
+            while not scan.cut and scan.closed is None:  # a row larger than the block
+                longer = source.more(block, offset)
+                if longer is block:
+                    source.cut_short(f"the row at byte {offset} has no end" if block else "there is no closing `]`")
                 block = longer
-            else:
-                source.cut_short(
-                    f"the row that starts at byte {offset} has no end" if block else "without its `]`"
-                )
-        yield offset, len(run), rows
+                scan = _scan(source, block, offset)
+            if scan.closed is not None:
+                _nothing_after(source, offset + scan.closed + 1)
+                if last := block[: scan.closed].rstrip(_SPACE):
+                    yield offset, len(last), _decoded(source, last, offset)
+                return
+            cut, next_at, seam = scan.cut, scan.next_at, scan.seam
+            rows = _decoded(source, block[:cut], offset)
+        yield offset, cut, rows
         offset, block = offset + next_at, block[next_at:]
 
 
-def _seams(block: bytes, seam: bytes) -> Iterator[tuple[int, int]]:
-    """The last two places where a known seam stands: (end of an element, start of the next)."""
+def _quick_cut(block: bytes, seam: bytes) -> tuple[int, int, list[Any] | None]:
+    """(end of the run, start of the next, rows) by one of the last two seams; no rows if neither will do."""
     end = len(block)
-    for _ in range(2):
-        end = block.rfind(seam, 0, end) if seam else -1
+    for _ in range(2 if seam else 0):
+        end = block.rfind(seam, 0, end)
         if end < 0:
-            return
-        yield end + 1, end + seam.index(b"{")
+            break
+        rows = _rows_of(block[: end + 1])
+        if rows is not None:
+            return end + 1, end + seam.index(b"{"), rows
+    return 0, 0, None
 
 
 @dataclass
@@ -246,7 +235,7 @@ class _Scan:
 
 
 def _scan(source: _Source, block: bytes, offset: int) -> _Scan:
-    """Counts brackets outside of strings from an element's start."""
+    """Counts brackets outside of strings, from an element's start; only commas may stand between objects."""
     found = _Scan()
     depth = end = 0
     for token in _TOKEN.finditer(block):
@@ -254,15 +243,11 @@ def _scan(source: _Source, block: bytes, offset: int) -> _Scan:
         byte = block[at]
         if depth == 0:
             between = block[end:at].strip(_SPACE)
-            if byte == 0x5D:  # ]
-                if between:
-                    source.fail(offset + end, f"{between[:20]!r} before the closing bracket", _NOT_ROWS)
+            if byte == 0x5D and not between:  # ]
                 found.closed = at
                 return found
-            if byte != 0x7B or between != (b"," if end else b""):
-                source.fail(
-                    offset + end, f"an array of objects was expected, not {block[end : at + 12]!r}", _NOT_ROWS
-                )
+            if byte != 0x7B or between != (b"," if end else b""):  # {
+                source.fail(offset + end, f"an array of objects was expected, not {block[end : at + 12]!r}", _NOT_ROWS)
             if end:
                 key = _FIRST_KEY.match(block, at)
                 found.cut, found.next_at = end, at
@@ -272,45 +257,45 @@ def _scan(source: _Source, block: bytes, offset: int) -> _Scan:
         elif byte in b"}]":
             depth -= 1
             end = token.end()
-    if depth == 0 and len(block) - end > len(b",") and block[end:].strip(_SPACE) not in (b"", b","):
-        source.fail(
-            offset + end, f"an array of objects was expected, not {block[end : end + 20]!r}", _NOT_ROWS
-        )
+    rest = block[end:].strip(_SPACE)
+    if depth == 0 and rest not in (b"", b","):
+        source.fail(offset + end, f"an array of objects was expected, not {rest[:20]!r}", _NOT_ROWS)
     return found
 
 
-def _nothing_after(source: _Source, block: bytes, offset: int, closed: int) -> None:
+def _nothing_after(source: _Source, at: int) -> None:
     """Raises SourceError when anything but space follows the closing bracket."""
-    at, rest = offset + closed + 1, block[closed + 1 :]
-    while rest:
-        if left := rest.lstrip(_SPACE):
-            where = at + len(rest) - len(left)
-            source.fail(where, f"{left[:20]!r} after the closing bracket", "One array was expected")
-        at += len(rest)
-        rest = source.read(1 << 20)
+    where, rest = source.text_from(at)
+    if rest:
+        source.fail(where, f"{rest[:20]!r} after the closing bracket", "One array was expected")
 
 
 # JSON Lines
 
 
-def _line_runs(source: _Source) -> Iterator[tuple[int, int, list[Any]]]:
+def _line_runs(source: _Source, start: int) -> Iterator[tuple[int, int, list[Any]]]:
     """(offset, size, rows) of runs of whole lines."""
-    offset = source.file.tell()
-    block = source.more(b"", offset)
-    alone = source.path.suffix not in _LINE_SUFFIXES  # until a second object comes
+    offset, block = source.text_from(start)
+    alone = source.path.suffix not in _LINE_SUFFIXES  # so far, the file may be one object
     while block:
+        if len(block) < source.chunk_bytes:
+            block = source.more(block, offset)
         cut = block.rfind(b"\n") + 1
         if not cut:
+            if alone and len(block) >= MAX_ELEMENT_BYTES:
+                _one_object(source, block, offset)
             longer = source.more(block, offset)
             if longer is not block:
                 block = longer
                 continue
             cut = len(block)
-        run, block = block[:cut], block[cut:]
-        rows = _decoded_lines(source, run, offset)
-        block = block if b"\n" in block else source.more(block, offset + cut)
-        if alone and len(rows) == 1 and not block.strip(_SPACE):
-            _one_object(source, run, offset)
+        run, block = block[:cut], block[cut:] or source.read(source.chunk_bytes)
+        rows = _decoded_lines(source, run, offset, first=offset == start)
+        while alone and len(rows) == 1 and not block.strip(_SPACE):
+            longer = source.more(block, offset)
+            if longer is block:
+                _one_object(source, run, offset)
+            block = longer
         if rows:
             alone = False
             yield offset, cut, rows
@@ -318,35 +303,34 @@ def _line_runs(source: _Source) -> Iterator[tuple[int, int, list[Any]]]:
 
 
 def _one_object(source: _Source, run: bytes, offset: int, cause: Exception | None = None) -> NoReturn:
-    key = _FIRST_KEY.match(run.lstrip(_SPACE))
+    key = _FIRST_KEY.match(run)
     named = f", its first key is {key[0][1:].strip(_SPACE).decode(errors='replace')}" if key else ""
     then = "An array of objects was expected, or JSON Lines in a file named .jsonl"
     source.fail(offset, f"the file is one JSON object{named}", then, cause)
 
 
-def _decoded_lines(source: _Source, run: bytes, offset: int) -> list[Any]:
-    """The objects of whole lines; each line is one."""
+def _decoded_lines(source: _Source, run: bytes, offset: int, *, first: bool = False) -> list[Any]:
+    """The objects of whole lines, one a line; `first`: the run starts the file."""
     try:
         rows = _line_rows.decode_lines(run)
         if len(rows) == run.count(b"\n") + (not run.endswith(b"\n")):
             return rows
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
+        pass  # line by line, it is known which one it is
     rows = []
     at = offset
     for line in run.split(b"\n"):
-        if line.strip(_SPACE):
-            try:
-                rows += _decoded(source, line, at)
-                if len(rows) and not line.lstrip(_SPACE).startswith(b"{"):
-                    source.fail(at, f"a line that isn't an object, {line[:20]!r}", _NOT_ROWS)
-            except SourceError as error:
-                if at + len(line) == source.size:
-                    what = f"cut short: {error}"
-                    raise SourceError(f"{str(source.path)!r}, byte {source.size}: {what}") from error
-                if at == offset and not rows and line.strip(_SPACE) == b"{":
-                    _one_object(source, run, offset, error)
-                raise
+        try:
+            found = _decoded(source, line, at)
+        except SourceError as error:
+            if first and at == offset and line.strip(_SPACE)[-1:] in (b"{", b"[", b","):
+                _one_object(source, run, offset, error)
+            if at + len(line) == source.size:
+                source.fail(source.size, f"cut short: {error}", cause=error)
+            raise
+        if len(found) > 1:
+            source.fail(at, f"{len(found)} objects in one line", _NOT_ROWS)
+        rows += found
         at += len(line) + 1
     return rows
 
@@ -363,10 +347,10 @@ def _rows_of(run: bytes) -> list[Any] | None:
 
 
 def _decoded(source: _Source, run: bytes, offset: int) -> list[Any]:
-    """The objects of a run that is known to be whole elements. Raises SourceError with the byte that is wrong.
+    """The objects of a run of whole elements. Raises SourceError with the byte that is wrong.
 
-    What Python's own `json` writes but no standard allows is read too: NaN and Infinity as they are, half of a
-    surrogate pair as U+FFFD, because it could never be written again.
+    What Python's own `json` writes though no standard allows it is read too: NaN and Infinity as they are,
+    half of a surrogate pair as U+FFFD, because it could never be written again.
     """
     rows = _rows_of(run)
     if rows is not None:
@@ -374,9 +358,7 @@ def _decoded(source: _Source, run: bytes, offset: int) -> list[Any]:
     try:
         run.decode()
     except UnicodeDecodeError as error:
-        source.fail(
-            offset + error.start, f"invalid UTF-8, {run[error.start : error.start + 8]!r}", cause=error
-        )
+        source.fail(offset + error.start, f"invalid UTF-8, {run[error.start : error.start + 8]!r}", cause=error)
     text = _ESCAPE.sub(lambda m: b"\\ufffd" if m[1] else m[0], run).decode()
     try:
         rows = json.loads(f"[{text}]")
@@ -387,7 +369,7 @@ def _decoded(source: _Source, run: bytes, offset: int) -> list[Any]:
         source.fail(offset, "nested too deeply", _NOT_ROWS, error)
     except ValueError as error:  # a number of thousands of digits
         source.fail(offset, f"not JSON ({error})", _NOT_ROWS, error)
-    strange = next((row for row in rows if not isinstance(row, dict)), None)
-    if strange is not None or None in rows:
-        source.fail(offset, f"an array of objects was expected, not {str(strange)[:20]!r} inside", _NOT_ROWS)
+    for row in rows:
+        if not isinstance(row, dict):
+            source.fail(offset, f"an array of objects was expected, not {str(row)[:20]!r} in it", _NOT_ROWS)
     return list(rows)

@@ -137,10 +137,7 @@ class Ledger:
         cleaned = self.cleaned() if gone_is_fine else set()
         for part in commit.parts:
             for file in part.files():
-                if (
-                    file.name not in cleaned
-                    and self.store.size(f"{self.folder}/{file.name}") != file.size_bytes
-                ):
+                if file.name not in cleaned and self.store.size(f"{self.folder}/{file.name}") != file.size_bytes:
                     return "missing"
         return "done"
 

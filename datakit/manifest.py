@@ -109,9 +109,7 @@ def read(path: Path) -> Manifest:
         raise ManifestError(f"{path}: not TOML: {error}") from error
     for key in ("name", "pinned"):
         if key in data:
-            raise ManifestError(
-                f"{path}:{_line(text, [key])}: {key!r} can't be set: it comes from the file's name"
-            )
+            raise ManifestError(f"{path}:{_line(text, [key])}: {key!r} can't be set: it comes from the file's name")
     try:
         manifest = msgspec.convert(data, Manifest, strict=True)
     except msgspec.ValidationError as error:

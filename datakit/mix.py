@@ -65,9 +65,7 @@ def parse(expression: str, known: list[str]) -> list[tuple[str, int]]:
         if name not in known:
             raise UsageError(f"unknown dataset {name!r} in mix {expression!r}. {nearest(name, known)}")
         if colon and not re.fullmatch(r"[1-9]\d{0,3}", times):
-            raise UsageError(
-                f"bad mix {expression!r}: {term!r} should end in a whole number from 1, e.g. {name}:2"
-            )
+            raise UsageError(f"bad mix {expression!r}: {term!r} should end in a whole number from 1, e.g. {name}:2")
         if name in chosen:
             raise UsageError(f"{name!r} stands twice in mix {expression!r}; write {name}:2 to repeat it")
         chosen[name] = int(times or 1)
@@ -81,8 +79,7 @@ def make(name: str, parts: list[MixPart]) -> Mix:
     if empty:
         raise MixError(f"{empty[0]!r} has no packed sample, so mix {name!r} would silently leave it out")
     identity = [
-        [part.dataset, part.repeats, [[s.sha256, s.samples] for s in part.shards if s.samples]]
-        for part in parts
+        [part.dataset, part.repeats, [[s.sha256, s.samples] for s in part.shards if s.samples]] for part in parts
     ]
     return Mix(version=VERSION, name=name, fingerprint=fingerprint(identity), samples=samples, parts=parts)
 
@@ -110,9 +107,7 @@ def read(path: str | Path) -> tuple[Mix, str]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MixError(f"{text!r} is not a mix: {error}. Make it again with `datakit build-mix`") from error
     if mix.version != VERSION:
-        raise MixError(
-            f"{text!r} has version {mix.version}, this datakit reads {VERSION}: make the mix again"
-        )
+        raise MixError(f"{text!r} has version {mix.version}, this datakit reads {VERSION}: make the mix again")
     return mix, posixpath.dirname(text) or "."
 
 

@@ -42,15 +42,9 @@ def steps(recipe: str, manifest: Manifest) -> tuple[Step, ...]:
         raise UsageError(f"recipe {recipe!r} has no data steps (it may be one for the trainer)")
     found = table.get(manifest.name, table.get("*"))
     if found is None:
-        raise UsageError(
-            f"recipe {recipe!r} has no steps for {manifest.name!r}. {nearest(manifest.name, table)}"
-        )
+        raise UsageError(f"recipe {recipe!r} has no steps for {manifest.name!r}. {nearest(manifest.name, table)}")
     names = [step.name for step in found]
-    if (
-        len(names) < 3
-        or len(set(names)) != len(names)
-        or [names[0], *names[-2:]] != ["list", "fetch", "pack"]
-    ):
+    if len(names) < 3 or len(set(names)) != len(names) or [names[0], *names[-2:]] != ["list", "fetch", "pack"]:
         raise ManifestError(
             f"recipe {recipe!r}: the steps of a dataset are 'list', choices, 'fetch' and 'pack', not {names}"
         )

@@ -14,15 +14,16 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from datakit import __version__
+from datakit.crawl import Limits
 from datakit.errors import CeilingExceeded, DatakitError, Incomplete, UsageError
 from datakit.fingerprint import fingerprint
 from datakit.hosts import Hosts
@@ -46,7 +47,8 @@ class Run:
     manifest: Manifest
     recipe: str  # the pipeline's name, for messages
     steps: tuple[Step, ...]
-    hosts: Hosts = Hosts()
+    hosts: Hosts
+    limits: Limits = field(default_factory=Limits)
     limit: int | None = None
 
     @property
@@ -59,7 +61,7 @@ class Run:
         return Ledger(self.store, f"{self.folder}/{step.name}")
 
     def work(self, step: Step, tell: Tell = silent) -> Work:
-        return Work(self.store, self.manifest, self.folder, step.name, self.hosts, self.limit, tell)
+        return Work(self.store, self.manifest, self.folder, step.name, self.hosts, self.limits, self.limit, tell)
 
     def step_recipe(self, step: Step) -> dict[str, Any]:
         """What recipe.json of a step says."""
@@ -71,9 +73,7 @@ class Run:
         for place, step in enumerate(self.steps):
             if step.name == name:
                 return self.steps[: place + 1]
-        raise UsageError(
-            f"recipe {self.recipe!r} has no step {name!r}; it has {', '.join(s.name for s in self.steps)}"
-        )
+        raise UsageError(f"recipe {self.recipe!r} has no step {name!r}; it has {', '.join(s.name for s in self.steps)}")
 
     def claim(self, start: int, last: int, *, rebuild: bool = False) -> None:
         """Takes the step folders for this recipe; those before `start` are only compared.

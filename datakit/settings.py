@@ -4,6 +4,7 @@
     DATAKIT_MIRRORS        mirrors        FROM=TO, replaces a URL prefix (comma-separated; a list in the file)
     DATAKIT_ALLOW_HOSTS    allow_hosts    HOST or HOST:PORT that may be private (the same)
     DATAKIT_JOBS           jobs           processes
+    DATAKIT_TIMEOUT_S      timeout_s      seconds that one picture may take in all, default 30
     DATAKIT_CATALOGUE      catalogue      folders with manifests/ and pipelines/ of your own (joined like PATH)
 
 `datakit.toml` is looked for in the current folder.
@@ -18,11 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datakit.crawl import Limits
 from datakit.errors import ManifestError, UsageError, nearest
 from datakit.hosts import Hosts, parse_allowed, parse_mirrors
 
 FILE = "datakit.toml"
-KINDS: dict[str, type] = {"root": str, "mirrors": list, "allow_hosts": list, "jobs": int, "catalogue": list}
+TIMEOUT_S = 30  # for one picture, redirects included; VILA gives 10, img2dataset 10 to each read
+KINDS: dict[str, type] = {
+    "root": str,
+    "mirrors": list,
+    "allow_hosts": list,
+    "jobs": int,
+    "timeout_s": int,
+    "catalogue": list,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +40,7 @@ class Settings:
     root: str
     hosts: Hosts
     jobs: int
+    limits: Limits
 
 
 def load(
@@ -38,6 +49,7 @@ def load(
     mirrors: tuple[str, ...] = (),
     allow_hosts: tuple[str, ...] = (),
     jobs: int | None = None,
+    timeout_s: int | None = None,
     environ: Mapping[str, str] = os.environ,
     folder: Path | None = None,
 ) -> Settings:
@@ -46,23 +58,23 @@ def load(
     if "catalogue" in file and "DATAKIT_CATALOGUE" not in environ:
         os.environ["DATAKIT_CATALOGUE"] = os.pathsep.join(file["catalogue"])
     mirror_text = ",".join(mirrors) or environ.get("DATAKIT_MIRRORS") or ",".join(file.get("mirrors", []))
-    allow_text = (
-        ",".join(allow_hosts) or environ.get("DATAKIT_ALLOW_HOSTS") or ",".join(file.get("allow_hosts", []))
-    )
-    count = (
-        jobs if jobs is not None else environ.get("DATAKIT_JOBS") or file.get("jobs") or os.cpu_count() or 1
-    )
-    try:
-        count = int(count)
-    except ValueError as error:
-        raise UsageError(f"DATAKIT_JOBS should be a whole number, not {count!r}") from error
-    if count < 1:
-        raise UsageError(f"the number of jobs should be at least 1, not {count}")
+    allow_text = ",".join(allow_hosts) or environ.get("DATAKIT_ALLOW_HOSTS") or ",".join(file.get("allow_hosts", []))
+    count = _number("jobs", jobs, environ.get("DATAKIT_JOBS"), file.get("jobs"), os.cpu_count() or 1)
+    timeout = _number("timeout_s", timeout_s, environ.get("DATAKIT_TIMEOUT_S"), file.get("timeout_s"), TIMEOUT_S)
     return Settings(
         root=root or environ.get("DATAKIT_ROOT") or file.get("root") or "data",
         hosts=Hosts(mirrors=parse_mirrors(mirror_text), allowed=parse_allowed(allow_text)),
         jobs=count,
+        limits=Limits(total_s=timeout, connect_s=min(10, timeout), read_s=min(20, timeout)),
     )
+
+
+def _number(name: str, *given: int | str | None) -> int:
+    """The first that is given, as a whole number from 1. Raises UsageError."""
+    value = next(v for v in given if v not in (None, ""))
+    if not str(value).isdecimal() or int(str(value)) < 1:
+        raise UsageError(f"{name} should be a whole number from 1, not {value!r}")
+    return int(str(value))
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -24,9 +24,7 @@ def parse_shards(text: str) -> list[int]:
             raise UsageError(f"bad shard range {text!r} at {piece!r}: expected e.g. 0-127, 5 or 0,4-6")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise UsageError(
-                f"bad shard range {text!r}: {first} comes after {last}. Did you mean {last}-{first}?"
-            )
+            raise UsageError(f"bad shard range {text!r}: {first} comes after {last}. Did you mean {last}-{first}?")
         if last - first >= 10_000_000:
             raise UsageError(f"bad shard range {text!r}: more than ten million shards")
         numbers.update(range(first, last + 1))

@@ -17,11 +17,12 @@ import msgspec
 import pyarrow as pa
 
 from datakit import downloads
+from datakit.crawl import Limits
 from datakit.errors import Incomplete
 from datakit.fingerprint import plain
 from datakit.hosts import Hosts
 from datakit.manifest import Manifest
-from datakit.store import Sink, Store, locked
+from datakit.store import Sink, Store
 from datakit.tables import Rows
 from datakit.tars import TarWriter
 
@@ -41,6 +42,7 @@ class Work:
     folder: str  # of the dataset below the root: its name, or name@limit-N for a trial
     step: str
     hosts: Hosts
+    limits: Limits  # deadlines and sizes of a crawl
     limit: int | None = None  # rows of each annotation file that a trial reads
     tell: Tell = silent
 
@@ -51,17 +53,14 @@ class Work:
     def download(self, address: str) -> downloads.Downloaded:
         """A whole, checked upstream file; fetched if it isn't there. Raises DownloadError."""
         address = self.manifest.at_commit(address)
-        into = self.store.downloads
         size, sha256 = self.manifest.expect(address)
-        lock = into / ".locks" / downloads.parse(address).folder.replace("/", "%")
-        with locked(lock):
-            return downloads.download(
-                address,
-                into,
-                hosts=self.hosts,
-                expect=downloads.Expect(size_bytes=size, sha256=sha256),
-                tell=lambda done, total: self.tell(self.step, f"download {address}", done),
-            )
+        return downloads.download(
+            address,
+            self.store.downloads,
+            hosts=self.hosts,
+            expect=downloads.Expect(size_bytes=size, sha256=sha256),
+            tell=lambda done, total: self.tell(self.step, f"download {address}", done),
+        )
 
     def known(self, address: str) -> dict[str, Any] | None:
         """The sidecar of a file that was downloaded once, even if it was cleaned since; no network."""
@@ -158,6 +157,4 @@ class Step:
 
     name: str
     stage: Stage
-    tolerates: float = (
-        0.05  # share of a part's rows that may be faults (but 20 always may); more stops the shard
-    )
+    tolerates: float = 0.05  # share of a part's rows that may be faults (but 20 always may); more stops the shard

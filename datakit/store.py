@@ -45,13 +45,20 @@ class Sink(io.RawIOBase):
         self._name = name
         self._hash = hashlib.sha256()
         self._size = 0
+        self._abandoned = False
         self.written: Written | None = None
+
+    def abandon(self) -> None:
+        """Lets later writes go nowhere: a Parquet writer still writes its footer when it is thrown away."""
+        self._abandoned = True
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
+        if self._abandoned:
+            return view.nbytes
         with storage_errors(self._name):
             self._raw.write(view)
         self._hash.update(view)
@@ -150,8 +157,12 @@ class Store:
             part = Path(folder, "part")
             with part.open("wb") as raw:
                 sink = Sink(cast(BinaryIO, raw), part)
-                yield sink
-                sink._finish()
+                try:
+                    yield sink
+                    sink._finish()
+                except BaseException:
+                    sink.abandon()
+                    raise
             with storage_errors(f"{self.root}/{name}"):
                 self._fs.put_file(str(part), self._remote(name))
 
@@ -226,10 +237,13 @@ def _publish_local(final: Path) -> Iterator[Sink]:
         final.parent.mkdir(parents=True, exist_ok=True)
         raw = temporary.open("wb", buffering=1 << 20)
     try:
+        sink = Sink(raw, final)
         try:
-            sink = Sink(raw, final)
             yield sink
             sink._finish()
+        except BaseException:
+            sink.abandon()
+            raise
         finally:
             with suppress(OSError):  # a full disk fails again on close; the first error is the one to tell
                 raw.close()

@@ -80,9 +80,7 @@ class Stream:
         shard, index = self._entries[entry], self._index(entry)
         first, last = index.first[row], index.first[row + 1]
         record = decode(self._read(shard.tar, *index.json[row]))
-        return Sample(
-            record.key, record, [self._read(shard.tar, *where) for where in index.image[first:last]]
-        )
+        return Sample(record.key, record, [self._read(shard.tar, *where) for where in index.image[first:last]])
 
     def state(self, position: int) -> dict[str, Any]:
         """What must be kept to go on at a position: a few integers and the mix's fingerprint."""
@@ -164,9 +162,7 @@ class Stream:
             try:
                 handle = os.open(where, os.O_RDONLY) if "://" not in where else _open(where)
             except OSError as error:
-                raise MixError(
-                    f"can't open {where!r}: {error}. `datakit verify` says what is whole"
-                ) from error
+                raise MixError(f"can't open {where!r}: {error}. `datakit verify` says what is whole") from error
             self._files[where] = handle
             if len(self._files) > _OPEN_TARS:
                 _close(self._files.popitem(last=False)[1])

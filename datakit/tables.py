@@ -35,6 +35,7 @@ LOCATED = pa.list_(
             ("stored_bytes", pa.int64()),
             ("size_bytes", pa.int64()),
             ("method", pa.int8()),
+            ("crc32", pa.int64()),
             ("checked", pa.bool_()),  # decoded whole and brought to one form at fetch
             ("ext", pa.string()),
             ("width", pa.int32()),
@@ -143,9 +144,7 @@ def _window(
             yield batch.slice(begin, end - begin)
 
 
-def as_batches(
-    rows: Iterable[dict[str, Any]], schema: pa.Schema, *, size: int = 4096
-) -> Iterator[pa.RecordBatch]:
+def as_batches(rows: Iterable[dict[str, Any]], schema: pa.Schema, *, size: int = 4096) -> Iterator[pa.RecordBatch]:
     """Python rows as batches of a schema."""
     held: list[dict[str, Any]] = []
     for row in rows:

@@ -1,8 +1,8 @@
 """Chat: messages to token ids and labels, by Jinja templates with {% generation %} marks.
 
 A label is learned where the assistant speaks, its end mark included; everything else, and every image token,
-is IGNORE. The whole conversation is tokenized in one piece, as at inference; a token that reaches into the
-assistant's text is learned (such as " A", whose space belongs to the prompt).
+is IGNORE. The whole conversation is tokenized in one piece, as at inference, and a token that reaches into
+what the assistant says is learned.
 
 A record without a user, such as an image-text pair or an interleaved document, is a text to be continued:
 no system prompt, no roles. Each image part becomes the image token, repeated for its patches, in its place.
@@ -31,7 +31,8 @@ IMAGE = "<image>"
 # LLaVA conversation.py, conv_vicuna_v1. One picture of a user's message goes to its front (LLaVA,
 # preprocess_multimodal); several stay where they are (VILA), each with a line end behind it.
 _V1 = """\
-{%- if messages | selectattr('role', 'equalto', 'user') | list -%}
+{%- set asked = messages | selectattr('role', 'equalto', 'user') | list | length > 0 -%}
+{%- if asked -%}
   {%- if messages[0].role == 'system' -%}
     {{- messages[0].content | map(attribute='text') | join -}}
   {%- else -%}
@@ -53,8 +54,9 @@ _V1 = """\
     {%- endfor -%}
     {{- 'USER: ' + (said.text | trim if n_images else said.text) + ' ' -}}
   {%- elif message.role == 'assistant' -%}
-    {%- if messages | selectattr('role', 'equalto', 'user') | list -%}{{- 'ASSISTANT: ' -}}{%- endif -%}
+    {%- if asked -%}{{- 'ASSISTANT:' -}}{%- endif -%}
     {%- generation -%}
+    {%- if asked -%}{{- ' ' -}}{%- endif -%}
     {%- for part in message.content -%}{{- '<image>' if part.type == 'image' else part.text -}}{%- endfor -%}
     {{- '</s>' -}}
     {%- endgeneration -%}
@@ -113,9 +115,7 @@ class Chat:
         if self.image_id in (None, tokenizer.unk_token_id):
             raise UsageError(f"the tokenizer has no {IMAGE!r} token; a Llava model's own tokenizer has one")
         # Longest first, so that of two that begin alike the whole one is broken.
-        self._special = re.compile(
-            "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True) if s)
-        )
+        self._special = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True) if s))
 
     def render(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
         """The conversation as text, each picture one `<image>`, and the spans that the assistant says."""

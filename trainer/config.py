@@ -57,9 +57,7 @@ class Training:
         for part in self.trains:
             _check_known("trains", part, PARTS)
         if not self.trains:
-            raise UsageError(
-                f"this recipe trains nothing: name one or more of {', '.join(PARTS)} in `trains`"
-            )
+            raise UsageError(f"this recipe trains nothing: name one or more of {', '.join(PARTS)} in `trains`")
         for field in (
             "global_batch",
             "micro_batch",
@@ -102,16 +100,14 @@ class Training:
 
     def zero_settings(self) -> dict[str, Any]:
         """The ZeRO part of DeepSpeed's settings. Raises UsageError when the file can't be used."""
-        beside = Path(__file__).with_name(self.zero)
+        beside = Path(__file__).parent / self.zero
         path = beside if beside.is_file() else Path(self.zero)
         try:
             text = path.read_text()
             settings = json.loads(text)
         except (OSError, ValueError) as error:
             known = sorted(p.name for p in Path(__file__).parent.glob("zero*.json"))
-            raise UsageError(
-                f"can't read ZeRO settings {self.zero!r}: {error}. {nearest(self.zero, known)}"
-            ) from error
+            raise UsageError(f"can't read ZeRO settings {self.zero!r}: {error}. {nearest(self.zero, known)}") from error
         if '"auto"' in text:
             raise UsageError(f'{str(path)!r} says "auto", which only the HF Trainer resolves: write numbers')
         return settings
@@ -121,14 +117,10 @@ def load(recipe: str) -> tuple[str, Training]:
     """Name and TRAINING of a recipe: a name in `pipelines/`, or a path to a .py file. Raises UsageError."""
     path = Path(recipe) if recipe.endswith(".py") else find("pipelines", f"{recipe}.py")
     if not path.is_file():
-        raise UsageError(
-            f"no recipe file {recipe!r}. Give the name of one in pipelines/, or a path that exists"
-        )
+        raise UsageError(f"no recipe file {recipe!r}. Give the name of one in pipelines/, or a path that exists")
     training = runpy.run_path(str(path)).get("TRAINING")
     if not isinstance(training, Training):
-        raise UsageError(
-            f"recipe {recipe!r} at {str(path)!r} only makes data: it has no TRAINING = Training(...)"
-        )
+        raise UsageError(f"recipe {recipe!r} at {str(path)!r} only makes data: it has no TRAINING = Training(...)")
     return path.stem, training
 
 

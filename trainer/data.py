@@ -43,9 +43,7 @@ class Examples(Dataset[Example]):
                 pixels[n] = self.pictures.pixels(data)
             except BadImage as error:
                 raise SourceError(f"picture {n} of sample {sample.key!r} can't be read: {error}") from error
-        return Example(
-            sample.key, encoded.ids, encoded.labels, pixels, encoded.cut_tokens, encoded.cut_images
-        )
+        return Example(sample.key, encoded.ids, encoded.labels, pixels, encoded.cut_tokens, encoded.cut_images)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,9 +73,7 @@ def build(training: Training) -> Vlm:
         model, processor = _toy(training)
     else:
         processor = AutoProcessor.from_pretrained(training.model)
-        model = LlavaForConditionalGeneration.from_pretrained(
-            training.model, dtype=DTYPES[training.precision]
-        )
+        model = LlavaForConditionalGeneration.from_pretrained(training.model, dtype=DTYPES[training.precision])
     side = model.config.vision_config.image_size
     if side != training.image_size:
         raise UsageError(
@@ -168,9 +166,7 @@ def _toy(training: Training) -> tuple[LlavaForConditionalGeneration, LlavaProces
         model = LlavaForConditionalGeneration(config)
     side = training.image_size
     processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-        ),
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
         tokenizer=tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -206,6 +202,4 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, **special, extra_special_tokens={"image_token": IMAGE}
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special, extra_special_tokens={"image_token": IMAGE})

@@ -56,8 +56,7 @@ def check_identity(out: Path, kept: dict[str, Any], mine: dict[str, Any]) -> Non
     if differ:
         lines = "\n".join(differ)
         raise RecipeChanged(
-            f"{out} holds a run that was begun otherwise:\n{lines}\n"
-            "Give another --out, or train as it was begun."
+            f"{out} holds a run that was begun otherwise:\n{lines}\nGive another --out, or train as it was begun."
         )
 
 

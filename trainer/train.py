@@ -95,9 +95,7 @@ def train(args: argparse.Namespace) -> None:
         log.info("going on after step %d of %d", start, steps)
 
     tokenizer = vlm.processor.tokenizer
-    chat = Chat(
-        tokenizer, template=training.template, image_tokens=vlm.image_tokens, max_length=training.max_length
-    )
+    chat = Chat(tokenizer, template=training.template, image_tokens=vlm.image_tokens, max_length=training.max_length)
     share = data.Share(
         first_step=start,
         last_step=last,
@@ -162,9 +160,7 @@ def _where_to_start(args: argparse.Namespace, identity: dict[str, Any]) -> tuple
     start, saved_by = resume.newest(args.out) or 0, 0
     if start:
         if args.resume == "never":
-            raise UsageError(
-                f"{args.out} holds a run up to step {start}. Give another --out, or --resume auto"
-            )
+            raise UsageError(f"{args.out} holds a run up to step {start}. Give another --out, or --resume auto")
         kept = resume.read(args.out, start)
         resume.check_identity(args.out, kept["identity"], identity)
         saved_by = kept["processes"]

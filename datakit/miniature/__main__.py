@@ -18,9 +18,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="any free one unless told")
     parser.add_argument("--rows", type=int, default=240, help="of llava665k")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--real", type=Path, help="a folder of photographs and texts to use among the drawings"
-    )
+    parser.add_argument("--real", type=Path, help="a folder of photographs and texts to use among the drawings")
     options = parser.parse_args()
     interrupted = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

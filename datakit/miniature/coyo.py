@@ -101,9 +101,7 @@ def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     sink = pa.BufferOutputStream()
     # Spark wrote the real ones, so there is no Arrow schema in their footer.
-    pq.write_table(
-        table, sink, compression="snappy", row_group_size=max(1, -(-len(rows) // 3)), store_schema=False
-    )
+    pq.write_table(table, sink, compression="snappy", row_group_size=max(1, -(-len(rows) // 3)), store_schema=False)
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -114,8 +112,7 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     that more than a fifth pass the floor is not made here: of a poor shard, all that pass are kept.
     """
     sums = {
-        row["id"]: np.float32(row["clip_similarity_vitb32"]) + np.float32(row["clip_similarity_vitl14"])
-        for row in rows
+        row["id"]: np.float32(row["clip_similarity_vitb32"]) + np.float32(row["clip_similarity_vitl14"]) for row in rows
     }
     above = [id for id, similarity in sums.items() if similarity > FLOOR]
     return sorted(above, key=lambda id: (-sums[id], f"coyo-{id}"))[: int(SHARE * len(rows))]

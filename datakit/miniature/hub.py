@@ -44,9 +44,7 @@ class Stored:
         """git's id: of the file, or of the pointer that stands for a large one."""
         body = self.body
         if self.large:
-            pointer = (
-                f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(body)}\n"
-            )
+            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(body)}\n"
             body = pointer.encode()
         return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
@@ -60,9 +58,7 @@ class Stored:
 class Hub:
     """Dataset repositories, each with a fixed commit. `read(repo, file)` gives a file's bytes."""
 
-    def __init__(
-        self, repos: Mapping[str, Iterable[str]], read: Callable[[str, str], bytes], *, edition: str
-    ) -> None:
+    def __init__(self, repos: Mapping[str, Iterable[str]], read: Callable[[str, str], bytes], *, edition: str) -> None:
         self.repos = {repo: sorted(files) for repo, files in repos.items()}
         self.commits = {repo: hashlib.sha1(f"{repo} {edition}".encode()).hexdigest() for repo in repos}
         self._read = read
@@ -122,9 +118,7 @@ class Hub:
             return self._json(repo, self._info(repo, blobs="blobs" in options))
         if kind == "tree":
             folder = "/".join(rest[1:]).strip("/")
-            listed = self._tree(
-                repo, folder, options.get("recursive") == "true", options.get("expand") == "true"
-            )
+            listed = self._tree(repo, folder, options.get("recursive") == "true", options.get("expand") == "true")
             return self._json(repo, listed) if listed or not folder else self._no_entry(repo)
         if kind == "paths-info" and asked.method == "POST":
             paths, expand = _form(asked)

@@ -41,9 +41,7 @@ SOURCES = {
     "coco": Source(prefix="coco/train2017/", inside="train2017/", rows=364_100, turns=questions.about_coco),
     "gqa": Source(prefix="gqa/images/", inside="images/", rows=72_140, turns=questions.about_gqa),
     "ocr_vqa": Source(prefix="ocr_vqa/images/", inside="images/", rows=80_000, turns=questions.about_book),
-    "textvqa": Source(
-        prefix="textvqa/train_images/", inside="train_images/", rows=21_953, turns=questions.about_text
-    ),
+    "textvqa": Source(prefix="textvqa/train_images/", inside="train_images/", rows=21_953, turns=questions.about_text),
     "vg": Source(prefix="vg/VG_100K/", inside="VG_100K/", rows=51_000, turns=questions.boxes),
     "vg2": Source(prefix="vg/VG_100K_2/", inside="VG_100K_2/", rows=35_417, turns=questions.boxes),
 }
@@ -116,8 +114,7 @@ def llava665k(rows: int, seed: int, real: Real | None = None) -> Instruct:
     """The LLaVA-1.5 mix: six picture sources and text, with its faults."""
     if rows < FEWEST_ROWS:
         raise UsageError(
-            f"The miniature of llava665k has rows={rows!r}, too few for every source;"
-            f" use {FEWEST_ROWS} or more."
+            f"The miniature of llava665k has rows={rows!r}, too few for every source; use {FEWEST_ROWS} or more."
         )
     chance = random.Random(f"llava665k/{seed}")
     places = _shares(rows)
@@ -300,8 +297,4 @@ def _chat(chance: random.Random, row: int) -> dict[str, Any]:
 
 
 def _said(turns: questions.Turns) -> list[dict[str, str]]:
-    return [
-        {"from": role, "value": value}
-        for human, gpt in turns
-        for role, value in (("human", human), ("gpt", gpt))
-    ]
+    return [{"from": role, "value": value} for human, gpt in turns for role, value in (("human", human), ("gpt", gpt))]

@@ -45,9 +45,7 @@ def boxes(of: Drawing, chance: random.Random) -> Turns:
     ask = "Please provide the bounding box coordinate of the region this sentence describes: "
     turns = [(ask + sentence + ".", region)]
     if chance.random() < 0.6:
-        turns.append(
-            (f"Please provide a short description for this region: {region}.", sentence.capitalize() + ".")
-        )
+        turns.append((f"Please provide a short description for this region: {region}.", sentence.capitalize() + "."))
     return turns
 
 

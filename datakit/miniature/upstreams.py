@@ -119,9 +119,7 @@ class Upstreams:
         change = self._changes.get(path)
         if path.startswith(("/datasets/", "/api/")) or RESOLVED.fullmatch("/datasets" + path):
             stripped = re.sub(r"^/huggingface\.co/", "/", asked.path)
-            return self.hub.answer(
-                Asked(method=asked.method, path=stripped, headers=asked.headers, body=asked.body)
-            )
+            return self.hub.answer(Asked(method=asked.method, path=stripped, headers=asked.headers, body=asked.body))
         if isinstance(change, bytes):
             return whole(change, "image/jpeg" if path.endswith(".jpg") else "application/octet-stream")
         if path in ARCHIVES:

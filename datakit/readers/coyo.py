@@ -61,9 +61,7 @@ def batches(path: Path, stop: int | None, dataset: str) -> Iterator[pa.RecordBat
     try:
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(
-            f"{path} is not Parquet or is cut short: {error}. Remove it to fetch it again"
-        ) from error
+        raise SourceError(f"{path} is not Parquet or is cut short: {error}. Remove it to fetch it again") from error
     missing = [name for name in NEEDED if name not in file.schema_arrow.names]
     if missing:
         raise SourceError(
@@ -87,8 +85,6 @@ def _records(batch: pa.RecordBatch, dataset: str) -> pa.RecordBatch:
     messages = pc.binary_join_element_wise(_BEFORE, quoted(text), _AFTER, "")
     refs = pa.StructArray.from_arrays([pc.fill_null(batch["url"], "")], ["ref"])
     images = pa.ListArray.from_arrays(pa.array(range(batch.num_rows + 1), pa.int32()), refs)
-    sim = pc.add(
-        batch["clip_similarity_vitb32"].cast(pa.float32()), batch["clip_similarity_vitl14"].cast(pa.float32())
-    )
+    sim = pc.add(batch["clip_similarity_vitb32"].cast(pa.float32()), batch["clip_similarity_vitl14"].cast(pa.float32()))
     kept = [batch[name].cast(kind) for name, kind in KEPT.items()]
     return pa.RecordBatch.from_arrays([key, messages, images, sim, *kept], schema=SCHEMA)

@@ -30,9 +30,7 @@ class ClipTop(Stage):
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         if "clip_sim" not in rows.schema().names:
-            raise SourceError(
-                f"{work.path('')}: the rows have no clip_sim to choose by; the reader must give it"
-            )
+            raise SourceError(f"{work.path('')}: the rows have no clip_sim to choose by; the reader must give it")
         chosen = self._choice(rows, out)
         at = 0
         for batch in rows.batches():
@@ -44,9 +42,7 @@ class ClipTop(Stage):
 
     def _choice(self, rows: Rows, out: Out) -> npt.NDArray[np.bool_]:
         """A mark for each row: memory is 5 bytes a row, not the rows."""
-        sims = [
-            b["clip_sim"].to_numpy(zero_copy_only=False) for b in rows.batches(["clip_sim"], size=1 << 20)
-        ]
+        sims = [b["clip_sim"].to_numpy(zero_copy_only=False) for b in rows.batches(["clip_sim"], size=1 << 20)]
         sim = np.concatenate(sims) if sims else np.zeros(0, np.float32)
         passes = sim > np.float32(self.floor)  # False for NaN and null
         quota = int(len(sim) * self.share)

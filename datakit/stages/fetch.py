@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from datakit import images
-from datakit.crawl import Fetched, Limits, crawl
+from datakit.crawl import Fetched, crawl
 from datakit.manifest import Manifest
 from datakit.stage import Out, Stage, Work
 from datakit.tables import LOCATED, Rows, with_images
@@ -31,12 +31,6 @@ class Fetch(Stage):
     tars: ClassVar[bool] = True
     max_short_side_px: int | None = None  # longer ones are shrunk; None keeps the bytes as they came
     quality: int = 95  # of the JPEG when a picture has to be written anew
-    limits: Limits = field(default=Limits(), compare=False)
-
-    def identity(self, manifest: Manifest) -> dict[str, Any]:
-        recipe = super().identity(manifest)
-        del recipe["limits"]
-        return recipe
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         return with_images(rows.schema(), LOCATED)
@@ -45,7 +39,7 @@ class Fetch(Stage):
         schema = self.schema(rows, work.manifest)
         prepare = partial(images.normalise, max_short_side_px=self.max_short_side_px, quality=self.quality)
         urls = (ref for batch in rows.batches(["images"]) for ref in _refs(batch))
-        fetched = crawl(urls, hosts=work.hosts, limits=self.limits, work=prepare)
+        fetched = crawl(urls, hosts=work.hosts, limits=work.limits, work=prepare)
         try:
             for batch in rows.batches(size=256):
                 places = [
@@ -60,9 +54,7 @@ class Fetch(Stage):
         finally:
             fetched.close()
 
-    def _place(
-        self, got: Fetched[images.Picture], key: str, at: int, n: int, out: Out, work: Work
-    ) -> dict[str, Any]:
+    def _place(self, got: Fetched[images.Picture], key: str, at: int, n: int, out: Out, work: Work) -> dict[str, Any]:
         place: dict[str, Any] = {
             "ref": got.url,
             "outcome": got.outcome,

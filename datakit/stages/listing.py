@@ -49,9 +49,7 @@ class Listing(Stage):
             return list(range(rows.shards or 0))
         plan = self._kept_plan(work)
         if plan is None:
-            raise Incomplete(
-                f"{work.manifest.name!r} isn't listed yet: run `datakit fetch {work.manifest.name}`"
-            )
+            raise Incomplete(f"{work.manifest.name!r} isn't listed yet: run `datakit fetch {work.manifest.name}`")
         total = plan["rows"] if work.limit is None else min(plan["rows"], work.limit)
         per_shard = rows.rows_per_shard or 1
         return list(range(-(-total // per_shard)))
@@ -80,7 +78,7 @@ class Listing(Stage):
     def _objects(self, reader: Any, path: Path, shard: int, work: Work, out: Out) -> Iterator[dict[str, Any]]:
         plan = self._plan(work, path)
         per_shard = work.manifest.annotations.rows_per_shard or 1
-        total = plan.rows if work.limit is None else min(plan.rows, work.limit)
+        total = plan.n_rows if work.limit is None else min(plan.n_rows, work.limit)
         start = shard * per_shard
         for number, row in jsonfile.read_rows(path, plan, start, min(start + per_shard, total)):
             record = reader.read(row, number)
@@ -110,7 +108,7 @@ class Listing(Stage):
         if per_shard is None:
             raise UsageError(f"the manifest of {work.manifest.name!r} has no rows_per_shard")
         plan = jsonfile.plan(path, rows_per_shard=per_shard)
-        body = {"sha256": sha256, "rows": plan.rows, "plan": msgspec.to_builtins(plan)}
+        body = {"sha256": sha256, "rows": plan.n_rows, "plan": msgspec.to_builtins(plan)}
         work.store.write(work.path(_PLAN), msgspec.json.encode(body))
         return plan
 

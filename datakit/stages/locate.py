@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,9 @@ from datakit.store import locked
 from datakit.tables import LOCATED, Rows, with_images
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Locate(Stage):
     """Resolves `image` references to (archive, offset, size) by the manifest's [images.sources].
@@ -30,9 +34,7 @@ class Locate(Stage):
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         rules = {
-            name: {
-                k: v for k, v in plain_source(source).items() if k in ("prefix", "inside", "any_extension")
-            }
+            name: {k: v for k, v in plain_source(source).items() if k in ("prefix", "inside", "any_extension")}
             for name, source in manifest.images.sources.items()
         }
         return {**super().identity(manifest), "sources": rules}
@@ -40,10 +42,14 @@ class Locate(Stage):
     def prepare(self, work: Work) -> None:
         for source in work.manifest.images.sources.values():
             path = work.download(source.archive).path
-            index = index_of(path)
-            with locked(work.store.downloads / ".locks" / f"{index.name}.lock"):
-                if not index.exists():
+            index = archives.index_path(path)
+            with locked(index.with_name(f"{index.name}.lock")):
+                if not index.exists() or open_index(index).archive_bytes != path.stat().st_size:
+                    open_index.cache_clear()
                     archives.write_index(path, index)
+            skipped = open_index(index).skipped
+            if skipped:
+                log.warning("%s: members left out: %s", path.name, ", ".join(f"{k} {n}" for k, n in skipped.items()))
 
     def inputs(self, work: Work, shard: int) -> dict[str, str] | None:
         found = {}
@@ -66,8 +72,7 @@ class Locate(Stage):
         sources = sorted(work.manifest.images.sources.values(), key=lambda s: -len(s.prefix))
         for batch in rows.batches():
             places = [
-                [self._place(image["ref"], sources, work, out) for image in row]
-                for row in batch["images"].to_pylist()
+                [self._place(image["ref"], sources, work, out) for image in row] for row in batch["images"].to_pylist()
             ]
             column = pa.array(places, LOCATED)
             yield pa.RecordBatch.from_arrays(
@@ -81,7 +86,7 @@ class Locate(Stage):
             out.fault("no_source")
             return {**place, "outcome": "no_source"}
         path = work.local(source.archive)
-        member = find(open_index(index_of(path)), source, ref)
+        member = find(open_index(archives.index_path(path)), source, ref)
         if member is None:
             out.fault("missing")
             return {**place, "outcome": "missing"}
@@ -93,17 +98,16 @@ class Locate(Stage):
             "stored_bytes": member.stored_bytes,
             "size_bytes": member.size_bytes,
             "method": member.method,
+            "crc32": member.crc32,
             "checked": False,
         }
 
 
+_ENDINGS = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG", ".GIF")
+
+
 def plain_source(source: Source) -> dict[str, Any]:
     return {name: plain(getattr(source, name)) for name in source.__struct_fields__}
-
-
-def index_of(archive: Path) -> Path:
-    """Where the index of an archive stands: beside it."""
-    return archive.with_name(f"{archive.name}.index.parquet")
 
 
 @lru_cache(maxsize=16)  # a mix has up to 15 sources
@@ -115,7 +119,10 @@ def find(index: archives.Index, source: Source, ref: str) -> archives.Member | N
     """The member that a reference means, by the source's rules."""
     rest = ref.removeprefix(source.prefix)
     if source.inside == "*/":
-        return index.find_any_folder(rest, any_extension=source.any_extension)
+        stem = rest.rpartition(".")[0]
+        others = [f"{stem}{ending}" for ending in _ENDINGS] if source.any_extension else []
+        found = (index.find_any_folder(name) for name in [rest, *others])
+        return next((member for member in found if member is not None), None)
     name = source.inside + rest
     member = index.find(name)
     if member is None and source.any_extension:

@@ -18,17 +18,15 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from datakit import archives, images
-from datakit.errors import BadImage, Incomplete
+from datakit.errors import ArchiveError, BadImage, Incomplete
 from datakit.manifest import Manifest
 from datakit.record import Message, Record, decode_messages, encode
 from datakit.stage import Out, Stage, Work
 from datakit.store import Store
 from datakit.tables import CORE, PACKED, Rows, as_batches, with_images
 
-SAMPLES_PER_TAR = (
-    5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
-)
-_HIDDEN = {"file", "offset", "stored_bytes", "method", "checked", "outcome", "size_bytes", "ext", "status"}
+SAMPLES_PER_TAR = 5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
+_HIDDEN = {"file", "offset", "stored_bytes", "method", "crc32", "checked", "outcome", "size_bytes", "ext", "status"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +56,7 @@ class Pack(Stage):
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         with ExitStack() as stack:
             files = _Files(work.store, stack)
-            yield from as_batches(
-                self._samples(rows, files, work, out), self.schema(rows, work.manifest), size=512
-            )
+            yield from as_batches(self._samples(rows, files, work, out), self.schema(rows, work.manifest), size=512)
 
     def _samples(self, rows: Rows, files: _Files, work: Work, out: Out) -> Iterator[dict[str, Any]]:
         for batch in rows.batches(size=512):
@@ -82,9 +78,7 @@ class Pack(Stage):
             return images.Picture(data, image["ext"], image["width"], image["height"], False)
         return images.normalise(data, max_short_side_px=self.max_short_side_px, quality=self.quality)
 
-    def _write(
-        self, row: dict[str, Any], pictures: list[images.Picture], work: Work, out: Out
-    ) -> dict[str, Any]:
+    def _write(self, row: dict[str, Any], pictures: list[images.Picture], work: Work, out: Out) -> dict[str, Any]:
         key, messages = row["key"], decode_messages(row["messages"])
         attrs = {name: value for name, value in row.items() if name not in CORE and value is not None}
         facts, places = [], []
@@ -107,9 +101,7 @@ class Pack(Stage):
         caption = _caption(messages)
         if caption is not None and pictures:
             out.tar.add(f"{key}.txt", caption.encode())
-        record = encode(
-            Record(key=key, source=work.manifest.name, messages=messages, images=facts, attrs=attrs)
-        )
+        record = encode(Record(key=key, source=work.manifest.name, messages=messages, images=facts, attrs=attrs))
         work.tell(work.step, "bytes", sum(len(p.data) for p in pictures) + len(record))
         return {
             **{name: value for name, value in row.items() if name != "messages"},
@@ -141,9 +133,17 @@ class _Files:
             self._open[name] = self._stack.enter_context(self._file(name))
         file = self._open[name]
         member = archives.Member(
-            image["ref"], image["offset"], image["stored_bytes"], image["size_bytes"], image["method"]
+            image["ref"],
+            image["offset"],
+            image["stored_bytes"],
+            image["size_bytes"],
+            image["method"],
+            image["crc32"],
         )
-        return archives.read(file, member)
+        try:
+            return archives.read(file, member)
+        except ArchiveError as error:
+            raise BadImage("damaged_member", str(error)) from error
 
     def _file(self, name: str) -> Any:
         if not name.startswith("downloads/"):

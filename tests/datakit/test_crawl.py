@@ -15,7 +15,7 @@ from datakit.crawl import Limits, crawl
 from datakit.errors import BadImage
 from datakit.hosts import Hosts
 
-QUICK = Limits(connect_s=5, read_s=5, total_s=10, max_bytes=100_000)
+QUICK = Limits(max_bytes=100_000)
 
 
 @pytest.fixture
@@ -93,11 +93,10 @@ def test_a_slow_consumer_holds_up_the_crawl(server):
     worked = []
 
     results = crawl(urls, hosts=hosts, limits=limits, work=lambda body: worked.append(1) or body)
-    first = next(results)
+    ahead = [len(worked) - fetched.place for fetched in results]
 
-    assert first.outcome == "ok"
-    assert len(worked) <= 8  # 5 that wait, the two in flight, the one that was taken
-    assert len([first, *results]) == 200
+    assert len(ahead) == 200
+    assert max(ahead) <= 8  # 5 that wait, the two in flight, the one that was taken
 
 
 @pytest.mark.parametrize("status", [204, 304, 400, 401, 403, 404, 410, 418, 451])
@@ -436,7 +435,7 @@ def test_closing_early_stops_everything(server):
 
     urls = [server.at("/first", reply(b"x")), *[server.at(f"/{n}", half) for n in range(20)]]
     hosts = Hosts(allowed=(server.place,))
-    results = crawl(urls, hosts=hosts, limits=Limits(), work=bytes)
+    results = crawl(urls, hosts=hosts, limits=Limits(in_flight=4), work=bytes)
 
     first = next(results)
     results.close()

@@ -75,6 +75,24 @@ def in_turn(*answers: Answer) -> Answer:
     return answer
 
 
+def ranged(body: bytes, etag: str | None = '"v1"', cut: int | None = None, **headers: object) -> Answer:
+    """A file that can be read from a place on; with `cut` the connection ends after so many bytes."""
+
+    def answer(visit: Visit) -> None:
+        said = {**({"ETag": etag} if etag else {}), **headers}
+        start = 0
+        asked = visit.headers.get("range", "")
+        if asked and visit.headers.get("if-range", etag) == etag:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            said["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        left = body[start:]
+        visit.head(206 if start else 200, **said, Content_Length=len(left))
+        if visit.method != "HEAD":
+            visit.send(left[:cut])
+
+    return answer
+
+
 @dataclass
 class Unruly:
     """Answers by path, without the query; a path it doesn't know is a 404."""

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 from toymix import png
 
-torch = pytest.importorskip("torch", reason="needs the `train` extra")
+pytest.importorskip("torch", reason="needs the `train` extra")
 pytest.importorskip("transformers", reason="needs the `train` extra")
+
+import torch
 
 from datakit.errors import BadImage
 from trainer.batch import Collate, Example, Pictures, pad_batch
@@ -109,9 +111,7 @@ def test_padding_goes_to_the_right_and_is_neither_seen_nor_learned():
 def test_a_batch_has_the_pictures_of_its_samples_in_order():
     collate = Collate(pad_id=0, image_id=7, image_tokens=2)
 
-    batch = collate(
-        [example([1, 7, 7, 2], [IGNORE, IGNORE, IGNORE, 2], 1), example([7, 7, 7, 7], [IGNORE] * 4, 2)]
-    )
+    batch = collate([example([1, 7, 7, 2], [IGNORE, IGNORE, IGNORE, 2], 1), example([7, 7, 7, 7], [IGNORE] * 4, 2)])
 
     assert batch.pixels_NCHW.shape == (3, 3, 8, 8)
     assert batch.ids_BT.dtype == batch.labels_BT.dtype == torch.int64
@@ -126,9 +126,7 @@ def test_the_first_token_of_a_sample_does_not_count_as_learned():
 
 
 def test_a_batch_without_pictures_gets_one_behind_its_shortest_sample():
-    batch = Collate(pad_id=0, image_id=7, image_tokens=2)(
-        [example([1, 2, 3, 4], [1, 2, 3, 4]), example([5], [5])]
-    )
+    batch = Collate(pad_id=0, image_id=7, image_tokens=2)([example([1, 2, 3, 4], [1, 2, 3, 4]), example([5], [5])])
 
     assert batch.ids_BT.tolist() == [[1, 2, 3, 4], [5, 7, 7, 0]]
     assert batch.labels_BT.tolist() == [[1, 2, 3, 4], [5, IGNORE, IGNORE, IGNORE]]

@@ -130,7 +130,7 @@ def test_jinja_in_what_people_wrote_is_not_run():
 
 
 def test_answers_in_other_scripts_are_learned_whole():
-    said = record(("user", [text("船は？")]), ("assistant", [text("赤い 🚤 です。")]))
+    said = record(("user", [text("船は")]), ("assistant", [text("赤い 🚤 です。")]))
 
     assert learned("v1", said) == " 赤い 🚤 です。</s>"
 

@@ -1,0 +1,100 @@
+"""A build that is killed, with kill -9 and for real, is resumed to the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import everything, settings, typed
+
+from datakit.miniature import Miniature
+
+BUILD = "build-mix --fetch llava665k+qinstruct:2"
+
+# Publishes one file and is killed with the next one written but not yet renamed.
+DRIVER = """
+import os, pathlib, signal, sys
+from datakit.cli import main
+rename, left = pathlib.Path.replace, int(os.environ["CUT_AFTER"])
+def replace(self, target):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return rename(self, target)
+pathlib.Path.replace = replace
+os.replace = os.rename = None  # one way to publish, and no other
+main()
+"""
+
+
+def made(root):
+    """What a build makes; a download's sidecar and index come along, the half-written files do not."""
+    return {n: d for n, d in everything(root).items() if not n.endswith((".part", ".part.json"))}
+
+
+@pytest.fixture(scope="module")
+def small():
+    with Miniature(rows=30) as miniature:
+        yield miniature
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    assert typed(BUILD, settings(small, root)).code == 0
+    return made(root)
+
+
+def test_a_two_dataset_build_killed_at_every_publish_ends_with_the_same_bytes(small, whole, tmp_path):
+    env = {**os.environ, **settings(small, tmp_path)}
+    kills = 0
+
+    while True:
+        command = [sys.executable, "-c", DRIVER, *BUILD.split()]
+        done = subprocess.run(command, env={**env, "CUT_AFTER": "1"}, capture_output=True, text=True, check=False)
+        if done.returncode != -signal.SIGKILL:
+            break
+        kills += 1
+        assert kills < 200, "no progress"
+
+    assert done.returncode == 0, done.stderr
+    assert kills > 30  # recipes, plans, tables, tars and commits of two datasets, downloads, and the mix
+    assert made(tmp_path) == whole
+
+
+def test_a_build_by_several_processes_killed_at_random_moments_ends_with_the_same_bytes(small, whole, tmp_path):
+    env = {**os.environ, **settings(small, tmp_path, DATAKIT_JOBS="2")}
+    command = [sys.executable, "-m", "datakit", *BUILD.split()]
+    chance = random.Random(0)
+
+    for _ in range(6):
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(chance.uniform(0.3, 2.5))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert made(tmp_path) == whole
+
+
+def test_a_build_that_is_interrupted_says_how_to_go_on_and_exits_with_130(tmp_path):
+    with Miniature(rows=30, delay_s=0.2) as slow:
+        env = {**os.environ, **settings(slow, tmp_path)}
+        command = [sys.executable, "-m", "datakit", "fetch", "llava665k"]
+        process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        while not slow.requests:  # it has begun
+            assert process.poll() is None
+            time.sleep(0.01)
+
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "to go on, run:\n  datakit fetch llava665k\n" in err

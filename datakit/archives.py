@@ -65,7 +65,9 @@ def members(path: Path | str, skipped: Counter[str] | None = None) -> Iterator[M
         for magic, name in _OTHERS.items():
             if head.startswith(magic):
                 archive.fail(0, f"{name} can't be read by its index", "Unpack it to a plain tar or a zip first")
-        if not head.startswith(b"PK") and (len(head) < BLOCK or _is_header(head) or not any(head)):
+        if not head.startswith((b"PK\3\4", b"PK\5\6", b"PK\7\x08")) and (
+            len(head) < BLOCK or _is_header(head) or not any(head)
+        ):
             if len(head) < BLOCK:
                 archive.fail(archive.size, "cut short, or not an archive")
             yield from _tar_members(archive, skipped)
@@ -194,13 +196,14 @@ def _tar_members(archive: _File, skipped: Counter[str]) -> Iterator[Member]:
         seen += 1
         kind = block[156:157]
         size = _number(archive, block[124:136], at)
-        if kind in b"12346" or (kind == b"5"):
+        if kind in b"123456":
             size = 0  # links, devices and folders have no data, whatever they say
         elif b"size" in given or b"size" in shared:
             size = _pax_size(archive, given.get(b"size", shared.get(b"size", b"")), at)
         data_at = at + BLOCK
-        while kind == b"S" and block[482:483] == b"\1" or kind == b"s" and block[504:505] == b"\1":
-            block, kind = archive.at(data_at, BLOCK), b"s"  # the map of a sparse file goes on
+        more = kind == b"S" and block[482]
+        while more:  # the map of a sparse file goes on
+            more = (archive.at(data_at, BLOCK) or bytes(BLOCK))[504]
             data_at += BLOCK
         end = data_at + size
         at = end + -size % BLOCK
@@ -218,7 +221,7 @@ def _tar_members(archive: _File, skipped: Counter[str]) -> Iterator[Member]:
         raw = block[:100].partition(b"\0")[0]
         prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
         raw = given.get(b"path", prefix + b"/" + raw if prefix else raw)
-        sparse = kind in b"Ss" or any(key.startswith(b"GNU.sparse") for key in given)
+        sparse = kind == b"S" or any(key.startswith(b"GNU.sparse") for key in given)
         given = {}
         if kind == b"5" or (kind == b"\0" and raw.endswith(b"/")):
             continue
@@ -266,7 +269,7 @@ def _pax_size(archive: _File, value: bytes, at: int) -> int:
 
 def _zip_members(archive: _File, skipped: Counter[str]) -> Iterator[Member]:
     """By the central directory; every local header is looked at, because only it says where the data starts."""
-    entries, start, shift = _directory(archive)
+    entries, n_entries, start, shift = _directory(archive)
     place = 0
     found = []
     while place < len(entries):
@@ -283,44 +286,47 @@ def _zip_members(archive: _File, skipped: Counter[str]) -> Iterator[Member]:
         if 0xFFFFFFFF in (size, stored, header):
             size, stored, header = _zip64(extra, size, stored, header)
         found.append((header + shift, raw, flags, method, crc, stored, size, attributes, disk))
+    if (len(found) - n_entries) % 65_536:  # old writers count to 65,535 and start again
+        archive.fail(start, f"damaged, a directory of {len(found)} entries that should hold {n_entries}")
     taken = 0  # where the data of the last member ends
     for header, raw, flags, method, crc, stored, size, attributes, disk in sorted(found):
         kind = stat.S_IFMT(attributes >> 16)
-        if raw.endswith(b"/") and not size or kind == stat.S_IFDIR:
+        if (raw.endswith(b"/") and not size) or kind == stat.S_IFDIR:
             continue
         reason = _zip_fault(flags, method, stored, size, kind, disk)
-        if reason is None:
-            offset = _data_offset(archive, header, raw, flags, method, stored, size)
-            if offset is None:
-                reason = "header_disagrees"
-            elif offset + stored > start:
-                reason = "past_the_end"
-            elif header < taken:
-                reason = "overlaps"
-        if reason is not None:
-            skipped[reason] += 1
-            continue
-        taken = offset + stored
-        name = _clean(_zip_name(raw, flags), skipped)
-        if name is not None:
-            yield Member(name, offset, stored, size, method, crc)
+        offset = None if reason else _data_offset(archive, header, raw, flags, method, stored, size)
+        if offset is None:
+            skipped[reason or "header_disagrees"] += 1
+        elif offset + stored > start:
+            skipped["past_the_end"] += 1
+        elif header < taken:
+            skipped["overlaps"] += 1
+        else:
+            taken = offset + stored
+            name = _clean(_zip_name(raw, flags), skipped)
+            if name is not None:
+                yield Member(name, offset, stored, size, method, crc)
 
 
-def _directory(archive: _File) -> tuple[bytes, int, int]:
-    """A zip's central directory, where it starts, and how far all offsets are shifted by what stands before."""
+def _directory(archive: _File) -> tuple[bytes, int, int, int]:
+    """A zip's directory, its number of entries, where it starts, and the length of what was put before the zip."""
     tail_at = max(0, archive.size - 65_557)
     tail = archive.at(tail_at, archive.size - tail_at)
     at = tail.rfind(b"PK\5\6")
     while at >= 0 and (at + 22 > len(tail) or at + 22 + int.from_bytes(tail[at + 20 : at + 22], "little") != len(tail)):
         at = tail.rfind(b"PK\5\6", 0, at)
     if at < 0:
-        archive.fail(archive.size, "cut short or not a zip: it has no end record")
+        archive.fail(archive.size, "cut short or not a zip (nor a tar): it has no end record")
     disk, first_disk, _, n_entries, n_bytes, offset = struct.unpack_from("<4HII", tail, at + 4)
     end = tail_at + at
     locator = archive.at(end - 20, 20) if end >= 20 else b""
     if locator.startswith(b"PK\6\7"):
         where = int.from_bytes(locator[8:16], "little")
-        record = archive.at(where, 56)
+        record = archive.at(end - 76, 56) if end >= 76 else b""
+        if record.startswith(b"PK\6\6"):
+            where = end - 76  # its usual place, also when something was put before the zip
+        else:
+            record = archive.at(where, 56) if where < end else b""
         if not record.startswith(b"PK\6\6") or len(record) < 56:
             archive.fail(end - 20, "damaged, or cut out of a larger zip: no zip64 end record where it should be")
         disk, first_disk, _, n_entries, n_bytes, offset = struct.unpack_from("<IIQQQQ", record, 16)
@@ -330,10 +336,7 @@ def _directory(archive: _File) -> tuple[bytes, int, int]:
     start = end - n_bytes
     if n_bytes > _MAX_DIRECTORY_BYTES or start < offset or start < 0:
         archive.fail(end, f"damaged, a directory of {n_bytes} bytes at byte {offset}")
-    entries = archive.at(start, n_bytes)
-    if entries.count(b"PK\1\2") < n_entries % 65_536:
-        archive.fail(start, f"damaged, the directory should hold {n_entries} entries")
-    return entries, start, start - offset
+    return archive.at(start, n_bytes), n_entries, start, start - offset
 
 
 def _zip64(extra: bytes, size: int, stored: int, header: int) -> tuple[int, int, int]:
@@ -375,7 +378,7 @@ def _data_offset(
         return None
     if sizes_known and (its_stored, its_size) != (stored, size):
         return None
-    return header + 30 + n_name + n_extra
+    return header + 30 + len(raw) + int(n_extra)
 
 
 def _zip_name(raw: bytes, flags: int) -> bytes | str:

@@ -72,7 +72,7 @@ def test_html_in_place_of_json_is_told_as_such(own, tmp_path):
     got = typed("fetch llava665k", settings(own, tmp_path))
 
     assert got.code == 1
-    assert "HTML" in got.err
+    assert "web page and not the file" in got.err
 
 
 def test_json_cut_short_is_never_taken_for_fewer_rows(own, tmp_path):
@@ -168,7 +168,7 @@ def test_a_private_mirror_is_refused_unless_it_is_allowed(own, tmp_path):
     got = typed("fetch llava665k", env)
 
     assert got.code == 1
-    assert "--allow-host" in got.err
+    assert "DATAKIT_ALLOW_HOSTS" in got.err
     assert typed(f"fetch llava665k --allow-host 127.0.0.1:{own.port}", env).code == 0
 
 
@@ -231,7 +231,7 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(own, tmp_pa
     again = typed("fetch llava665k", settings(own, tmp_path))
 
     assert full.returncode == 1
-    assert "no space left" in full.stderr.lower()
+    assert "no space" in full.stderr.lower()
     assert "Traceback" not in full.stderr
     assert again.code == 0
 

@@ -160,8 +160,9 @@ def _is_header(block: bytes) -> bool:
         stated = int(block[148:156].strip(b" \0") or b"x", 8)
     except ValueError:
         return False
-    total = 256 + sum(block) - sum(block[148:156])
-    return stated in (total, total - 256 * sum(b > 127 for b in block[:148] + block[156:]))
+    summed = block[:148] + b" " * 8 + block[156:].rstrip(b"\0")
+    total = sum(summed)
+    return stated == total or stated == total - 256 * sum(b > 127 for b in summed)
 
 
 def _number(archive: _File, field: bytes, at: int) -> int:
@@ -435,6 +436,9 @@ def write_index(path: Path | str, out: Path | str | None = None) -> int:
     return int(table.num_rows)
 
 
+_COLUMNS = ("name", "offset", "stored_bytes", "size_bytes", "method", "crc32", "by_file_name")
+
+
 class Index:
     """Members of one archive by name: about 100 bytes of memory each, a few microseconds a look-up."""
 
@@ -444,20 +448,23 @@ class Index:
 
         self.path = Path(path)
         try:
-            table = pq.read_table(self.path, use_threads=False).combine_chunks()
+            with pq.ParquetFile(self.path) as file:
+                table = file.read(use_threads=False)
             about = json.loads(table.schema.metadata[b"datakit.archive"])
-            names = table.column("name").combine_chunks().cast(pa.large_binary())
-            columns = {c: table.column(c).to_numpy().tobytes() for c in table.column_names[1:]}
+            # By buffers: read_table would load pyarrow.dataset, and to_numpy pandas, 100 MB between them.
+            columns = {c: pa.concat_arrays(table.column(c).chunks).buffers() for c in _COLUMNS if len(table)}
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise ArchiveError(
                 f"{str(self.path)!r} is not an archive's index ({error}). Remove it; it is made again from the archive."
             ) from error
-        _, ends, text = names.buffers()
-        self._text = text.to_pybytes() if text is not None and len(table) else b""
-        self._ends = array("q", ends.to_pybytes()[: 8 * (len(table) + 1)]) if len(table) else array("q", [0])
-        self._wide = {c: array("q", columns[c]) for c in ("offset", "stored_bytes", "size_bytes", "crc32")}
-        self._method = columns["method"]
-        self._by_file_name = array("i", columns["by_file_name"])
+        kept = {c: b"".join(buffer.to_pybytes() for buffer in columns.get(c, ())[1:2]) for c in _COLUMNS}
+        self._ends = array("q", kept["name"][: 8 * (len(table) + 1)])
+        self._text: bytes = columns["name"][2].to_pybytes() if len(table) else b""
+        self._wide = {c: array("q", kept[c]) for c in ("offset", "stored_bytes", "size_bytes", "crc32")}
+        self._method = kept["method"]
+        self._by_file_name = array("i", kept["by_file_name"][: 4 * len(table)])
+        del table, columns
+        pa.default_memory_pool().release_unused()  # half of what opening took
         self.archive_bytes = int(about["archive_bytes"])  # the archive's own size when it was indexed
         self.skipped: dict[str, int] = about["skipped"]  # members left out, by reason
 

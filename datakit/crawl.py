@@ -95,7 +95,7 @@ class Fetched(Generic[T]):
     place: int
     url: str
     final_url: str
-    """The last URL that was asked."""
+    """Where the redirects led; `url` when there was none."""
     outcome: str
     status: int
     """Of the last answer; 0 when there was none."""
@@ -396,7 +396,6 @@ class _Engine(Generic[T]):
         url = self._hosts.first(job.url)
         hops, tries = 0, 0
         while True:
-            job.final_url = url
             try:
                 answer = await self._hop(job, url)
             except _Stop as stop:
@@ -414,7 +413,7 @@ class _Engine(Generic[T]):
             hops += 1
             if hops > self._limits.max_redirects:
                 raise _Stop("redirects")
-            url = self._hosts.check_url(answer)
+            url = job.final_url = self._hosts.check_url(answer)
 
     async def _hop(self, job: _Job, url: str) -> tuple[bytes, str] | str:
         """One request, at the pace of its host: a body with its encoding, or the URL to go to."""

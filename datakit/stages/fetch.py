@@ -58,7 +58,7 @@ class Fetch(Stage):
         place: dict[str, Any] = {
             "ref": got.url,
             "outcome": got.outcome,
-            "final_url": got.final_url,
+            "final_url": got.final_url if got.final_url != got.url else None,  # so only a redirect's
             "status": got.status,
         }
         picture = got.value

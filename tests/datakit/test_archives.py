@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import pickle
+import random
 import stat
 import struct
 import tarfile
@@ -23,7 +23,7 @@ from datakit.errors import ArchiveError
 FILES = {
     "a/1.jpg": b"one" * 1000,
     "a/2.PNG": b"",
-    "b/1.jpg": os.urandom(3000),
+    "b/1.jpg": random.Random(0).randbytes(3000),
     "b/é漢.txt": b"text",
     "c/" + "long" * 60 + "/" + "name" * 20 + ".jpg": b"deep",
 }
@@ -34,7 +34,8 @@ def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED, **option
     with zipfile.ZipFile(out, "w", method, **options) as archive:
         archive.mkdir("empty")
         for name, data in files.items():
-            archive.writestr(name, data)
+            info = zipfile.ZipInfo(name)  # not `name`, which would put today's date in
+            archive.writestr(info, data, method)
     return out.getvalue()
 
 
@@ -97,7 +98,6 @@ def fault(folder: Path, data: bytes) -> str:
         zipped(FILES)[:-2] + b"\x05\0hello",
         tarred(FILES, tarfile.GNU_FORMAT),
         tarred(FILES, tarfile.PAX_FORMAT),
-        tarred(FILES, tarfile.GNU_FORMAT)[:-9000],
     ],
 )
 def test_every_file_of_an_archive_is_read(tmp_path, data):
@@ -271,7 +271,7 @@ def test_a_member_that_inflates_beyond_its_stated_size_is_cut_off(tmp_path):
             read(file, Member("a", 0, len(data) // 2, 50_000_000, 8))
         with pytest.raises(ArchiveError, match="neither stored"):
             read(file, Member("a", 0, 10, 10, 12))
-        with pytest.raises(ArchiveError, match="member 'a' at byte|member 'a'"):
+        with pytest.raises(ArchiveError, match="member 'a'"):
             read(file.fileno(), Member("a", 3, 100, 1000, 8))
 
 
@@ -302,7 +302,7 @@ def test_a_zip_cut_anywhere_is_refused(tmp_path):
         (b"<html>" + bytes(2000), "an HTML page came instead"),
         (gzip.compress(tarred(FILES)), "gzip can't be read by its index"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(600), "7-Zip"),
-        (os.urandom(1) * 0 + b"garbage!" * 200, "cut short or not a zip"),
+        (b"garbage!" * 200, "cut short or not a zip"),
         (bytes(10_240), "nothing but zeros"),
         (tarred({"a": b"x"})[:512] + b"damaged!" * 64 + bytes(1024), "damaged, not a tar header"),
         (patched(zipped(FILES), 10, b"\x09\0", b"PK\5\6"), "that should hold 9"),
@@ -414,7 +414,11 @@ def test_an_archive_makes_its_index_and_makes_it_again_when_it_changed(tmp_path)
     assert set(found) == {b"22"}
 
 
-SEEDS = [zipped({"a.jpg": b"x" * 40, "é": b"y"}), tarred({"a.jpg": b"x" * 40, "b" * 120: b"y"})[:4096], tarred({"é" * 80: b"x"}, tarfile.PAX_FORMAT)[:4096]]  # fmt: skip # noqa: E501
+SEEDS = [
+    zipped({"a.jpg": b"x" * 40, "é": b"y"}),
+    tarred({"a.jpg": b"x" * 40, "b" * 120: b"y"})[:4096],
+    tarred({"é" * 80: b"x"}, tarfile.PAX_FORMAT)[:4096],
+]
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

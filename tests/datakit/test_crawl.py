@@ -40,7 +40,7 @@ def test_a_picture_is_fetched_politely(server):
     (fetched,) = fetch(server, url + "?v=1#top")
 
     assert (fetched.place, fetched.outcome, fetched.status, fetched.value) == (0, "ok", 200, b"picture")
-    assert (fetched.url, fetched.final_url) == (url + "?v=1#top", url + "?v=1")
+    assert (fetched.url, fetched.final_url) == (url + "?v=1#top", url + "?v=1#top")
     assert fetched.size_bytes == 7
     (visit,) = server.visits
     assert visit.path == "/a.jpg?v=1"

@@ -55,17 +55,9 @@ def chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def png(
-    width: int, height: int, depth: int, colour: int, rows: bytes, *more: bytes, interlace: int = 0
-) -> bytes:
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: bytes, interlace: int = 0) -> bytes:
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace))
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + head
-        + b"".join(more)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def exif(turn: int, order: str = "<") -> bytes:
@@ -77,9 +69,7 @@ def wide_profile() -> bytes:
     """An ICC profile whose colours are far from sRGB: the primaries of sRGB, red and blue exchanged."""
     made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for at in range(132, 132 + 12 * int.from_bytes(made[128:132]), 12):
-        made[at : at + 4] = {b"rXYZ": b"bXYZ", b"bXYZ": b"rXYZ"}.get(
-            bytes(made[at : at + 4]), made[at : at + 4]
-        )
+        made[at : at + 4] = {b"rXYZ": b"bXYZ", b"bXYZ": b"rXYZ"}.get(bytes(made[at : at + 4]), made[at : at + 4])
     return bytes(made)
 
 
@@ -459,9 +449,7 @@ def with_right_checksums(data: bytes) -> bytes:
 def test_mutated_pictures_raise_nothing_but_bad_image(data):
     mutated = bytearray(data.draw(st.sampled_from(SEEDS)))
     for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(
-            st.integers(0, max(0, min(len(mutated) - 1, data.draw(st.sampled_from([40, 300, 1 << 20])))))
-        )
+        at = data.draw(st.integers(0, max(0, min(len(mutated) - 1, data.draw(st.sampled_from([40, 300, 1 << 20]))))))
         what = data.draw(st.sampled_from(["flip", "set", "cut", "insert", "drop"]))
         if what == "flip" and mutated:
             mutated[at] ^= 1 << data.draw(st.integers(0, 7))

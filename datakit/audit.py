@@ -218,7 +218,6 @@ def _downloads(run: Run) -> set[str]:
 def _still_needed(run: Run) -> set[str]:
     """Those downloads that a step which isn't done yet is made from."""
     work = run.work(run.steps[0])
-    files = run.manifest.shard_files()
     try:
         known = run.steps[0].stage.shards(work)
     except Incomplete:
@@ -227,7 +226,7 @@ def _still_needed(run: Run) -> set[str]:
     last = len(run.steps) - 1
     for shard in known:
         if not run.done(0, shard):
-            file = files[shard] if len(files) > 1 else files[0]
+            file = run.manifest.file_of(shard)
             needed.add(work.local(run.manifest.address(file)).relative_to(run.store.downloads).as_posix())
     if not all(run.done(last, shard) for shard in known):
         for source in run.manifest.images.sources.values():

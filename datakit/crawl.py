@@ -13,11 +13,9 @@ address that was checked would not be the one connected to, and no credential sh
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import ssl
 import threading
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,36 +24,19 @@ from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote, urljoin
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from datakit import hosts as policy
-from datakit.errors import BadImage, DownloadError
 from datakit.hosts import Hosts, RefusedUrl
+from datakit.outcomes import PACKED, Stop, stop_for, target, worked
+from datakit.pacing import Limits, Room, size_of
+
+__all__ = ["Fetched", "Limits", "crawl"]
 
 T = TypeVar("T")
-
-OUTCOMES = (
-    "ok",
-    "http_<status>",  # any answer but 200, for example http_404
-    "dns",  # the host has no address
-    "connect",  # nobody listens there, or no route
-    "tls",  # a certificate or a handshake that fails
-    "timeout_connect",  # name, connection and handshake together
-    "timeout_read",  # silence on an open connection
-    "timeout_total",  # the whole URL with its redirects
-    "too_large",  # more bytes than allowed, announced, sent or unpacked
-    "redirects",  # too many
-    "refused_url",  # the form of the URL or of a redirect's target
-    "refused_address",  # not a public address
-    "reset",  # the connection broke, or what came was not HTTP
-    "encoding",  # a compressed body that can't be unpacked
-    "opted_out",  # X-Robots-Tag or tdm-reservation
-)
-"""What can become of a URL; besides these, the reasons of `BadImage` that `work` raises."""
 
 BACKOFF_S = 0.5  # before the first retry; doubled for each more
 AHEAD = 32  # times `in_flight` URLs may be started or finished before the oldest one is done
@@ -65,27 +46,6 @@ KEEP_ALIVE_S = 2.0  # a crawl meets so many hosts that idle connections would us
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
-NO_HANDLES = frozenset({errno.EMFILE, errno.ENFILE})
-PACKED = frozenset({"br", "zstd", "compress", "x-compress", "dcb", "dcz"})  # encodings we don't unpack
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How long, how much and how many. None of it changes a byte of what is fetched."""
-
-    connect_s: float = 10
-    read_s: float = 20
-    """Silence that is borne on an open connection."""
-    total_s: float = 60
-    """The whole URL with redirects, retries and back-off; waiting for our own limits is not counted."""
-    max_bytes: int = 50 << 20
-    max_redirects: int = 5
-    in_flight: int = 256
-    per_host: int = 8
-    bytes_ahead: int = 256 << 20
-    """Bytes being read, worked on or waiting for their turn. A value counts by its length or `nbytes`,
-    and as much as its body did when it has neither."""
-    retries: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,16 +85,6 @@ def crawl(
         engine.close()
 
 
-class _Stop(Exception):
-    """This URL ends with an outcome, unless `again` and there are retries left."""
-
-    def __init__(self, outcome: str, *, again: bool = False, after_s: float | None = None) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
-        self.again = again
-        self.after_s = after_s
-
-
 @dataclass(slots=True)
 class _Job:
     """A URL on its way."""
@@ -148,53 +98,6 @@ class _Job:
     held: int = 0  # bytes that count against bytes_ahead
     deadline: asyncio.Timeout | None = None
     waited_s: float = 0.0  # for our own limits, during the present request
-
-
-class _Room:
-    """So much of one thing at once. Who waits goes in order of arrival, and the oldest URL never waits."""
-
-    def __init__(self, limit: int, oldest: Callable[[], int]) -> None:
-        self.used = 0
-        self._limit = limit
-        self._oldest = oldest
-        self._waiting: dict[int, tuple[int, asyncio.Future[None]]] = {}
-
-    @property
-    def idle(self) -> bool:
-        return not self.used and not self._waiting
-
-    def admits(self, place: int, n: int) -> bool:
-        """Takes `n` at once if that is possible."""
-        if place != self._oldest() and (self._waiting or self.used + n > self._limit):
-            return False
-        self.used += n
-        return True
-
-    async def wait(self, place: int, n: int) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[place] = (n, turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if self._waiting.pop(place, None) is None:  # it was let in and cancelled at the same moment
-                self.give(n)
-            raise
-
-    def give(self, n: int) -> None:
-        """Gives `n` back, and lets in those who now fit."""
-        self.used -= n
-        while self._waiting:
-            place, (wanted, _) = next(iter(self._waiting.items()))
-            if self.used + wanted > self._limit:
-                break
-            self.let_in(place)
-
-    def let_in(self, place: int) -> None:
-        if place in self._waiting:
-            n, turn = self._waiting.pop(place)
-            self.used += n
-            if not turn.done():
-                turn.set_result(None)
 
 
 class _Resolver(AbstractResolver):
@@ -241,9 +144,9 @@ class _Engine(Generic[T]):
         self._held: dict[int, int] = {}
         self._next_out = 0
         self._oldest = 0  # the first place that the consumer hasn't taken
-        self._bytes = _Room(limits.bytes_ahead, lambda: self._oldest)
-        self._host_rooms: dict[str, _Room] = {}
-        self._waiting: dict[int, _Room] = {}
+        self._bytes = Room(limits.bytes_ahead, lambda: self._oldest)
+        self._host_rooms: dict[str, Room] = {}
+        self._waiting: dict[int, Room] = {}
         self._loop = _new_loop()
         self._stopping = asyncio.Event()
         self._ready = threading.Event()
@@ -372,11 +275,11 @@ class _Engine(Generic[T]):
                 self._running -= 1
                 self._start()
             outcome, size, value = await self._loop.run_in_executor(
-                self._pool, _worked, self._work, body, encoding, self._limits.max_bytes
+                self._pool, worked, self._work, body, encoding, self._limits.max_bytes
             )
-        except (_Stop, RefusedUrl) as stop:
+        except (Stop, RefusedUrl) as stop:
             outcome = stop.outcome
-        kept = 0 if value is None else _size_of(value, job.held)
+        kept = 0 if value is None else size_of(value, job.held)
         self._bytes.give(job.held - kept)
         job.held = kept
         fetched = Fetched(
@@ -398,7 +301,7 @@ class _Engine(Generic[T]):
         while True:
             try:
                 answer = await self._hop(job, url)
-            except _Stop as stop:
+            except Stop as stop:
                 self._bytes.give(job.held)
                 job.held = 0
                 pause = BACKOFF_S * 2**tries if stop.after_s is None else stop.after_s
@@ -412,20 +315,20 @@ class _Engine(Generic[T]):
                 return answer
             hops += 1
             if hops > self._limits.max_redirects:
-                raise _Stop("redirects")
+                raise Stop("redirects")
             url = job.final_url = self._hosts.check_url(answer)
 
     async def _hop(self, job: _Job, url: str) -> tuple[bytes, str] | str:
         """One request, at the pace of its host: a body with its encoding, or the URL to go to."""
         host = policy.host_of(url)
-        room = self._host_rooms.setdefault(host, _Room(self._limits.per_host, lambda: self._oldest))
+        room = self._host_rooms.setdefault(host, Room(self._limits.per_host, lambda: self._oldest))
         await self._enter(room, job, 1)
         began, job.waited_s = self._loop.time(), 0.0
         try:
             async with asyncio.timeout(job.left_s) as job.deadline:
                 return await self._ask(job, url)
         except TimeoutError as error:
-            raise _Stop("timeout_total") from error
+            raise Stop("timeout_total") from error
         finally:
             job.deadline = None
             job.left_s -= self._loop.time() - began - job.waited_s
@@ -433,7 +336,7 @@ class _Engine(Generic[T]):
             if room.idle:
                 self._host_rooms.pop(host, None)
 
-    async def _enter(self, room: _Room, job: _Job, n: int) -> None:
+    async def _enter(self, room: Room, job: _Job, n: int) -> None:
         """Waits for room; the URL's own deadline stands still meanwhile."""
         if room.admits(job.place, n):
             return
@@ -455,27 +358,27 @@ class _Engine(Generic[T]):
             async with self._session.get(URL(url, encoded=True), allow_redirects=False) as reply:
                 job.status = reply.status
                 if reply.status in REDIRECTS and "Location" in reply.headers:
-                    return _target(url, reply.headers["Location"])
+                    return target(url, reply.headers["Location"])
                 if reply.status != 200:
                     again = reply.status in TRY_AGAIN
                     after_s = policy.retry_after_s(reply.headers.get("Retry-After", ""))
-                    raise _Stop(f"http_{reply.status}", again=again, after_s=after_s)
+                    raise Stop(f"http_{reply.status}", again=again, after_s=after_s)
                 if policy.opted_out(reply.headers.getall("X-Robots-Tag", []), reply.headers.get("tdm-reservation")):
-                    raise _Stop("opted_out")
+                    raise Stop("opted_out")
                 return await self._read(job, reply)
         except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:
-            raise _stop(error) from error
+            raise stop_for(error) from error
 
     async def _read(self, job: _Job, reply: aiohttp.ClientResponse) -> tuple[bytes, str]:
         encoding = reply.headers.get("Content-Encoding", "").strip().lower()
         if encoding in PACKED or "," in encoding:
-            raise _Stop("encoding")
+            raise Stop("encoding")
         if (reply.content_length or 0) > self._limits.max_bytes:
-            raise _Stop("too_large")
+            raise Stop("too_large")
         pieces: list[bytes] = []
         async for piece in reply.content.iter_any():
             if job.held + len(piece) > self._limits.max_bytes:
-                raise _Stop("too_large")
+                raise Stop("too_large")
             await self._enter(self._bytes, job, len(piece))
             job.held += len(piece)
             pieces.append(piece)
@@ -488,68 +391,3 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:  # there is none for Windows
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-def _worked(work: Callable[[bytes], T], body: bytes, encoding: str, max_bytes: int) -> tuple[str, int, T | None]:
-    """Outcome, size and value of a body. Runs in the pool."""
-    if encoding in ("gzip", "x-gzip", "deflate"):
-        body = _unpacked(body, max_bytes)
-    try:
-        return "ok", len(body), work(body)
-    except BadImage as bad:
-        return bad.reason, len(body), None
-
-
-def _unpacked(body: bytes, max_bytes: int) -> bytes:
-    """A gzip or deflate body, unpacked up to the ceiling. We ask for none, but some servers send it."""
-    for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # gzip and zlib by their header; raw deflate
-        unpacker = zlib.decompressobj(window)
-        try:
-            plain = unpacker.decompress(body, max_bytes + 1)
-        except zlib.error:
-            continue
-        if len(plain) > max_bytes:
-            raise _Stop("too_large")
-        if unpacker.eof:
-            return plain
-    raise _Stop("encoding")
-
-
-def _size_of(value: object, otherwise: int) -> int:
-    """Bytes that a value keeps in memory, as far as they can be told."""
-    if isinstance(value, bytes | bytearray):
-        return len(value)
-    n = getattr(value, "nbytes", otherwise)
-    return n if isinstance(n, int) else otherwise
-
-
-def _target(url: str, location: str) -> str:
-    """Where a redirect leads; bytes that are no UTF-8 are quoted as they came."""
-    if any("\ud800" <= c <= "\udfff" for c in location):
-        raw = location.encode("utf-8", "surrogateescape")
-        location = quote(raw, safe="".join(map(chr, range(0x21, 0x7F))))
-    try:
-        return urljoin(url, location.strip(" "))
-    except ValueError as error:
-        raise _Stop("refused_url") from error
-
-
-def _stop(error: Exception) -> _Stop:
-    """The outcome of what aiohttp raises."""
-    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno in NO_HANDLES:
-        raise DownloadError(
-            "the crawl ran out of file handles: raise `ulimit -n`, or have fewer URLs in flight"
-        ) from error
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return _Stop("dns", again=error.os_error.errno == socket.EAI_AGAIN)
-    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return _Stop("tls")
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return _Stop("timeout_connect")
-    if isinstance(error, aiohttp.ServerTimeoutError):
-        return _Stop("timeout_read")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return _Stop("connect")
-    if isinstance(error, aiohttp.InvalidURL):
-        return _Stop("refused_url")
-    return _Stop("reset", again=not isinstance(error, aiohttp.ClientResponseError))

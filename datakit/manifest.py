@@ -77,6 +77,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return [self.annotations.files]
         return [self.annotations.files.format(shard=k) for k in range(self.annotations.shards or 0)]
 
+    def file_of(self, shard: int) -> str:
+        """The annotation file that a shard is read from."""
+        files = self.shard_files()
+        return files[shard] if self.annotations.format == "parquet" else files[0]
+
     def address(self, file: str) -> str:
         """Where a file of the dataset's own repository is, at the pinned commit if there is one."""
         return self.at_commit(f"hub://datasets/{self.hub}@{self.revision}/{file}")

@@ -123,16 +123,17 @@ class Run:
         return commit is not None and commit.inputs != self.inputs(place, shard)
 
     def pending(self, last: int, shard: int) -> list[int]:
-        """The steps, up to place `last`, that a shard still has to go through."""
-        for place in range(last + 1):
-            if self.stale(place, shard):
-                return list(range(place, last + 1))
-        todo: list[int] = []
-        for place in range(last, -1, -1):
-            if self.done(place, shard, files=bool(todo)):
-                break
-            todo.append(place)
-        return todo[::-1]
+        """The steps, up to place `last`, that a shard still has to go through.
+
+        It begins with the first that isn't done, or earlier when files that it reads were cleaned away.
+        """
+        n = len(self.steps)
+        first = next((place for place in range(n) if not self.done(place, shard)), n)
+        if first == n or first > last + 1:
+            return []
+        while first > 0 and not self.done(first - 1, shard, files=True):
+            first -= 1
+        return list(range(first, last + 1))
 
 
 @dataclass(frozen=True)
@@ -232,15 +233,22 @@ def _chosen(run: Run, known: list[int], shards: list[int] | None) -> list[int]:
 
 def make_shard(run: Run, shard: int, start: int, last: int, tell: Tell = silent) -> list[Commit]:
     """Takes one shard through the steps it still has to go through; returns the commits that were made."""
-    made = []
-    for place in run.pending(last, shard):
+    made: dict[int, Commit] = {}
+    # Asked anew after each step: one that was lost and made again as it was leaves the next ones done.
+    while todo := run.pending(last, shard):
+        place = todo[0]
         if place < start:
             raise Incomplete(
                 f"shard {shard} of {run.manifest.name!r} must go through {run.steps[place].name!r} again: "
                 f"run `datakit fetch {run.manifest.name} --shards {shard}`"
             )
-        made.append(_make_step(run, place, shard, tell))
-    return made
+        if place in made:
+            raise DatakitError(
+                f"{run.folder}/{run.steps[place].name} shard {shard} was made and isn't done: "
+                "does another job remove or change what is in this root?"
+            )
+        made[place] = _make_step(run, place, shard, tell)
+    return list(made.values())
 
 
 def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:

@@ -10,8 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "__init__"},
-    {"store", "fingerprint", "shards", "order", "catalogue", "record"},
-    {"manifest", "ledger", "hosts", "images", "jsonfile", "archives", "tars"},
+    {"imageheaders", "colours", "members"},
+    {"store", "fingerprint", "shards", "order", "catalogue", "record", "jpegs", "tarwalk", "zipwalk"}
+    | {"hosts", "addresses", "outcomes", "pacing"},
+    {"manifest", "ledger", "images", "jsonfile", "archives", "tars", "transfers"},
     {"mix", "tables", "downloads", "crawl"},
     {"readers", "stage", "stream"},
     {"stages", "settings"},

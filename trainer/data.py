@@ -75,7 +75,8 @@ def loader(examples: Examples, share: Share, *, collate: Collate, workers: int) 
         batch_sampler=share,  # any iterable of index lists
         collate_fn=collate,
         num_workers=workers,
-        # A forked process would inherit locks that threads of the collectives or of Arrow hold.
-        multiprocessing_context="forkserver" if workers else None,
+        # Forked, they would inherit locks that threads of the collectives or of Arrow hold; from a fork server,
+        # they would outlive a process that was killed, because they watch the server and it watches them.
+        multiprocessing_context="spawn" if workers else None,
         pin_memory=torch.cuda.is_available(),
     )

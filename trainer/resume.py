@@ -13,6 +13,7 @@ format, which knows no processes; that copy is removed after loading.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -20,11 +21,11 @@ import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch.distributed as dist
 
-from datakit.errors import RecipeChanged, StorageError
+from datakit.errors import RecipeChanged, StorageError, UsageError
 
 KEEP = 2  # the newest, and one more in case the disk fails under it
 _NAME = re.compile(r"step-(\d{8})")
@@ -112,6 +113,20 @@ def load(engine: Any, out: Path, step: int, *, universal: bool) -> None:
     dist.barrier()
     if universal and dist.get_rank() == 0:
         _remove(folder)
+
+
+def claim(out: Path) -> TextIO:
+    """A lock on the folder that lasts until the file is closed. Raises UsageError when another run has it."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = (out / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UsageError(
+            f"another process trains into {str(out)!r}. Wait for it, stop it, or give another --out"
+        ) from error
+    return file
 
 
 def clean(out: Path, step: int, logs: Sequence[str]) -> None:

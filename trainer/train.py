@@ -14,7 +14,8 @@ launcher, by `python -m trainer.train ...`.
 
 <out>/log.jsonl gets a line per step (loss, tokens, lr), <out>/samples.jsonl the keys that it has seen,
 <out>/checkpoints/ the state, <out>/model/ the result. A stop, by a signal or a crash, never leaves a
-checkpoint half written.
+checkpoint half written. Stop a launch by Ctrl-C, or by SIGTERM to its process group: the first process of
+`deepspeed` doesn't pass SIGTERM on.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def train(args: argparse.Namespace) -> None:
     steps = training.steps(len(stream))
     last = min(steps, args.max_steps or steps)
     identity = {"recipe": recipe, **training.identity(), "mix": stream.fingerprint}
+    lock = resume.claim(args.out) if os.environ.get("RANK", "0") == "0" else None
     start, saved_by = _where_to_start(args, identity)
 
     import torch
@@ -132,6 +134,8 @@ def train(args: argparse.Namespace) -> None:
     resume.save_model(engine, vlm.processor, args.out)
     stream.close()
     processes.leave()
+    if lock:
+        lock.close()
 
 
 def _step(engine: Any, micro_batches: list[Batch], lr: float) -> dict[str, float]:

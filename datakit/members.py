@@ -1,0 +1,108 @@
+"""Members of archives: where a file's bytes stand inside a zip or tar, and taking them out.
+
+Nothing that an archive says is trusted: `read` makes no more bytes than are stated and checks them; names are only
+looked up, never written to, and yet `clean_name` turns down one that could leave a folder.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import IO, NamedTuple, NoReturn
+
+from datakit.errors import ArchiveError
+
+STORED, DEFLATED = 0, 8
+MAX_MEMBER_BYTES = 256 << 20
+_HOSTILE = re.compile(r"^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]|(?:^|/)\.\.(?:/|$)")
+
+
+class Member(NamedTuple):
+    """Where a file's bytes stand inside an archive."""
+
+    name: str
+    offset: int  # of the first byte of the data itself
+    stored_bytes: int
+    size_bytes: int  # as it was before it was compressed
+    method: int  # 0 stored, 8 deflate
+    crc32: int | None = None  # None: the archive has none
+
+
+def read(file: int | IO[bytes], member: Member, *, max_bytes: int = MAX_MEMBER_BYTES) -> bytes:
+    """The bytes of a member of an open archive; safe from several threads at once.
+
+    Never makes more than the size the archive states. Raises ArchiveError for another size or checksum.
+    """
+    fd = file if isinstance(file, int) else file.fileno()
+    if member.size_bytes > max_bytes or member.stored_bytes > max_bytes + (max_bytes >> 4) + 4096:
+        _lie(member, f"{member.size_bytes} bytes, {member.stored_bytes} stored, above the ceiling of {max_bytes}")
+    data = pread(fd, member.stored_bytes, member.offset)
+    if len(data) < member.stored_bytes:
+        _lie(member, f"the archive is cut short, {len(data)} of {member.stored_bytes} bytes are there")
+    if member.method == DEFLATED:
+        inflate = zlib.decompressobj(-15)
+        try:
+            data = inflate.decompress(data, member.size_bytes + 1)
+        except zlib.error as error:
+            raise ArchiveError(f"member {member.name!r}: {error}. Fetch the archive again.") from error
+        if not inflate.eof and len(data) <= member.size_bytes:
+            _lie(member, "the compressed data is cut short")
+    elif member.method != STORED:
+        _lie(member, f"method {member.method!r} is neither stored (0) nor deflate (8)")
+    if len(data) != member.size_bytes:
+        more = "more than " if len(data) > member.size_bytes else ""
+        _lie(member, f"{more}{min(len(data), member.size_bytes)} bytes where {member.size_bytes} are stated")
+    if member.crc32 is not None and zlib.crc32(data) != member.crc32:
+        _lie(member, "its checksum differs")
+    return data
+
+
+def _lie(member: Member, what: str) -> NoReturn:
+    raise ArchiveError(f"member {member.name!r} at byte {member.offset}: {what}. Fetch the archive again.")
+
+
+def pread(fd: int, n: int, at: int) -> bytes:
+    data = os.pread(fd, n, at)
+    if len(data) == n or not data:
+        return data
+    parts = [data]
+    while n > (have := sum(map(len, parts))) and (data := os.pread(fd, n - have, at + have)):
+        parts.append(data)
+    return b"".join(parts)
+
+
+class ArchiveFile:
+    """An archive being indexed, and how its faults are told."""
+
+    def __init__(self, path: Path, file: io.FileIO) -> None:
+        self.path = path
+        self.fd = file.fileno()
+        self.size = os.fstat(self.fd).st_size
+
+    def at(self, offset: int, n: int) -> bytes:
+        return pread(self.fd, n, offset)
+
+    def fail(self, at: int, what: str, then: str = "Fetch it again") -> NoReturn:
+        raise ArchiveError(f"{str(self.path)!r}, byte {at}: {what}. {then}.")
+
+
+def clean_name(raw: bytes | str, skipped: Counter[str]) -> str | None:
+    """A member's name without `./`, or None, counted, when it is one that nobody should look up."""
+    try:
+        name = raw if isinstance(raw, str) else raw.decode()
+    except UnicodeDecodeError:
+        skipped["name_not_utf8"] += 1
+        return None
+    if _HOSTILE.search(name):
+        skipped["unsafe_name"] += 1
+        return None
+    if "//" in name or "./" in name:
+        name = "/".join(part for part in name.split("/") if part not in ("", "."))
+    if name in ("", "."):
+        skipped["unsafe_name"] += 1
+        return None
+    return name

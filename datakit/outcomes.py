@@ -1,0 +1,106 @@
+"""Outcomes: what can become of a URL, and how an answer, a body or an error is read as one."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import zlib
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import quote, urljoin
+
+import aiohttp
+
+from datakit.errors import BadImage, DownloadError
+
+T = TypeVar("T")
+
+OUTCOMES = (
+    "ok",
+    "http_<status>",  # any answer but 200, for example http_404
+    "dns",  # the host has no address
+    "connect",  # nobody listens there, or no route
+    "tls",  # a certificate or a handshake that fails
+    "timeout_connect",  # name, connection and handshake together
+    "timeout_read",  # silence on an open connection
+    "timeout_total",  # the whole URL with its redirects
+    "too_large",  # more bytes than allowed, announced, sent or unpacked
+    "redirects",  # too many
+    "refused_url",  # the form of the URL or of a redirect's target
+    "refused_address",  # not a public address
+    "reset",  # the connection broke, or what came was not HTTP
+    "encoding",  # a compressed body that can't be unpacked
+    "opted_out",  # X-Robots-Tag or tdm-reservation
+)
+"""What can become of a URL; besides these, the reasons of `BadImage` that `work` raises."""
+
+PACKED = frozenset({"br", "zstd", "compress", "x-compress", "dcb", "dcz"})  # encodings we don't unpack
+NO_HANDLES = frozenset({errno.EMFILE, errno.ENFILE})
+
+
+class Stop(Exception):
+    """This URL ends with an outcome, unless `again` and there are retries left."""
+
+    def __init__(self, outcome: str, *, again: bool = False, after_s: float | None = None) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+        self.again = again
+        self.after_s = after_s
+
+
+def worked(work: Callable[[bytes], T], body: bytes, encoding: str, max_bytes: int) -> tuple[str, int, T | None]:
+    """Outcome, size and value of a body. Runs in the pool."""
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        body = _unpacked(body, max_bytes)
+    try:
+        return "ok", len(body), work(body)
+    except BadImage as bad:
+        return bad.reason, len(body), None
+
+
+def _unpacked(body: bytes, max_bytes: int) -> bytes:
+    """A gzip or deflate body, unpacked up to the ceiling. We ask for none, but some servers send it."""
+    for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # gzip and zlib by their header; raw deflate
+        unpacker = zlib.decompressobj(window)
+        try:
+            plain = unpacker.decompress(body, max_bytes + 1)
+        except zlib.error:
+            continue
+        if len(plain) > max_bytes:
+            raise Stop("too_large")
+        if unpacker.eof:
+            return plain
+    raise Stop("encoding")
+
+
+def target(url: str, location: str) -> str:
+    """Where a redirect leads; bytes that are no UTF-8 are quoted as they came."""
+    if any("\ud800" <= c <= "\udfff" for c in location):
+        raw = location.encode("utf-8", "surrogateescape")
+        location = quote(raw, safe="".join(map(chr, range(0x21, 0x7F))))
+    try:
+        return urljoin(url, location.strip(" "))
+    except ValueError as error:
+        raise Stop("refused_url") from error
+
+
+def stop_for(error: Exception) -> Stop:
+    """The outcome of what aiohttp raises."""
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno in NO_HANDLES:
+        raise DownloadError(
+            "the crawl ran out of file handles: raise `ulimit -n`, or have fewer URLs in flight"
+        ) from error
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return Stop("dns", again=error.os_error.errno == socket.EAI_AGAIN)
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return Stop("tls")
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Stop("timeout_connect")
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        return Stop("timeout_read")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Stop("connect")
+    if isinstance(error, aiohttp.InvalidURL):
+        return Stop("refused_url")
+    return Stop("reset", again=not isinstance(error, aiohttp.ClientResponseError))

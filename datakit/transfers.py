@@ -1,0 +1,389 @@
+"""Transfers: a file of the web or of the hub, asked about or read from a place on; one try, no file written.
+
+What another try may cure comes out as `Broken`; everything else is a DownloadError that says what to do.
+Hub files go through huggingface_hub: its client, its token, its metadata, its errors. The web is asked
+without the environment's proxies and netrc, as in `crawl`, and every redirect and address is checked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from http.cookiejar import DefaultCookiePolicy
+from types import ModuleType
+from typing import Any, NoReturn
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from datakit import __version__
+from datakit import hosts as policy
+from datakit.addresses import HubFile, WebFile
+from datakit.errors import DownloadError
+from datakit.hosts import Hosts
+
+CONNECT_S = 10.0
+READ_S = 30.0  # silence that is borne
+STALL_S = 60.0  # a transfer is given up when it brings less than
+LEAST_PER_S = 1024  # so many bytes a second, for so long
+MAX_REDIRECTS = 10
+PIECE_BYTES = 1 << 20
+
+HUB = "https://huggingface.co"
+LARGEST_BY_HTTP = 50 * 1000**3  # huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE: above it the hub has Xet only
+TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_TOTAL = re.compile(r"bytes (?:0-0|\*)/(\d+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WE: dict[str, Any] = {"library_name": "datakit", "library_version": __version__}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """Which file upstream has, or had when a download began."""
+
+    url: str
+    total: int | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    revision: str | None = None
+
+    @property
+    def validator(self) -> str | None:
+        """What If-Range takes."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.last_modified
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """The bytes of a version, from `start` on."""
+
+    version: Version
+    start: int
+    headers: Mapping[str, str]
+    pieces: Iterator[bytes]
+
+
+Open = Callable[[int, Version | None], AbstractContextManager[Reply]]
+
+
+class Broken(Exception):
+    """A transfer that trying again may cure."""
+
+    def __init__(self, why: object, *, after_s: float | None = None, drop: bool = False) -> None:
+        super().__init__(str(why))
+        self.after_s = after_s
+        self.drop = drop  # what came is of no use
+
+
+def from_web(source: WebFile, hosts: Hosts) -> Open:
+    """Opens a URL from a place in the file on; every redirect and every address is checked."""
+
+    @contextmanager
+    def opened(start: int, version: Version | None) -> Iterator[Reply]:
+        validator = version.validator if version and start else None
+        headers = {"Range": f"bytes={start}-", "If-Range": validator} if validator else {}
+        with (
+            _session(hosts) as session,
+            _broken(source.url),
+            _followed(session, "GET", source.url, hosts, headers) as reply,
+        ):
+            yield _web_reply(reply, source.url, version if validator else None, start)
+
+    return opened
+
+
+def ask_web(source: WebFile, hosts: Hosts) -> Version:
+    """Which file a URL has, by HEAD; by a GET of its first byte from servers that won't answer HEAD in full."""
+    with _session(hosts) as session, _broken(source.url):
+        with _followed(session, "HEAD", source.url, hosts, {}) as reply:
+            if reply.status_code in TRY_AGAIN:
+                _refuse(reply, source.url)
+            if reply.status_code == 200 and (version := _web_version(reply, source.url)).total:
+                return version
+        with _followed(session, "GET", source.url, hosts, {"Range": "bytes=0-0"}) as reply:
+            version = _web_version(reply, source.url)
+            if reply.status_code == 200:
+                return version
+            total = _TOTAL.fullmatch(reply.headers.get("Content-Range", "").strip())
+            if reply.status_code == 206 or (reply.status_code == 416 and total and total[1] == "0"):
+                return replace(version, total=int(total[1]) if total else None)
+            _refuse(reply, source.url)
+
+
+@contextmanager
+def _session(hosts: Hosts) -> Iterator[requests.Session]:
+    """A session that takes nothing from the environment and connects to no address that wasn't checked."""
+    with requests.Session() as session:
+        session.trust_env = False
+        session.verify = os.environ.get("SSL_CERT_FILE") or True
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        session.headers.update({"User-Agent": policy.USER_AGENT, "Accept-Encoding": "identity"})
+        adapter = _checked_adapter(hosts)
+        session.mount("http://", adapter)
+        session.mount("https://", adapter)
+        yield session
+
+
+def _followed(
+    session: requests.Session, method: str, url: str, hosts: Hosts, headers: Mapping[str, str]
+) -> requests.Response:
+    asked = hosts.first(url)
+    for _ in range(MAX_REDIRECTS + 1):
+        reply = session.request(
+            method, asked, headers=headers, stream=True, allow_redirects=False, timeout=(CONNECT_S, READ_S)
+        )
+        location = session.get_redirect_target(reply)
+        if location is None:
+            return reply
+        reply.close()
+        asked = hosts.check_url(urljoin(asked, location))
+    raise DownloadError(f"{url!r} leads through more than {MAX_REDIRECTS} redirects: check the address")
+
+
+def _web_reply(reply: requests.Response, url: str, known: Version | None, start: int) -> Reply:
+    if reply.status_code not in (200, 206):
+        _refuse(reply, url)
+    version, begins = _web_version(reply, url), 0
+    if reply.status_code == 206:
+        found = _RANGE.fullmatch(reply.headers.get("Content-Range", "").strip())
+        same = found and known and int(found[1]) == start and found[2] in ("*", str(known.total))
+        if not same or not known or (version.etag or known.etag) != known.etag:
+            raise Broken("the server sends another part than was asked for", drop=True)
+        version, begins = known, start
+    return Reply(version=version, start=begins, headers=reply.headers, pieces=_steady(reply.raw))
+
+
+def _web_version(reply: requests.Response, url: str) -> Version:
+    said = reply.headers
+    length = said.get("Content-Length", "")
+    return Version(
+        url=url,
+        total=int(length) if length.isdigit() else None,
+        etag=said.get("ETag"),
+        last_modified=said.get("Last-Modified"),
+    )
+
+
+def _refuse(reply: requests.Response, url: str) -> NoReturn:
+    """Raises what an answer without a file means: Broken if it may pass, else DownloadError."""
+    status = reply.status_code
+    if status in TRY_AGAIN or status == 416:
+        after_s = policy.retry_after_s(reply.headers.get("Retry-After", ""))
+        raise Broken(f"the server answers {status}", after_s=after_s, drop=status == 416)
+    why = {401: "it asks for a login", 403: "it is forbidden", 404: "it isn't there", 410: "it is gone"}
+    raise DownloadError(
+        f"{url!r} can't be fetched: {why.get(status, 'the server refuses')} (HTTP {status}). "
+        "Look whether the address has moved; DATAKIT_MIRRORS can name another place"
+    )
+
+
+def _steady(raw: Any) -> Iterator[bytes]:
+    """The bytes as they were sent; Broken when hardly any come."""
+    began, got = time.monotonic(), 0
+    while piece := raw.read1(PIECE_BYTES, decode_content=False):
+        got += len(piece)
+        if (passed := time.monotonic() - began) > STALL_S:
+            if got < passed * LEAST_PER_S:
+                raise Broken(f"{got:,} bytes came in {passed:.0f} s")
+            began, got = time.monotonic(), 0
+        yield piece
+
+
+@contextmanager
+def _broken(url: str) -> Iterator[None]:
+    """Turns what requests and urllib3 raise into Broken, or into DownloadError where nothing will help."""
+    try:
+        yield
+    except requests.exceptions.SSLError as error:
+        raise DownloadError(f"{url!r} has no certificate that can be trusted: {error}") from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, socket.gaierror):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None and cause.errno != socket.EAI_AGAIN:
+            raise DownloadError(f"{url!r} names a host that has no address: check the name") from error
+        raise Broken(error) from error
+
+
+def _checked_adapter(hosts: Hosts) -> HTTPAdapter:
+    """A requests adapter whose connections go to addresses that passed the check, and to no other."""
+
+    def connected(self: HTTPConnection) -> socket.socket:
+        port = int(self.port or 0)
+        try:
+            addresses = hosts.addresses(self.host, port)
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        trouble: OSError | None = None
+        for ip in addresses:
+            try:
+                return urllib3.util.connection.create_connection(
+                    (ip, port), self.timeout, self.source_address, self.socket_options
+                )
+            except OSError as error:
+                trouble = error
+        if isinstance(trouble, TimeoutError):
+            raise ConnectTimeoutError(self, f"{self.host} didn't answer in {self.timeout} s") from trouble
+        raise NewConnectionError(self, f"{self.host} can't be reached: {trouble}") from trouble
+
+    class Http(HTTPConnection):
+        _new_conn = connected
+
+    class Https(HTTPSConnection):
+        _new_conn = connected
+
+    class HttpPool(HTTPConnectionPool):
+        ConnectionCls = Http
+
+    class HttpsPool(HTTPSConnectionPool):
+        ConnectionCls = Https
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **settings: Any) -> None:
+            super().init_poolmanager(*args, **settings)
+            self.poolmanager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+
+    return Adapter()
+
+
+def from_hub(source: HubFile) -> Open:
+    """Opens a hub file from a place on, through huggingface_hub; its token goes to the hub alone."""
+    client = _library().utils
+    endpoint = _endpoint()
+
+    @contextmanager
+    def opened(start: int, version: Version | None) -> Iterator[Reply]:
+        with _hub_errors(source, endpoint):
+            now, location = _hub_version(source, endpoint)
+            if now.total is not None and now.total > LARGEST_BY_HTTP:
+                raise DownloadError(_only_through_xet(source, now))
+            same = version is not None and (version.etag, version.total) == (now.etag, now.total)
+            begin = start if same else 0
+            headers = client.build_hf_headers(**_WE)
+            if _origin(location) not in (_origin(endpoint), _origin(HUB)):
+                headers.pop("authorization", None)
+            headers["Accept-Encoding"] = "identity"
+            if begin:
+                headers["Range"] = f"bytes={begin}-"
+            with client.http_stream_backoff(
+                "GET",
+                location,
+                headers=headers,
+                timeout=READ_S,
+                max_retries=0,
+                retry_on_exceptions=(),
+                retry_on_status_codes=(),
+            ) as reply:
+                client.hf_raise_for_status(reply)
+                if reply.headers.get("X-Repo-Commit", now.revision) != now.revision:
+                    raise Broken("the dataset was changed at this moment")
+                if reply.status_code != 206:
+                    begin = 0
+                elif not (reply.headers.get("Content-Range") or "").startswith(f"bytes {begin}-"):
+                    raise Broken("the hub sends another part than was asked for", drop=True)
+                yield Reply(version=now, start=begin, headers=reply.headers, pieces=reply.iter_raw())
+
+    return opened
+
+
+def ask_hub(source: HubFile) -> Version:
+    """Which file the hub has: its commit, its size, and as etag its hash if it is a big one."""
+    endpoint = _endpoint()
+    with _hub_errors(source, endpoint):
+        version, _ = _hub_version(source, endpoint)
+    if not _COMMIT.fullmatch(version.revision or ""):
+        raise _no_hub(endpoint)
+    return version
+
+
+def _library() -> ModuleType:
+    """huggingface_hub, loaded when first needed."""
+    # Unless told not to when it is loaded, it looks for the program that calls it, and asks the hub for a list
+    # of such programs: a request that nobody asked for. Who wants it sets the variable to 0.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import huggingface_hub
+    import huggingface_hub.errors
+    import huggingface_hub.utils
+
+    return huggingface_hub
+
+
+def _endpoint() -> str:
+    """Read at each call: the library has bound it when it was loaded."""
+    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+
+
+def _hub_version(source: HubFile, endpoint: str) -> tuple[Version, str]:
+    """Which file the hub has, and where its bytes are."""
+    hub = _library()
+    url = hub.hf_hub_url(source.repo, source.path, repo_type="dataset", revision=source.revision, endpoint=endpoint)
+    said = hub.get_hf_file_metadata(url, endpoint=endpoint, timeout=READ_S, **_WE)
+    if said.commit_hash is None or said.etag is None:
+        raise _no_hub(endpoint)
+    return Version(url=str(source), total=said.size, etag=said.etag, revision=said.commit_hash), said.location
+
+
+def _no_hub(endpoint: str) -> DownloadError:
+    return DownloadError(f"{endpoint!r} doesn't answer as a hub does: check HF_ENDPOINT")
+
+
+def _only_through_xet(source: HubFile, version: Version) -> str:
+    fetch = (
+        f"hf download {source.repo} {shlex.quote(source.path)} --repo-type dataset "
+        f"--revision {version.revision} --local-dir ."
+    )
+    return (
+        f"{str(source)!r} has {version.total:,} bytes, and the hub serves files above 50 GB only through Xet, which "
+        f"is not spoken here. Fetch it with `{fetch}`, move it to {source.folder!r} below the folder of the "
+        "downloads, and declare it finished with datakit.downloads.adopt(PATH, ADDRESS)"
+    )
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
+
+
+@contextmanager
+def _hub_errors(source: HubFile, endpoint: str) -> Iterator[None]:
+    """Turns huggingface_hub's errors into what a user can do about them."""
+    hub: Any = _library().errors
+    page = f"{endpoint}/datasets/{source.repo}"
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    transport = hub.HfHubHTTPError.__mro__[1]  # HTTPError of the httpx that this huggingface_hub uses
+    try:
+        yield
+    except hub.GatedRepoError as error:
+        raise DownloadError(f"{source.repo!r} is gated: accept its terms at {page} and {login}") from error
+    except hub.RevisionNotFoundError as error:
+        raise DownloadError(f"{source.repo!r} has no revision {source.revision!r}: see {page}/commits/main") from error
+    except hub.EntryNotFoundError as error:
+        raise DownloadError(
+            f"{source.repo!r} has no file {source.path!r} at {source.revision!r}: see {page}/tree/main"
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise DownloadError(
+            f"the hub knows no dataset {source.repo!r}, or it is private: check {page}, and {login}"
+        ) from error
+    except hub.OfflineModeIsEnabled as error:
+        raise DownloadError(f"{source} is not here and HF_HUB_OFFLINE is set: unset it") from error
+    except hub.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in TRY_AGAIN or status == 416:
+            after_s = policy.retry_after_s(error.response.headers.get("Retry-After") or "")
+            raise Broken(f"the hub answers {status}", after_s=after_s, drop=status == 416) from error
+        raise DownloadError(f"{source} can't be fetched (HTTP {status}): see {page}, and {login}") from error
+    except transport as error:
+        raise Broken(error) from error

@@ -1,0 +1,148 @@
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datakit import mix
+from datakit.errors import MixError
+from datakit.record import Message, Part, Record, encode
+from datakit.stream import Stream
+from datakit.tables import PACKED
+from datakit.tars import TarWriter
+
+
+def packed(folder, dataset, sizes):
+    """A dataset packed by hand: picture-less, one-picture and two-picture samples in turn."""
+    place = folder / dataset / "pack"
+    place.mkdir(parents=True)
+    shards = []
+    for shard, n in enumerate(sizes):
+        rows = []
+        with (place / f"{shard:05d}.tar").open("wb") as file:
+            tar = TarWriter(file)
+            for row in range(n):
+                key = f"{dataset}-{shard}-{row}"
+                pictures = [f"{key} picture {i}".encode() for i in range(row % 3)]
+                content = [Part(type="image") for _ in pictures] + [Part(type="text", text=key)]
+                record = Record(key=key, source=dataset, messages=[Message(role="assistant", content=content)])
+                images = [
+                    {"offset": tar.add(f"{key}.{i}.jpg", p), "size_bytes": len(p), "ext": "jpg"}
+                    for i, p in enumerate(pictures)
+                ]
+                data = encode(record)
+                at = tar.add(f"{key}.json", data)
+                rows.append({"key": key, "images": images, "json_offset": at, "json_bytes": len(data)})
+            tar.close()
+        kinds = {"key": pa.string(), "images": PACKED, "json_offset": pa.int64(), "json_bytes": pa.int64()}
+        pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds.items())), place / f"{shard:05d}.parquet")
+        tar_name = f"../../{dataset}/pack/{shard:05d}"
+        shards.append(
+            mix.MixShard(
+                tar=f"{tar_name}.tar", index=f"{tar_name}.parquet", samples=n, size_bytes=1, sha256=f"{dataset}{shard}"
+            )
+        )
+    return mix.MixPart(dataset=dataset, repeats=1, recipe="r", samples=sum(sizes), shards=shards)
+
+
+@pytest.fixture
+def path(tmp_path):
+    made = mix.make("m", [packed(tmp_path, "a", [7, 0, 5]), packed(tmp_path, "b", [9])])
+    (tmp_path / "mixes/m").mkdir(parents=True)
+    (tmp_path / "mixes/m/mix.json").write_bytes(mix.encode(made))
+    return tmp_path / "mixes/m/mix.json"
+
+
+def test_an_epoch_holds_every_sample_once_with_its_own_pictures(path):
+    stream = Stream(path, window=6)
+
+    seen = [stream[p] for p in range(len(stream))]
+
+    assert len({s.key for s in seen}) == len(stream) == 21
+    for sample in seen:
+        assert sample.images == [f"{sample.key} picture {i}".encode() for i in range(sample.record.n_marks)]
+
+
+def test_a_sample_is_a_function_of_its_position_whatever_was_read_before(path):
+    forwards = [s.key for s in map(Stream(path, seed=5, window=6).__getitem__, range(50))]
+
+    stream = Stream(path, seed=5, window=6)
+    backwards = [stream[p].key for p in reversed(range(50))][::-1]
+
+    assert backwards == forwards
+    assert forwards[:21] != forwards[21:42]
+    assert sorted(forwards[:21]) == sorted(forwards[21:42])
+
+
+def test_a_pickled_stream_goes_on_alike(path):
+    stream = Stream(path, seed=2)
+    before = stream[3]
+
+    again = pickle.loads(pickle.dumps(stream))  # noqa: S301 - our own
+
+    assert again[3] == before
+
+
+def test_a_state_leads_back_to_its_position(path):
+    stream = Stream(path, seed=2)
+
+    state = stream.state(47)
+
+    assert state["epoch"] == 2 and state["offset"] == 5
+    assert Stream(path, seed=2).check_state(state) == 47
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", 3), ("mix", "0" * 64), ("window", 7)])
+def test_a_state_of_another_stream_is_refused_by_field(path, field, value):
+    state = {**Stream(path, seed=2).state(47), field: value}
+
+    with pytest.raises(MixError, match=rf"another stream:\n  {field}: "):
+        Stream(path, seed=2).check_state(state)
+
+
+@pytest.mark.parametrize("state", [{}, {"position": -1}, {"position": "3"}])
+def test_what_is_no_state_is_refused(path, state):
+    with pytest.raises(MixError, match="not the state"):
+        Stream(path).check_state(state)
+
+
+def test_a_tar_cut_short_is_one_clear_error(path, tmp_path):
+    tar = tmp_path / "b/pack/00000.tar"
+    tar.write_bytes(tar.read_bytes()[:600])
+    stream = Stream(path)
+
+    with pytest.raises(MixError, match="cut short"):
+        [stream[p] for p in range(len(stream))]
+
+
+def test_an_index_of_another_size_is_one_clear_error(path, tmp_path):
+    (tmp_path / "b/pack/00000.parquet").write_bytes((tmp_path / "a/pack/00000.parquet").read_bytes())
+    stream = Stream(path)
+
+    with pytest.raises(MixError, match="packed again"):
+        [stream[p] for p in range(len(stream))]
+
+
+def test_a_tar_that_is_gone_is_one_clear_error(path, tmp_path):
+    (tmp_path / "b/pack/00000.tar").unlink()
+    stream = Stream(path)
+
+    with pytest.raises(MixError, match="can't open"):
+        [stream[p] for p in range(len(stream))]
+
+
+def test_a_mix_in_a_bucket_is_streamed_alike(path, tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path), "/stream-test", recursive=True)
+
+    there = Stream("memory://stream-test/mixes/m/mix.json", seed=1)
+
+    here = Stream(path, seed=1)
+    assert [there[p] for p in range(21)] == [here[p] for p in range(21)]
+
+
+def test_a_position_before_the_first_is_refused(path):
+    with pytest.raises(IndexError):
+        Stream(path)[-1]

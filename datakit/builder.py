@@ -88,6 +88,6 @@ def pin(run: Run) -> Pinned:
             pinned.commits[head.repo] = head.revision
             fixed = re.sub(r"@[^/]+/", f"@{head.revision}/", address, count=1)
         known = work.known(address) or {}
-        same = known.get("size") in (None, head.size_bytes)
+        same = head.size_bytes in (None, known.get("size_bytes"))
         pinned.files[fixed] = (head.size_bytes, head.sha256 or (known.get("sha256") if same else None))
     return pinned

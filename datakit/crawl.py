@@ -17,7 +17,7 @@ import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -72,7 +72,7 @@ def crawl(
     limits: Limits,
     work: Callable[[bytes], T],
     threads: int = 2,
-) -> Iterator[Fetched[T]]:
+) -> Generator[Fetched[T], None, None]:
     """Fetches each URL and gives it to `work`; yields one `Fetched` per URL, in the order given.
 
     `work` runs in one of `threads` threads. The reason of a BadImage that it raises becomes the outcome;

@@ -274,7 +274,9 @@ def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
                 commits.append(commit)
                 tell(step.name, "rows", commit.rows)
                 continue
+        tell(step.name, "total", len(span))
         made = _make_part(step, span, work, ledger, name)
+        tell(step.name, "total", made["rows"] - len(span))  # what was dropped is done, too
         inputs = run.inputs(place, shard)  # asked again: a listing learns its file's hash while it reads it
         if inputs is None:
             raise Incomplete(f"what {ledger.folder}/{name} was made from was removed meanwhile: run again")
@@ -421,7 +423,12 @@ def _begin(queue: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+        def follow() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
 
 
 def _task(run: Run, shard: int, start: int, last: int) -> list[Commit]:

@@ -89,7 +89,8 @@ def read_file(path: Path) -> dict[str, Any]:
         if key not in KINDS:
             raise ManifestError(f"{path}: unknown key {key!r}. {nearest(key, KINDS)}")
         kind = KINDS[key]
-        if not isinstance(value, kind) or (kind is list and not all(isinstance(v, str) for v in value)):
+        items = value if isinstance(value, list) else []
+        if not isinstance(value, kind) or not all(isinstance(item, str) for item in items):
             expected = "a list of strings" if kind is list else f"a {kind.__name__}"
             raise ManifestError(f"{path}: key {key!r}: expected {expected}, not {value!r}")
     return found

@@ -118,7 +118,7 @@ class Store:
         if "://" in root and not root.startswith("file://"):
             import fsspec
 
-            self._fs, self._base = fsspec.core.url_to_fs(root)
+            self._fs, self._base = fsspec.core.url_to_fs(root, use_listings_cache=False)
         else:
             self._base = str(Path(root.removeprefix("file://")).expanduser().absolute())
 

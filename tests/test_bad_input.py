@@ -21,7 +21,8 @@ LLAVA = "/datasets/liuhaotian/LLaVA-Instruct-150K/resolve/main/llava_v1_5_mix665
 COCO = "http://images.cocodataset.org/zips/train2017.zip"
 QTAR = "/datasets/teowu/Q-Instruct/resolve/main/q-instruct-images.tar"
 COYO0 = (
-    "/datasets/kakaobrain/coyo-700m/resolve/main/data/part-00000-17da4908-939c-46e5-91d0-15f256041956-c000.snappy.parquet"
+    "/datasets/kakaobrain/coyo-700m/resolve/main/data/"
+    "part-00000-17da4908-939c-46e5-91d0-15f256041956-c000.snappy.parquet"
 )
 
 

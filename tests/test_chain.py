@@ -199,6 +199,20 @@ def test_the_stream_gives_every_sample_of_the_mix_once_an_epoch(built):
     assert [stream[len(stream) + p].key for p in range(len(stream))] != [s.key for s in seen]
 
 
+def test_a_bucket_is_a_root_like_any_other(built, upstream, tmp_path):
+    env = settings(upstream, tmp_path, DATAKIT_ROOT="memory://chain-test", DATAKIT_CACHE=str(tmp_path / "cache"))
+
+    for command in ("build-mix --fetch llava665k+qinstruct", "fetch coyo --shards 0", "verify"):
+        assert typed(command, env).code == 0
+
+    here = Stream(built / "mixes/llava665k+qinstruct/mix.json")
+    there = Stream("memory://chain-test/mixes/llava665k+qinstruct/mix.json")
+    assert there.fingerprint == here.fingerprint
+    assert [there[p] for p in range(20)] == [here[p] for p in range(20)]
+    assert "0 files" not in typed("clean llava665k", env).out
+    assert typed("fetch llava665k", env).code == 0
+
+
 def test_the_seven_real_rows_as_one_shard_give_vilas_row(tmp_path):
     if not REAL.is_dir():
         pytest.skip("the real rows of ../shared/real aren't here")

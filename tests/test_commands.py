@@ -43,7 +43,7 @@ def test_info_tells_licence_files_steps_and_problems(user, name):
 
     assert about["licence"] in told
     assert all(problem in told for problem in about["problems"])
-    assert [s["step"] for s in about["steps"]][0] == "list"
+    assert about["steps"][0]["step"] == "list"
     assert about["steps"][-1]["step"] == "pack"
     assert "not pinned" in told
 

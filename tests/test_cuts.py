@@ -55,7 +55,8 @@ def test_a_two_dataset_build_killed_at_every_publish_ends_with_the_same_bytes(sm
 
     while True:
         command = [sys.executable, "-c", DRIVER, *BUILD.split()]
-        done = subprocess.run(command, env={**env, "CUT_AFTER": str(after)}, capture_output=True, text=True, check=False)
+        cut = {**env, "CUT_AFTER": str(after)}
+        done = subprocess.run(command, env=cut, capture_output=True, text=True, check=False)
         if done.returncode != -signal.SIGKILL:
             break
         kills += 1

@@ -1,12 +1,12 @@
 """A thin trainer for vision-language models: a mix goes in, a Llava model comes out.
 
-The path of a sample, in numbered steps:
+`train` is the command line. The path of a sample, in numbered steps:
 
 1. `config`   a recipe's numbers, as one frozen dataclass
 2. `data`     positions of the mix's endless order, shared between processes and micro batches
 3. `chat`     messages to token ids and labels, by a Jinja template with generation marks
 4. `batch`    pictures to pixels, samples to padded tensors
 5. `model`    transformers' Llava classes and what of them is trained
-6. `train`    the loop: a token mean over the global batch, one log line per step
+6. `loop`     a token mean over the global batch, one log line per step, on the `processes` of a launcher
 7. `resume`   checkpoints, published whole; going on where one ended, on any number of processes
 """

@@ -22,25 +22,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datakit.errors import DatakitError, UsageError
 from datakit.stream import Stream
 from trainer import config, resume
 
-if TYPE_CHECKING:
-    from trainer.batch import Batch
-
 log = logging.getLogger(__name__)
-
-LOGS = ("log.jsonl", "samples.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,102 +54,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: argparse.Namespace) -> None:
-    """From the command line to <out>/model."""
+    """Checks all that a user can get wrong, then trains."""
     recipe, training = config.load(args.recipe)
     training = dataclasses.replace(training, micro_batch=args.micro_batch or training.micro_batch)
-    training.accumulation(int(os.environ.get("WORLD_SIZE", "1")))  # refuse before the slow imports
+    training.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
+    training.zero_settings()
     stream = Stream(args.mix, seed=training.seed)
     steps = training.steps(len(stream))
     last = min(steps, args.max_steps or steps)
     identity = {"recipe": recipe, **training.identity(), "mix": stream.fingerprint}
     lock = resume.claim(args.out) if os.environ.get("RANK", "0") == "0" else None
     start, saved_by = _where_to_start(args, identity)
+    if start >= last and (args.out / "model").is_dir():
+        log.info("nothing to do: %s is at step %d of %d", args.out, start, steps)
+        return
 
-    import torch
-    import torch.distributed as dist
+    from trainer.loop import run  # slow to import: transformers and DeepSpeed
 
-    from trainer import data, processes
-    from trainer.batch import Collate
-    from trainer.chat import Chat
-    from trainer.model import build
-
-    processes.join()
-    rank, n_processes = dist.get_rank(), dist.get_world_size()
-    universal = start > 0 and saved_by != n_processes
-    if rank == 0:
-        resume.clean(args.out, start, LOGS)
-        if universal:
-            log.info("converting step %d, saved by %d processes, for %d", start, saved_by, n_processes)
-            resume.convert(args.out, start)
-    dist.barrier()
-
-    vlm = build(training)
-    engine = processes.start_engine(vlm.model, training, universal=universal)
-    if start:
-        resume.load(engine, args.out, start, universal=universal)
-        log.info("going on after step %d of %d", start, steps)
-
-    tokenizer = vlm.processor.tokenizer
-    chat = Chat(tokenizer, template=training.template, image_tokens=vlm.image_tokens, max_length=training.max_length)
-    share = data.Share(
-        first_step=start,
-        last_step=last,
-        rank=rank,
-        processes=n_processes,
-        micro_batch=training.micro_batch,
-        accumulation=training.accumulation(n_processes),
+    run(
+        training,
+        stream,
+        args.out,
+        start=start,
+        last=last,
+        steps=steps,
+        saved_by=saved_by,
+        identity=identity,
+        workers=args.data_workers,
     )
-    batches = iter(
-        data.loader(
-            data.Examples(stream, chat, vlm.pictures),
-            share,
-            collate=Collate(tokenizer.pad_token_id, chat.image_id, chat.image_tokens),
-            workers=args.data_workers,
-        )
-    )
-
-    for step in range(start, last):
-        began = time.monotonic()
-        # What is random in a step depends on the step alone, so a checkpoint needs no state of it.
-        torch.manual_seed(training.seed + step * n_processes + rank)
-        lr = training.lr_at(step, steps)
-        micro_batches = [next(batches) for _ in range(share.accumulation)]
-        line = {"step": step + 1, "lr": lr, **_step(engine, micro_batches, lr)}
-        keys = processes.joined([key for batch in micro_batches for key in batch.keys])
-        if rank == 0:
-            _append(args.out, line, {"step": step + 1, "keys": keys})
-        pace = training.global_batch / (time.monotonic() - began)
-        log.info("step %d/%d: loss %.4f, lr %.2e, %.1f samples/s", step + 1, steps, line["loss"], lr, pace)
-        if (step + 1) % training.save_every_steps == 0 or step + 1 == last:
-            position = (step + 1) * training.global_batch
-            resume.save(engine, args.out, step + 1, stream.state(position), identity, LOGS)
-
-    resume.save_model(engine, vlm.processor, args.out)
-    stream.close()
-    processes.leave()
     if lock:
         lock.close()
-
-
-def _step(engine: Any, micro_batches: list[Batch], lr: float) -> dict[str, float]:
-    """One update of the weights by the mean over the tokens of the global batch; what to log of it."""
-    from trainer.model import loss_sum
-    from trainer.processes import summed
-
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
-    names = ("n_learned", "cut_samples", "cut_images")
-    mine = [sum(getattr(batch, name) for batch in micro_batches) for name in names]
-    tokens, cut_samples, cut_images = (int(n) for n in summed(mine, engine.device))
-    losses = 0.0
-    for batch in micro_batches:
-        loss = loss_sum(engine, batch.to(engine.device))
-        # DeepSpeed takes the mean over processes, and, when not told otherwise, over micro batches.
-        engine.backward(loss * engine.world_size / max(1, tokens), scale_wrt_gas=False)
-        engine.step()
-        losses += loss.item()
-    mean = summed([losses], engine.device)[0] / max(1, tokens)
-    return {"loss": mean, "tokens": tokens, "cut_samples": cut_samples, "cut_images": cut_images}
 
 
 def _where_to_start(args: argparse.Namespace, identity: dict[str, Any]) -> tuple[int, int]:
@@ -169,13 +96,6 @@ def _where_to_start(args: argparse.Namespace, identity: dict[str, Any]) -> tuple
         resume.check_identity(args.out, kept["identity"], identity)
         saved_by = kept["processes"]
     return start, saved_by
-
-
-def _append(out: Path, *lines: dict[str, Any]) -> None:
-    """One line to each of the logs."""
-    for name, line in zip(LOGS, lines, strict=True):
-        with (out / name).open("a") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

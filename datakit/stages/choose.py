@@ -44,7 +44,7 @@ class ClipTop(Stage):
         """A mark for each row: memory is 5 bytes a row, not the rows."""
         sims = [b["clip_sim"].to_numpy(zero_copy_only=False) for b in rows.batches(["clip_sim"], size=1 << 20)]
         sim = np.concatenate(sims) if sims else np.zeros(0, np.float32)
-        passes = sim > np.float32(self.floor)  # False for NaN and null
+        passes: npt.NDArray[np.bool_] = sim > np.float32(self.floor)  # False for NaN and null
         quota = int(len(sim) * self.share)
         n_passes = int(passes.sum())
         out.drop("below_floor", len(sim) - n_passes)
@@ -54,7 +54,7 @@ class ClipTop(Stage):
         if quota == 0:
             return np.zeros(len(sim), np.bool_)
         cut = np.partition(sim[passes], n_passes - quota)[n_passes - quota]  # the quota-th best
-        chosen = passes & (sim > cut)
+        chosen: npt.NDArray[np.bool_] = passes & (sim > cut)
         ties = np.flatnonzero(passes & (sim == cut))
         room = quota - int(chosen.sum())
         if room < len(ties):

@@ -18,7 +18,6 @@ from datakit.stage import Out, Stage, Work
 from datakit.store import locked
 from datakit.tables import LOCATED, Rows, with_images
 
-
 log = logging.getLogger(__name__)
 
 

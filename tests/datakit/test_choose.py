@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datakit.crawl import Limits
 from datakit.errors import SourceError
 from datakit.hosts import Hosts
 from datakit.manifest import load
@@ -22,7 +23,7 @@ def run(stage, table):
         writer.close()
     rows = Rows(store, 0, (("t.parquet", table.num_rows),), 0, table.num_rows)
     out = Out(lambda: pytest.fail("a choice writes no tar"), "")
-    work = Work(store, load("coyo"), "coyo", "top20", Hosts())
+    work = Work(store, load("coyo"), "coyo", "top20", Hosts(), Limits())
     kept = [key for batch in stage.rows(rows, work, out) for key in batch["key"].to_pylist()]
     return kept, dict(out.dropped), dict(out.faults)
 

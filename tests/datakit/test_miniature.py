@@ -68,15 +68,11 @@ def api(shared: Miniature) -> HfApi:
 
 
 def download(miniature: Miniature, repo: str, name: str, folder: Path) -> bytes:
-    path = hf_hub_download(
-        repo, name, repo_type="dataset", endpoint=miniature.url, cache_dir=folder, token=False
-    )
+    path = hf_hub_download(repo, name, repo_type="dataset", endpoint=miniature.url, cache_dir=folder, token=False)
     return Path(path).read_bytes()
 
 
-def ask(
-    miniature: Miniature, path: str, method: str = "GET", **headers: str
-) -> tuple[http.client.HTTPResponse, bytes]:
+def ask(miniature: Miniature, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", miniature.port, timeout=20)
     try:
         connection.request(method, path, headers={name.replace("_", "-"): v for name, v in headers.items()})
@@ -503,9 +499,7 @@ def test_ids_are_unique_across_shards_and_lie_in_several_partitions(shared):
 @pytest.mark.parametrize("shard", [0, 1, 5, 127])
 def test_the_chosen_rows_follow_vilas_rule_with_ties_at_the_cut(shared, shard):
     table = pa.Table.from_pylist(shard_rows(shared, shard))
-    columns = [
-        table[f"clip_similarity_{name}"].to_numpy().astype(np.float32) for name in ("vitb32", "vitl14")
-    ]
+    columns = [table[f"clip_similarity_{name}"].to_numpy().astype(np.float32) for name in ("vitb32", "vitl14")]
 
     sums = columns[0] + columns[1]
     ids = table["id"].to_pylist()
@@ -686,9 +680,7 @@ def test_replaced_bytes_stand_in_the_hubs_listing_and_download(tmp_path):
     with Miniature(rows=14) as miniature:
         miniature.replace(f"/datasets/{COYO}/resolve/main/{SHARD_0}", other)
 
-        (info,) = HfApi(endpoint=miniature.url, token=False).get_paths_info(
-            COYO, SHARD_0, repo_type="dataset"
-        )
+        (info,) = HfApi(endpoint=miniature.url, token=False).get_paths_info(COYO, SHARD_0, repo_type="dataset")
         got = download(miniature, COYO, SHARD_0, tmp_path)
 
     assert got == other
@@ -737,9 +729,7 @@ def test_real_photographs_and_texts_are_used_when_given():
 
 def test_the_module_prints_its_settings_and_serves_until_it_is_stopped():
     command = [sys.executable, "-m", "datakit.miniature", "--rows", "14"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
         try:
             lines = [process.stdout.readline() for _ in range(5)]
             settings = dict(line.removeprefix("export ").strip().split("=", 1) for line in lines)

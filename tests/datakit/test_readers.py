@@ -145,5 +145,5 @@ def test_parquet_cut_short_anywhere_is_one_clear_error(tmp_path):
 
     for cut in range(0, len(data), max(1, len(data) // 40)):
         (tmp_path / "x.parquet").write_bytes(data[:cut])
-        with pytest.raises(SourceError, match="cut short|not Parquet"):
+        with pytest.raises(SourceError, match=r"cut short|not Parquet"):
             list(coyo.batches(tmp_path / "x.parquet", None, "coyo"))

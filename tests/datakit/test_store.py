@@ -1,5 +1,4 @@
 import hashlib
-import os
 import subprocess
 import sys
 
@@ -62,7 +61,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_there_stays(tmp_path):
 
     assert "no space left" in done.stdout
     assert done.stdout.endswith("['small'] b'kept'\n")
-    assert os.listdir(tmp_path) == ["small"]
+    assert [p.name for p in tmp_path.iterdir()] == ["small"]
 
 
 def test_a_root_that_is_a_file_is_refused_with_a_way_on(tmp_path):

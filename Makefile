@@ -27,6 +27,7 @@ check: $(VENV)/installed
 	$(BIN)/pip check
 
 bench: $(VENV)/installed
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/listing.py
 
 wheel: $(VENV)/installed

@@ -64,7 +64,7 @@ def train(args: argparse.Namespace) -> None:
     last = min(steps, args.max_steps or steps)
     identity = {"recipe": recipe, **training.identity(), "mix": stream.fingerprint}
     lock = resume.claim(args.out) if os.environ.get("RANK", "0") == "0" else None
-    start, saved_by = _where_to_start(args, identity)
+    start, saved_by = _where_to_start(args, identity, stream)
     if start >= last and (args.out / "model").is_dir():
         log.info("nothing to do: %s is at step %d of %d", args.out, start, steps)
         return
@@ -86,7 +86,7 @@ def train(args: argparse.Namespace) -> None:
         lock.close()
 
 
-def _where_to_start(args: argparse.Namespace, identity: dict[str, Any]) -> tuple[int, int]:
+def _where_to_start(args: argparse.Namespace, identity: dict[str, Any], stream: Stream) -> tuple[int, int]:
     """The step that is done, and by how many processes. Raises RecipeChanged when another run did it."""
     start, saved_by = resume.newest(args.out) or 0, 0
     if start:
@@ -94,6 +94,7 @@ def _where_to_start(args: argparse.Namespace, identity: dict[str, Any]) -> tuple
             raise UsageError(f"{args.out} holds a run up to step {start}. Give another --out, or --resume auto")
         kept = resume.read(args.out, start)
         resume.check_identity(args.out, kept["identity"], identity)
+        stream.check_state(kept["stream"])
         saved_by = kept["processes"]
     return start, saved_by
 

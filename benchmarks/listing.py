@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 
 from datakit import __version__
 from datakit.audit import open_run
-from datakit.hosts import Hosts
 from datakit.manifest import load
 from datakit.runner import execute
 from datakit.store import Store
+from datakit.web.hosts import Hosts
 
 COYO_ROWS = 5_836_000  # 746,972,269 / 128
 JSON_BYTES = 1_030_000_000  # llava_v1_5_mix665k.json
@@ -105,7 +105,7 @@ def make_json(path: Path, size: int) -> int:
 
 def adopt(root: Path, address: str, made: Path) -> None:
     """Puts a file where its download would be, with the sidecar that says it is whole."""
-    from datakit import downloads
+    from datakit.web import downloads
 
     path = root / "downloads" / downloads.parse(address).folder
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Time of `datakit --help` and `datakit list`, beside that of an empty Python, alternating.
 
-    python benchmarks/startup.py [--json FILE] [--repeat 21]
+python benchmarks/startup.py [--json FILE] [--repeat 21]
 """
 
 from __future__ import annotations

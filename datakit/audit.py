@@ -12,10 +12,10 @@ from typing import Any
 from datakit import catalogue, manifest, mix, pipeline
 from datakit.errors import Incomplete, MixError
 from datakit.fingerprint import changes
-from datakit.hosts import Hosts
 from datakit.runner import Run
 from datakit.shards import ranges, shard_name
 from datakit.store import Store
+from datakit.web.hosts import Hosts
 
 _TRIAL = re.compile(r"([a-z0-9_-]+)@limit-(\d+)")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 import re
 
-from datakit import downloads
 from datakit import mix as mixes
 from datakit.errors import Incomplete, UsageError
 from datakit.fingerprint import fingerprint
@@ -13,6 +12,7 @@ from datakit.manifest import Pinned
 from datakit.mix import Mix, MixPart, MixShard
 from datakit.runner import Run
 from datakit.store import Store
+from datakit.web import downloads
 
 _NAME = re.compile(r"[a-z0-9_+:@-]+")
 

@@ -23,16 +23,16 @@ from typing import Any
 import pyarrow as pa
 
 from datakit import __version__
-from datakit.crawl import Limits
 from datakit.errors import CeilingExceeded, DatakitError, Incomplete, UsageError
 from datakit.fingerprint import fingerprint
-from datakit.hosts import Hosts
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.manifest import Manifest
 from datakit.shards import ranges, shard_name
 from datakit.stage import Out, Step, Tell, Work, silent
 from datakit.store import Sink, Store
 from datakit.tables import Rows, TableWriter
+from datakit.web.crawl import Limits
+from datakit.web.hosts import Hosts
 
 log = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ from typing import Any, ClassVar
 import msgspec
 import pyarrow as pa
 
-from datakit import downloads
-from datakit.crawl import Limits
 from datakit.errors import Incomplete
 from datakit.fingerprint import plain
-from datakit.hosts import Hosts
 from datakit.manifest import Manifest
 from datakit.store import Sink, Store
 from datakit.tables import Rows
 from datakit.tars import TarWriter
+from datakit.web import downloads
+from datakit.web.crawl import Limits
+from datakit.web.hosts import Hosts
 
 Tell = Callable[[str, str, int], None]  # (step, "rows" | "bytes" | "faults" | "total", amount)
 

@@ -39,7 +39,8 @@ def test_the_wheel_alone_lists_fetches_and_mixes_from_any_folder(unpacked, upstr
     env = {**os.environ, **settings(upstream, tmp_path / "root"), "PYTHONPATH": str(unpacked)}
 
     def run(*words):
-        code = "import datakit, sys; assert datakit.__file__.startswith(sys.argv.pop(1)); import datakit.cli as c; c.main()"
+        where = "import datakit, sys; assert datakit.__file__.startswith(sys.argv.pop(1))"
+        code = f"{where}\nimport datakit.cli; datakit.cli.main()"
         command = [sys.executable, "-c", code, str(unpacked), *words]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from datakit import images
-from datakit.crawl import Fetched, crawl
 from datakit.manifest import Manifest
 from datakit.stage import Out, Stage, Work
 from datakit.tables import LOCATED, Rows, with_images
+from datakit.web.crawl import Fetched, crawl
 
 
 @dataclass(frozen=True, kw_only=True)

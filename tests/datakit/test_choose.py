@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datakit.crawl import Limits
 from datakit.errors import SourceError
-from datakit.hosts import Hosts
 from datakit.manifest import load
 from datakit.stage import Out, Work
 from datakit.stages.choose import ClipTop
 from datakit.store import Store
 from datakit.tables import Rows, TableWriter
+from datakit.web.crawl import Limits
+from datakit.web.hosts import Hosts
 
 
 def run(stage, table):

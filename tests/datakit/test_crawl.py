@@ -9,11 +9,11 @@ import zlib
 import pytest
 from unruly import Unruly, in_turn, reply, unruly_server
 
-from datakit import crawl as crawl_module
-from datakit import hosts as hosts_module
-from datakit.crawl import Limits, crawl
 from datakit.errors import BadImage
-from datakit.hosts import Hosts
+from datakit.web import crawl as crawl_module
+from datakit.web import hosts as hosts_module
+from datakit.web.crawl import Limits, crawl
+from datakit.web.hosts import Hosts
 
 QUICK = Limits(max_bytes=100_000)
 

@@ -13,13 +13,13 @@ import huggingface_hub.constants
 import pytest
 from unruly import Unruly, in_turn, ranged, reply, unruly_server
 
-from datakit import downloads as module
-from datakit import hosts as hosts_module
-from datakit import transfers
-from datakit.addresses import HubFile, WebFile
-from datakit.downloads import Downloaded, Expect, Head, adopt, check_not_html, download, head, parse
 from datakit.errors import DownloadError, ManifestError, SourceError, StorageError, UsageError
-from datakit.hosts import Hosts, RefusedUrl
+from datakit.web import downloads as module
+from datakit.web import hosts as hosts_module
+from datakit.web import transfers
+from datakit.web.addresses import HubFile, WebFile
+from datakit.web.downloads import Downloaded, Expect, Head, adopt, check_not_html, download, head, parse
+from datakit.web.hosts import Hosts, RefusedUrl
 
 BODY = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -666,7 +666,7 @@ def test_the_head_of_a_hub_file_is_refused_as_its_download_is(server):
 
 def test_the_hub_is_told_nothing_that_the_user_did_not_ask_for():
     code = (
-        "from datakit import transfers; from datakit.addresses import HubFile\n"
+        "from datakit.web import transfers; from datakit.web.addresses import HubFile\n"
         "transfers.from_hub(HubFile(repo='o/r', revision='main', path='a.tar'))\n"
         "import huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)\n"
     )

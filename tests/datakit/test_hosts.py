@@ -5,9 +5,9 @@ import socket
 
 import pytest
 
-from datakit import hosts as hosts_module
 from datakit.errors import UsageError
-from datakit.hosts import Hosts, RefusedUrl, parse_allowed, parse_mirrors
+from datakit.web import hosts as hosts_module
+from datakit.web.hosts import Hosts, RefusedUrl, parse_allowed, parse_mirrors
 
 PUBLIC = "93.184.215.14"
 

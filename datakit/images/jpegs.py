@@ -17,9 +17,9 @@ from bisect import bisect_left
 
 import simplejpeg
 
-from datakit.colours import Pixels
 from datakit.errors import BadImage
-from datakit.imageheaders import Frame, jpeg_frame, jpeg_segments
+from datakit.images.colours import Pixels
+from datakit.images.headers import Frame, jpeg_frame, jpeg_segments
 
 _MAX_JUNK = 3  # places within the scans; each costs several decodes to find
 _JUNK = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")

@@ -23,11 +23,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from datakit.addresses import HubFile, parse
 from datakit.errors import DownloadError, SourceError, StorageError, UsageError
-from datakit.hosts import Hosts
 from datakit.store import locked, publish_file, replace, storage_errors
-from datakit.transfers import PIECE_BYTES, Broken, Open, Reply, Version, ask_hub, ask_web, from_hub, from_web
+from datakit.web.addresses import HubFile, parse
+from datakit.web.hosts import Hosts
+from datakit.web.transfers import PIECE_BYTES, Broken, Open, Reply, Version, ask_hub, ask_web, from_hub, from_web
 
 __all__ = ["Downloaded", "Expect", "Head", "adopt", "check_not_html", "download", "head", "parse"]
 

@@ -28,10 +28,10 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from datakit import __version__
-from datakit import hosts as policy
-from datakit.addresses import HubFile, WebFile
 from datakit.errors import DownloadError
-from datakit.hosts import Hosts
+from datakit.web import hosts as policy
+from datakit.web.addresses import HubFile, WebFile
+from datakit.web.hosts import Hosts
 
 CONNECT_S = 10.0
 READ_S = 30.0  # silence that is borne
@@ -347,7 +347,7 @@ def _only_through_xet(source: HubFile, version: Version) -> str:
     return (
         f"{str(source)!r} has {version.total:,} bytes, and the hub serves files above 50 GB only through Xet, which "
         f"is not spoken here. Fetch it with `{fetch}`, move it to {source.folder!r} below the folder of the "
-        "downloads, and declare it finished with datakit.downloads.adopt(PATH, ADDRESS)"
+        "downloads, and declare it finished with datakit.web.downloads.adopt(PATH, ADDRESS)"
     )
 
 

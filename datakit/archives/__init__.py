@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from datakit.archives.members import MAX_MEMBER_BYTES, ArchiveFile, Member, read
+from datakit.archives.tarwalk import BLOCK, is_header, tar_members
+from datakit.archives.zipwalk import zip_members
 from datakit.errors import ArchiveError
-from datakit.members import MAX_MEMBER_BYTES, ArchiveFile, Member, read
 from datakit.store import publish_file
-from datakit.tarwalk import BLOCK, is_header, tar_members
-from datakit.zipwalk import zip_members
 
 __all__ = ["Archive", "Index", "Member", "index", "index_path", "members", "read", "write_index"]
 

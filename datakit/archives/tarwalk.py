@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from datakit.members import STORED, ArchiveFile, Member, clean_name
+from datakit.archives.members import STORED, ArchiveFile, Member, clean_name
 
 BLOCK = 512
 _MAX_NAME_BYTES = 1 << 20  # of a GNU long name or a pax header

@@ -26,10 +26,10 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from datakit import jpegs
-from datakit.colours import Pixels, apply_profile, profile_effect
 from datakit.errors import BadImage
-from datakit.imageheaders import jpeg_frame, jpeg_segments, orientation, png_chunks, size, sniff
+from datakit.images import jpegs
+from datakit.images.colours import Pixels, apply_profile, profile_effect
+from datakit.images.headers import jpeg_frame, jpeg_segments, orientation, png_chunks, size, sniff
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -29,10 +29,10 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from datakit import hosts as policy
-from datakit.hosts import Hosts, RefusedUrl
-from datakit.outcomes import PACKED, Stop, stop_for, target, worked
-from datakit.pacing import Limits, Room, size_of
+from datakit.web import hosts as policy
+from datakit.web.hosts import Hosts, RefusedUrl
+from datakit.web.outcomes import PACKED, Stop, stop_for, target, worked
+from datakit.web.pacing import Limits, Room, size_of
 
 __all__ = ["Fetched", "Limits", "crawl"]
 

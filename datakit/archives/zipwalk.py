@@ -8,7 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 
-from datakit.members import DEFLATED, STORED, ArchiveFile, Member, clean_name
+from datakit.archives.members import DEFLATED, STORED, ArchiveFile, Member, clean_name
 
 _MAX_DIRECTORY_BYTES = 1 << 30
 

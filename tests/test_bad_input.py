@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import everything, settings, typed
+from users import everything, settings, typed
 
 from datakit.miniature import Miniature
 

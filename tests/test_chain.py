@@ -7,7 +7,7 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import REAL, everything, settings, typed
+from users import REAL, everything, settings, typed
 
 from datakit.miniature import Miniature, coyo_parquet
 from datakit.stream import Stream
@@ -159,7 +159,7 @@ def test_running_again_does_nothing_and_asks_the_network_for_nothing(built, upst
     assert {name: hash(data) for name, data in everything(built).items()} == files
 
 
-@pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")  # it leaves its tars open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its tars open
 def test_webdataset_reads_the_packed_tars(built):
     wds = pytest.importorskip("webdataset", reason="webdataset isn't installed")
     tars = [str(p) for p in sorted((built / "llava665k/pack").glob("*.tar"))]

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import everything, settings, typed
+from users import everything, settings, typed
 
 from datakit.miniature import Miniature
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import settings, typed
+from users import settings, typed
 
 from datakit import catalogue, manifest
 from datakit.miniature import Miniature

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import settings
+from users import settings
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import posixpath
 import re
+from pathlib import Path
 
 from datakit import mix as mixes
-from datakit.errors import Incomplete, UsageError
+from datakit.errors import Incomplete, UsageError, nearest, shortlist
 from datakit.fingerprint import fingerprint
 from datakit.manifest import Pinned
 from datakit.mix import Mix, MixPart, MixShard
 from datakit.runner import Run
 from datakit.store import Store
 from datakit.web import downloads
+from datakit.web.downloads import Downloaded
 
 _NAME = re.compile(r"[a-z0-9_+:@-]+")
 
@@ -74,14 +76,32 @@ def write(store: Store, name: str, runs: list[tuple[Run, int]]) -> tuple[Mix, st
     return mix, f"{store.root}/{where}"
 
 
+def files_of(run: Run) -> dict[str, str]:
+    """What a dataset is downloaded from: addresses by a name to call them, sources of pictures and annotations."""
+    about = run.manifest
+    named = {posixpath.basename(file): about.address(file) for file in about.shard_files()}
+    return named | {name: about.at_commit(source.archive) for name, source in about.images.sources.items()}
+
+
+def adopt(run: Run, file: Path, wanted: str | None) -> tuple[str, Downloaded]:
+    """Takes a file that the user has for one that would be downloaded. Raises UsageError when it isn't clear which."""
+    known = files_of(run)
+    if wanted is None:
+        named = [n for n, address in known.items() if posixpath.basename(address) == file.name]
+        if len(named) != 1:
+            which = f"{file.name!r} may be {' or '.join(named)}" if named else f"nothing is named {file.name!r}"
+            raise UsageError(f"{which} in {run.manifest.name!r}. Say with --as which it is: {shortlist(known, 12)}")
+        (wanted,) = named
+    if wanted not in known:
+        raise UsageError(f"{run.manifest.name!r} has no {wanted!r}. {nearest(wanted, known)}")
+    return known[wanted], downloads.bring(file, known[wanted], run.store.downloads)
+
+
 def pin(run: Run) -> Pinned:
     """Asks upstream for the commit of every repository and the size and hash of every file."""
     pinned = Pinned()
-    about = run.manifest
     work = run.work(run.steps[0])
-    addresses = [about.address(f) for f in about.shard_files()]
-    addresses += [about.at_commit(s.archive) for s in about.images.sources.values()]
-    for address in addresses:
+    for address in files_of(run).values():
         head = downloads.head(address, hosts=run.hosts)
         fixed = address
         if head.repo and head.revision:

@@ -398,6 +398,23 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
 
 @cli.command()
 @click.argument("name")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--as", "wanted", metavar="SOURCE", help="Which of the dataset's files it is, when its name doesn't say.")
+@_place
+def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
+    """Use a file that you have already, such as COCO's train2017.zip, instead of downloading it."""
+    from pathlib import Path
+
+    from datakit import builder
+    from datakit.progress import size_text
+
+    run = _run(_settings(**place), name)
+    address, done = builder.adopt(run, Path(file), wanted)
+    click.echo(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
+
+
+@cli.command()
+@click.argument("name")
 @click.option("--out", type=click.Path(), help="File to write. [beside the manifest]")
 @_place
 def pin(name: str, out: str | None, **place: Any) -> None:

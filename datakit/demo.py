@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,7 @@ def play(root: str | None, *, train: bool) -> int:
                 return code
         if train and (code := _train(place, env)):
             return code
-        click.echo(f"\nDone in {time.monotonic() - start:.0f} s: from the hub's files to packed tars and a mix.")
+        click.echo(f"Done in {time.monotonic() - start:.0f} s: what you saw is what the real commands do.")
         if root:
             click.echo(f"All of it is in {place}")
     return 0
@@ -51,12 +52,12 @@ def _train(place: Path, env: dict[str, str]) -> int:
         click.echo(f"Training is left out: {', '.join(missing)} not installed (pip install 'datakit-vlm[train]')")
         return 0
     out = place / "runs" / "demo"
-    shown = f"deepspeed --module trainer.train --recipe toy --mix {place / MIX} --out {out} --max-steps 4"
-    launch = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"),
-        *shown.split()[1:],
-    ]
-    return _say(shown.split(), launch, {**env, "DS_ACCELERATOR": "cpu"})
+    with socket.create_server(("127.0.0.1", 0)) as probe:  # 29500, the usual one, may be another run's
+        port = probe.getsockname()[1]
+    launch = f"--num_accelerators 2 --master_port {port} --module trainer.train"
+    words = [*launch.split(), "--recipe", "toy", "--mix", str(place / MIX), "--out", str(out), "--max-steps", "4"]
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", *words]
+    return _say(["DS_ACCELERATOR=cpu", "deepspeed", *words], command, {**env, "DS_ACCELERATOR": "cpu"})
 
 
 def _say(shown: list[str], command: list[str], env: dict[str, str]) -> int:

@@ -246,6 +246,28 @@ def test_pin_writes_what_upstream_has_and_a_changed_file_is_then_refused(tmp_pat
     assert other.code == 1
 
 
+def test_a_file_that_the_user_has_is_taken_instead_of_a_download(tmp_path):
+    with Miniature(rows=20) as upstream:
+        env = settings(upstream, tmp_path / "root")
+        coco = "http://images.cocodataset.org/zips/train2017.zip"
+        (tmp_path / "train2017.zip").write_bytes(upstream.answer(coco).body)
+        (tmp_path / "images.zip").write_bytes(b"PK")
+
+        unclear = typed(f"adopt llava665k {tmp_path}/images.zip", env)
+        wrong = typed(f"adopt llava665k {tmp_path}/images.zip --as cocoa", env)
+        taken = typed(f"adopt llava665k {tmp_path}/train2017.zip", env)
+        fetched = typed("fetch llava665k", env)
+        asked = [path for _, path, _ in upstream.requests]
+
+    assert unclear.code == wrong.code == 2
+    assert "gqa or vg" in unclear.err
+    assert "Did you mean 'coco'" in wrong.err
+    assert taken.code == fetched.code == 0
+    assert not [path for path in asked if "train2017" in path]
+    assert any("gqa" in path for path in asked)
+    assert (tmp_path / "train2017.zip").exists()
+
+
 def test_help_of_every_command_has_a_line_on_what_it_does(user):
     from datakit.cli import cli
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,11 @@ def test_the_readmes_commands_work_in_their_order(tmp_path, monkeypatch):
         env = settings(upstream, tmp_path / "data", DATAKIT_JOBS="2")
         del env["DATAKIT_ROOT"]  # the README leaves it at ./data
 
+        coco = upstream.answer("http://images.cocodataset.org/zips/train2017.zip").body
+        (tmp_path / "train2017.zip").write_bytes(coco)
+
         for command in commands("datakit"):
+            command = command.replace("/data/coco", str(tmp_path))
             where = f" --out {tmp_path}/x.sums" if " pin " in command else ""
             got = typed(command + where, env)
             assert got.code == 0, (command, got)
@@ -53,7 +58,9 @@ def test_the_readmes_launch_line_trains(built, tmp_path):
     words = shlex.split(line)
     words[words.index("--mix") + 1] = str(built / "mixes/llava665k+qinstruct/mix.json")
     words[words.index("--out") + 1] = str(tmp_path / "x")
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", port]
 
     done = subprocess.run(
         [*launcher, *words[1:], "--max-steps", "2"],

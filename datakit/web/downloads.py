@@ -29,7 +29,7 @@ from datakit.web.addresses import HubFile, parse
 from datakit.web.hosts import Hosts
 from datakit.web.transfers import PIECE_BYTES, Broken, Open, Reply, Version, ask_hub, ask_web, from_hub, from_web
 
-__all__ = ["Downloaded", "Expect", "Head", "adopt", "check_not_html", "download", "head", "parse"]
+__all__ = ["Downloaded", "Expect", "Head", "adopt", "bring", "check_not_html", "download", "head", "parse"]
 
 TRIES = 5  # in a row without this much progress:
 PROGRESS_BYTES = 1 << 20
@@ -151,6 +151,23 @@ def adopt(path: Path, address: str, *, sha256: str | None = None) -> Downloaded:
             path.with_name(path.name + left).unlink(missing_ok=True)
         lock.unlink(missing_ok=True)
     return done
+
+
+def bring(file: Path, address: str, into: Path) -> Downloaded:
+    """Adopts a file from elsewhere on this machine: linked where the file system can, copied where it can't."""
+    if not file.is_file():
+        raise UsageError(f"there is no file {str(file)!r}")
+    path = Path(into, parse(address).folder)
+    part = path.with_name(path.name + ".part")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        try:
+            os.link(file.resolve(), part)
+        except OSError:  # another disk, or a file system without links; copying says what else may be wrong
+            shutil.copyfile(file, part)
+        replace(part, path)
+    return adopt(path, address)
 
 
 def check_not_html(path: Path) -> None:

@@ -346,8 +346,7 @@ def _only_through_xet(source: HubFile, version: Version) -> str:
     )
     return (
         f"{str(source)!r} has {version.total:,} bytes, and the hub serves files above 50 GB only through Xet, which "
-        f"is not spoken here. Fetch it with `{fetch}`, move it to {source.folder!r} below the folder of the "
-        "downloads, and declare it finished with datakit.web.downloads.adopt(PATH, ADDRESS)"
+        f"is not spoken here. Fetch it with `{fetch}`, then let datakit use it: `datakit adopt NAME FILE`"
     )
 
 

@@ -46,6 +46,7 @@ class Progress:
         self.totals: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.faults: dict[str, Counter[str]] = defaultdict(Counter)
+        self.sizes: dict[str, int] = {}
         self.shards = self.done = 0
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -53,13 +54,12 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._terminal:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
 
             self._bars = Bars(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
                 TextColumn("{task.fields[detail]}"),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -89,9 +89,11 @@ class Progress:
                 self.bytes[step] += amount
             elif what.startswith("fault "):
                 self.faults[step][what.removeprefix("fault ")] += amount
+            elif what.startswith("size "):
+                self.sizes[what.removeprefix("size ")] = amount
             if what.startswith("download "):
-                self._download(what.removeprefix("download "), step, amount)
-            elif self._bars is not None:
+                self._download(what.removeprefix("download "), amount)
+            elif self._bars is not None and not what.startswith("size "):
                 self._draw(step, what)
             elif (what == "done" and amount) or time.monotonic() - self._last > QUIET_S:
                 self._say(f"{self.done} of {self.shards} shards; {self._numbers()}")
@@ -114,20 +116,23 @@ class Progress:
         self._last = time.monotonic()
         print(f"{self.title}: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
-    def _download(self, address: str, step: str, done: int) -> None:
-        name = address.rsplit("/", 1)[-1]
+    def _download(self, address: str, done: int) -> None:
+        name = "/".join(address.rsplit("/", 2)[-2:])  # several archives are called images.zip
+        total = self.sizes.get(address)
+        text = size_text(done) + (f" of {size_text(total)}" if total else "")
         if self._bars is not None:
-            self._bar(f"download {name}", total=None, completed=done, detail=size_text(done))
+            self._bar(f"download {name}", total, done, text)
+            self._bars.update(self._tasks[f"download {name}"], visible=done != total)
         elif time.monotonic() - self._last > QUIET_S:
-            self._say(f"downloading {name}: {size_text(done)}")
+            self._say(f"downloading {name}: {text}")
 
     def _draw(self, step: str, what: str) -> None:
         if step:
             spent = time.monotonic() - self._start
-            detail = self._step(step, spent).partition("(")[2].replace(")", "", 1)
-            self._bar(f"{self.title} {step}", self.totals[step] or None, self.rows[step], detail)
+            total = self.totals[step] if self.totals[step] >= self.rows[step] else None
+            self._bar(f"{self.title} {step}", total, self.rows[step], self._step(step, spent).partition(" ")[2])
         elif what in ("shards", "done"):
-            self._bar(f"{self.title} shards", self.shards, self.done, "")
+            self._bar(f"{self.title} shards", self.shards, self.done, f"{self.done:,} of {self.shards:,}")
 
     def _bar(self, name: str, total: int | None, completed: int, detail: str) -> None:
         bars: Any = self._bars

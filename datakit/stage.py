@@ -26,7 +26,9 @@ from datakit.web import downloads
 from datakit.web.crawl import Limits
 from datakit.web.hosts import Hosts
 
-Tell = Callable[[str, str, int], None]  # (step, "rows" | "bytes" | "faults" | "total", amount)
+# (step, what, amount): "shards" and "done" of the run; "total" (rows to come), "rows", "bytes" and "fault REASON" of a
+# step, added up; "size ADDRESS" and "download ADDRESS" in bytes so far.
+Tell = Callable[[str, str, int], None]
 
 
 def silent(step: str, what: str, amount: int) -> None:
@@ -54,13 +56,14 @@ class Work:
         """A whole, checked upstream file; fetched if it isn't there. Raises DownloadError."""
         address = self.manifest.at_commit(address)
         size, sha256 = self.manifest.expect(address)
-        return downloads.download(
-            address,
-            self.store.downloads,
-            hosts=self.hosts,
-            expect=downloads.Expect(size_bytes=size, sha256=sha256),
-            tell=lambda done, total: self.tell(self.step, f"download {address}", done),
-        )
+
+        def tell(done: int, total: int | None) -> None:
+            if total is not None:
+                self.tell(self.step, f"size {address}", total)
+            self.tell(self.step, f"download {address}", done)
+
+        expect = downloads.Expect(size_bytes=size, sha256=sha256)
+        return downloads.download(address, self.store.downloads, hosts=self.hosts, expect=expect, tell=tell)
 
     def known(self, address: str) -> dict[str, Any] | None:
         """The sidecar of a file that was downloaded once, even if it was cleaned since; no network."""

@@ -19,6 +19,7 @@ FLOORS = [
     {"audit", "builder", "progress"},
     {"miniature"},
     {"demo"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

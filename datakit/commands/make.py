@@ -1,0 +1,186 @@
+"""Commands that make something in the root, or take something away: fetch, build-mix, adopt, clean, pin, demo."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datakit.commands.options import Task, load_settings, open_run, placed, working
+
+if TYPE_CHECKING:
+    from datakit.mix import Mix
+    from datakit.runner import Report, Run
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--shards", metavar="RANGE", help="Which shards, e.g. 0-127 or 0,4-6. [all]")
+@working
+def fetch(names: tuple[str, ...], shards: str | None, task: Task) -> None:
+    """Download datasets: list, choose, fetch pictures.
+
+    Annotations are listed, chosen from, and their pictures fetched or found. Run it again to go on after a
+    kill; what is done is not done twice.
+    """
+    from datakit.shards import parse_shards
+
+    chosen = parse_shards(shards) if shards else None
+    for run in [task.run(name) for name in names]:
+        _execute(run, task, upto="fetch", shards=chosen)
+
+
+@click.command("build-mix")
+@click.argument("expression", metavar="A+B:2")
+@click.option("--name", help="Name of the mix. [the expression]")
+@click.option("--fetch", "with_fetch", is_flag=True, help="Also fetch what isn't there yet.")
+@working
+def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -> None:
+    """Pack what is fetched, and write a mix.
+
+    A+B takes both datasets, B:2 takes one twice an epoch. Never starts a download unless --fetch says so.
+    """
+    from datakit import builder, catalogue
+    from datakit import mix as mixes
+    from datakit.store import Store
+
+    terms = mixes.parse(expression, catalogue.names("manifests"))
+    mix_name = builder.mix_name(name or expression, task.limit)
+    runs = [(task.run(dataset), times) for dataset, times in terms]
+    if not with_fetch:
+        builder.check_fetched([run for run, _ in runs])
+    for run, _ in runs:
+        _execute(run, task, upto="pack", first=None if with_fetch else "pack")
+    if task.slice_of:
+        click.echo(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mix")
+        return
+    mix, where = builder.write(Store(task.settings.root), mix_name, runs)
+    _show_mix(mix, where)
+
+
+def _execute(run: Run, task: Task, *, upto: str, first: str | None = None, shards: list[int] | None = None) -> None:
+    from datakit.progress import Progress
+    from datakit.runner import execute
+    from datakit.shards import parse_slice
+
+    with Progress(run.folder) as progress:
+        report = execute(
+            run,
+            upto=upto,
+            first=first,
+            shards=shards,
+            slice_of=parse_slice(task.slice_of) if task.slice_of else (0, 1),
+            jobs=task.settings.jobs,
+            rebuild=task.rebuild,
+            tell=progress.tell,
+        )
+    _show_report(run, report, upto)
+
+
+def _show_report(run: Run, report: Report, upto: str) -> None:
+    from datakit.shards import ranges
+
+    done = f"{run.folder}: {upto} done"
+    if report.made:
+        done += f" for shards {ranges(report.made)}, {report.rows:,} rows"
+    if report.kept:
+        done += f"; {len(report.kept)} shards were done before"
+    click.echo(done)
+    failed = Counter({reason: n for reason, n in report.faults.items() if reason not in report.dropped})
+    for what, counts in (("dropped", report.dropped), ("failed", failed)):
+        if counts:
+            click.echo(f"  {what}: " + ", ".join(f"{reason} {n:,}" for reason, n in counts.most_common()))
+
+
+def _show_mix(mix: Mix, where: str) -> None:
+    from datakit.progress import size_text
+
+    for part in mix.parts:
+        size = sum(shard.size_bytes for shard in part.shards)
+        times = f" x {part.repeats}" if part.repeats > 1 else ""
+        click.echo(f"  {part.dataset}{times}: {part.samples:,} samples in {len(part.shards)} tars, {size_text(size)}")
+    click.echo(f"{where}: {mix.samples:,} samples an epoch, fingerprint {mix.fingerprint[:12]}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Of the trial with that limit.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@placed
+def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
+    """Remove what is packed and not needed any more.
+
+    Archives and tables that later steps have made superfluous; says how much, and never runs by itself.
+    """
+    from datakit import audit
+    from datakit.progress import size_text
+
+    settings = load_settings(**place)
+    run = open_run(settings, name, limit=limit)
+    others = [other for other in audit.runs(run.store) if other.folder != run.folder]
+    files = audit.superfluous(run, others)
+    if not dry_run:
+        audit.clean(run, files)
+    for file in files:
+        click.echo(f"{file.name}  {size_text(file.size_bytes)}")
+    total = size_text(sum(file.size_bytes for file in files))
+    click.echo(f"{'would remove' if dry_run else 'removed'} {len(files)} files, {total}")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--as", "wanted", metavar="SOURCE", help="Which of the dataset's files it is, when its name doesn't say.")
+@placed
+def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
+    """Use a file you have instead of downloading it.
+
+    For example COCO's train2017.zip. It is linked where the file system can, and copied where it can't.
+    """
+    from pathlib import Path
+
+    from datakit import builder
+    from datakit.progress import size_text
+
+    run = open_run(load_settings(**place), name)
+    address, done = builder.adopt(run, Path(file), wanted)
+    click.echo(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(), help="File to write. [beside the manifest]")
+@placed
+def pin(name: str, out: str | None, **place: Any) -> None:
+    """Write upstream's commits and hashes to a .sums file.
+
+    From then on a fetch takes these commits, and refuses a file with another size or hash.
+    """
+    from pathlib import Path
+
+    from datakit import builder, catalogue, manifest
+    from datakit.store import publish_file
+
+    run = open_run(load_settings(**place), name)
+    pinned = builder.pin(run)
+    path = Path(out) if out else catalogue.find("manifests", f"{name}.toml").with_suffix(".sums")
+    publish_file(path, manifest.sums(name, pinned).encode())
+    unhashed = sum(digest is None for _, digest in pinned.files.values())
+    click.echo(f"{path}: {len(pinned.commits)} commits, {len(pinned.files)} files")
+    if unhashed:
+        click.echo(f"{unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")
+
+
+@click.command()
+@click.option("--root", metavar="DIR", help="Keep the result there. [a temporary folder, removed]")
+@click.option("--no-train", is_flag=True, help="Leave the training steps out.")
+def demo(root: str | None, no_train: bool) -> None:
+    """The whole chain on a small copy of the upstreams.
+
+    On this machine, without the internet, in a minute or so.
+    """
+    from datakit.demo import play
+
+    sys.exit(play(root, train=not no_train))

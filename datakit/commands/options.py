@@ -1,0 +1,102 @@
+"""Options that commands share, and what they make of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from datakit.runner import Run
+    from datakit.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def placed(command: F) -> F:
+    """Options that say where the root is and who may be connected to."""
+    for option in (
+        click.option("--root", metavar="DIR", help="Folder or fsspec URL. [DATAKIT_ROOT, else ./data]"),
+        click.option(
+            "--mirror",
+            "mirrors",
+            multiple=True,
+            metavar="FROM=TO",
+            help="Replace a URL prefix. [DATAKIT_MIRRORS]",
+        ),
+        click.option(
+            "--allow-host",
+            "allow_hosts",
+            multiple=True,
+            metavar="HOST[:PORT]",
+            help="Permit a private address. [DATAKIT_ALLOW_HOSTS]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the options of a command that makes shards say."""
+
+    settings: Settings
+    slice_of: str | None
+    limit: int | None
+    rebuild: bool
+    recipe: str | None
+
+    def run(self, name: str) -> Run:
+        return open_run(self.settings, name, self.recipe, self.limit)
+
+
+def working(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of commands that make shards, given to the command as one `task`."""
+
+    @functools.wraps(command)
+    def with_task(
+        *args: Any,
+        jobs: int | None,
+        timeout_s: int | None,
+        slice_of: str | None,
+        limit: int | None,
+        rebuild: bool,
+        recipe: str | None,
+        root: str | None,
+        mirrors: tuple[str, ...],
+        allow_hosts: tuple[str, ...],
+        **rest: Any,
+    ) -> Any:
+        settings = load_settings(root=root, mirrors=mirrors, allow_hosts=allow_hosts, jobs=jobs, timeout_s=timeout_s)
+        task = Task(settings=settings, slice_of=slice_of, limit=limit, rebuild=rebuild, recipe=recipe)
+        return command(*args, task=task, **rest)
+
+    for option in (
+        click.option("--jobs", type=int, help="Processes. [DATAKIT_JOBS, else one a core]"),
+        click.option("--timeout", "timeout_s", type=int, metavar="S", help="Seconds for one picture. [30]"),
+        click.option("--slice", "slice_of", metavar="I/N", help="Every Nth shard from the Ith on, from 0."),
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="A trial: N rows of each annotation file."),
+        click.option("--rebuild", is_flag=True, help="Remove what another recipe made, and make it again."),
+        click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's."),
+    ):
+        with_task = option(with_task)
+    return placed(with_task)
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Flags over environment over datakit.toml."""
+    from datakit import settings
+
+    return settings.load(**flags)
+
+
+def open_run(settings: Settings, name: str, recipe: str | None = None, limit: int | None = None) -> Run:
+    """The run of a dataset in the root and under the policy of the settings."""
+    from datakit import audit
+    from datakit.store import Store
+
+    store = Store(settings.root)
+    return audit.open_run(store, name, recipe=recipe, limit=limit, hosts=settings.hosts, limits=settings.limits)

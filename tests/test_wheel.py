@@ -17,13 +17,8 @@ def unpacked(tmp_path_factory):
     """A folder that holds what the wheel holds, and a torch that can't be imported."""
     work = tmp_path_factory.mktemp("wheel")
     source = work / "source"
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=False)
     if tracked.returncode:
         pytest.skip("not a git checkout, so what belongs to the source isn't known")
     for name in tracked.stdout.splitlines():

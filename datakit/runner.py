@@ -49,6 +49,7 @@ class Run:
     steps: tuple[Step, ...]
     hosts: Hosts
     limits: Limits = field(default_factory=Limits)
+    tolerates: float | None = None  # share of faults, instead of what each step says
     limit: int | None = None
 
     @property
@@ -257,6 +258,7 @@ def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
     recipe = fingerprint(run.step_recipe(step))
     upstream = run.ledger(run.steps[place - 1]).read(shard_name(shard)) if place else None
     rows = _upstream_rows(run, place, shard, upstream)
+    tolerates = step.tolerates if run.tolerates is None else run.tolerates
     per_part = step.stage.rows_per_part
     n_parts = 1 if per_part is None else max(1, -(-len(rows) // per_part))
     commits = []
@@ -275,7 +277,7 @@ def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
                 tell(step.name, "rows", commit.rows)
                 continue
         tell(step.name, "total", len(span))
-        made = _make_part(step, span, work, ledger, name)
+        made = _make_part(step, span, work, ledger, name, tolerates)
         tell(step.name, "total", made["rows"] - len(span))  # what was dropped is done, too
         inputs = run.inputs(place, shard)  # asked again: a listing learns its file's hash while it reads it
         if inputs is None:
@@ -304,7 +306,7 @@ def _upstream_rows(run: Run, place: int, shard: int, upstream: Commit | None) ->
     return Rows(run.store, shard, files, 0, upstream.rows)
 
 
-def _make_part(step: Step, rows: Rows, work: Work, ledger: Ledger, name: str) -> dict[str, Any]:
+def _make_part(step: Step, rows: Rows, work: Work, ledger: Ledger, name: str, tolerates: float) -> dict[str, Any]:
     """Runs the stage over some rows and publishes tar, then table; the commit is the caller's."""
     with ExitStack() as published:
         table = published.enter_context(work.store.publish(work.path(f"{name}.parquet")))
@@ -327,7 +329,7 @@ def _make_part(step: Step, rows: Rows, work: Work, ledger: Ledger, name: str) ->
             stream.close()  # type: ignore[attr-defined]
         for reason, n in out.faults.items():
             work.tell(step.name, f"fault {reason}", n)
-        _hold_ceiling(step, out, writer.rows, f"{ledger.folder}/{name}")
+        _hold_ceiling(out, writer.rows, tolerates, f"{ledger.folder}/{name}")
         writer.close()
         out.close()
     files: dict[str, File] = {}
@@ -344,13 +346,14 @@ def _make_part(step: Step, rows: Rows, work: Work, ledger: Ledger, name: str) ->
     }
 
 
-def _hold_ceiling(step: Step, out: Out, kept: int, where: str) -> None:
+def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str) -> None:
     came, wrong = kept + sum(out.dropped.values()), sum(out.faults.values())
-    if wrong > max(FEW, step.tolerates * came):
+    if wrong > max(FEW, tolerates * came):
         causes = ", ".join(f"{reason} {n}" for reason, n in out.faults.most_common(5))
         raise CeilingExceeded(
-            f"{where}: {wrong} of {came} rows went wrong ({causes}), more than the {step.tolerates:.0%} that "
-            f"step {step.name!r} tolerates. Nothing of it was committed; look at the causes and run again"
+            f"{where}: {wrong} of {came} rows went wrong ({causes}), more than the {tolerates:.0%} that this "
+            f"step tolerates. Nothing of it was committed. If that is how the data is, run again with "
+            f"--tolerate {min(1.0, wrong / came + 0.05):.2f}"
         )
 
 

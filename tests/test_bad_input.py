@@ -173,15 +173,17 @@ def test_a_private_mirror_is_refused_unless_it_is_allowed(own, tmp_path):
     assert typed(f"fetch llava665k --allow-host 127.0.0.1:{own.port}", env).code == 0
 
 
-def test_a_network_that_is_down_is_not_taken_for_dead_pictures(own, tmp_path):
-    env = settings(own, tmp_path, DATAKIT_ALLOW_HOSTS="")  # every picture's address is refused
+def test_a_network_that_is_down_is_not_taken_for_dead_pictures(tmp_path):
     with Miniature(rows=30, coyo_rows=300) as many:
-        env = settings(many, tmp_path, DATAKIT_ALLOW_HOSTS="")
+        env = settings(many, tmp_path, DATAKIT_ALLOW_HOSTS="")  # every picture's address is refused
         got = typed("fetch coyo --shards 0", env)
+        committed = list((tmp_path / "coyo/fetch").glob("*.commit.json"))
+        accepted = typed("fetch coyo --shards 0 --tolerate 1", env)
 
     assert got.code == 1
-    assert "refused_address" in got.err and "tolerates" in got.err
-    assert not list((tmp_path / "coyo/fetch").glob("*.commit.json"))
+    assert "refused_address" in got.err and "--tolerate 1.00" in got.err
+    assert committed == []
+    assert accepted.code == 0
 
 
 def test_a_root_made_by_another_recipe_is_refused_with_the_fields(own, tmp_path):

@@ -48,9 +48,10 @@ class Task:
     limit: int | None
     rebuild: bool
     recipe: str | None
+    tolerates: float | None
 
     def run(self, name: str) -> Run:
-        return open_run(self.settings, name, self.recipe, self.limit)
+        return open_run(self.settings, name, recipe=self.recipe, limit=self.limit, tolerates=self.tolerates)
 
 
 def working(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,13 +66,15 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         limit: int | None,
         rebuild: bool,
         recipe: str | None,
+        tolerates: float | None,
         root: str | None,
         mirrors: tuple[str, ...],
         allow_hosts: tuple[str, ...],
         **rest: Any,
     ) -> Any:
         settings = load_settings(root=root, mirrors=mirrors, allow_hosts=allow_hosts, jobs=jobs, timeout_s=timeout_s)
-        task = Task(settings=settings, slice_of=slice_of, limit=limit, rebuild=rebuild, recipe=recipe)
+        choices: dict[str, Any] = {"slice_of": slice_of, "limit": limit, "rebuild": rebuild, "recipe": recipe}
+        task = Task(settings=settings, tolerates=tolerates, **choices)
         return command(*args, task=task, **rest)
 
     for option in (
@@ -79,6 +82,13 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--timeout", "timeout_s", type=int, metavar="S", help="Seconds for one picture. [30]"),
         click.option("--slice", "slice_of", metavar="I/N", help="Every Nth shard from the Ith on, from 0."),
         click.option("--limit", type=click.IntRange(1), metavar="N", help="A trial: N rows of each annotation file."),
+        click.option(
+            "--tolerate",
+            "tolerates",
+            type=click.FloatRange(0, 1),
+            metavar="SHARE",
+            help="Failures that a shard may have, 0 to 1, instead of what the recipe says.",
+        ),
         click.option("--rebuild", is_flag=True, help="Remove what another recipe made, and make it again."),
         click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's."),
     ):
@@ -93,10 +103,10 @@ def load_settings(**flags: Any) -> Settings:
     return settings.load(**flags)
 
 
-def open_run(settings: Settings, name: str, recipe: str | None = None, limit: int | None = None) -> Run:
+def open_run(settings: Settings, name: str, **choices: Any) -> Run:
     """The run of a dataset in the root and under the policy of the settings."""
     from datakit import audit
     from datakit.store import Store
 
     store = Store(settings.root)
-    return audit.open_run(store, name, recipe=recipe, limit=limit, hosts=settings.hosts, limits=settings.limits)
+    return audit.open_run(store, name, hosts=settings.hosts, limits=settings.limits, **choices)

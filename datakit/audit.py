@@ -12,7 +12,7 @@ from typing import Any
 from datakit import catalogue, manifest, mix, pipeline
 from datakit.errors import Incomplete, MixError
 from datakit.fingerprint import changes
-from datakit.runner import Run
+from datakit.run import Run
 from datakit.shards import ranges, shard_name
 from datakit.store import Store
 from datakit.web.hosts import Hosts
@@ -35,6 +35,14 @@ def runs(store: Store, name: str | None = None) -> Iterator[Run]:
         dataset = trial[1] if trial else folder
         if dataset in known and name in (None, dataset, folder):
             yield open_run(store, dataset, limit=int(trial[2]) if trial else None, hosts=Hosts())
+
+
+def known_shards(run: Run) -> list[int]:
+    """The shards that a dataset has; empty when it isn't listed yet, so that nobody knows."""
+    try:
+        return run.steps[0].stage.shards(run.work(run.steps[0]))
+    except Incomplete:
+        return []
 
 
 @dataclass
@@ -71,10 +79,8 @@ class StepStatus:
 def status(run: Run) -> list[StepStatus]:
     """Each step of a dataset by its commits; reads no data."""
     found = []
-    try:
-        known = run.steps[0].stage.shards(run.work(run.steps[0]))
-    except Incomplete:
-        known = []
+    run = run.snapshot()
+    known = known_shards(run)
     for place, step in enumerate(run.steps):
         one = StepStatus(run.folder, step.name)
         ledger = run.ledger(step)
@@ -82,6 +88,7 @@ def status(run: Run) -> list[StepStatus]:
         one.differs = changes(old, run.step_recipe(step)) if old is not None else []
         for shard, commit in ledger.commits().items():
             fresh = run.done(place, shard) and not any(run.stale(p, shard) for p in range(place))
+            fresh = fresh and (not known or shard in known)
             (one.done if fresh else one.stale).append(shard)
             one.rows += commit.rows
             one.size_bytes += sum(f.size_bytes for p in commit.parts for f in p.files())
@@ -110,13 +117,12 @@ def verify(run: Run) -> Iterator[str | Broken]:
         ledger = run.ledger(step)
         cleaned = ledger.cleaned()
         cure = f"datakit fetch {run.manifest.name}" if step.name != "pack" else f"datakit build-mix {run.manifest.name}"
-        for name in run.store.names(ledger.folder):
-            shard, mark, _ = name.partition(".commit.json")
-            if not mark or not shard.isdigit():
-                continue
+        for shard in ledger.shard_names():
             commit = ledger.read(shard)
             if commit is None:
-                yield Broken(f"{ledger.folder}/{name}", "the commit is damaged", cure, step.name, int(shard))
+                yield Broken(
+                    f"{ledger.folder}/{shard}.commit.json", "the commit is damaged", cure, step.name, int(shard)
+                )
                 continue
             for file in (f for part in commit.parts for f in part.files()):
                 where = f"{ledger.folder}/{file.name}"
@@ -159,7 +165,7 @@ def verify_mixes(store: Store) -> Iterator[str | Broken]:
 
 
 def repair(run: Run, broken: list[Broken]) -> list[str]:
-    """Takes back the commits of broken shards, so that the next run makes them again. Returns their names."""
+    """Removes the commits and files of broken shards, so that the next run makes them again. Returns their names."""
     names = []
     for one in broken:
         if one.shard is None or not one.where.startswith(f"{run.folder}/"):
@@ -167,10 +173,10 @@ def repair(run: Run, broken: list[Broken]) -> list[str]:
         step = next(s for s in run.steps if s.name == one.step)
         name = shard_name(one.shard)
         commit = run.ledger(step).read(name)
-        for part in commit.parts if commit else []:
-            if part.name != name:
-                run.ledger(step).remove(part.name)
         run.ledger(step).remove(name)
+        for part in commit.parts if commit else []:
+            run.ledger(step).remove(part.name)
+            run.ledger(step).forget(part)
         names.append(f"{run.folder}/{step.name}/{name}")
     return sorted(set(names))
 
@@ -189,15 +195,15 @@ def superfluous(run: Run, others: list[Run]) -> list[Superfluous]:
     `others` are the root's other datasets: an archive stays while one of them still has to be packed from it.
     """
     found = []
+    run = run.snapshot()
     for place, step in enumerate(run.steps[:-1]):
         ledger = run.ledger(step)
         for shard, commit in ledger.commits().items():
             if run.done(place + 1, shard) and not run.stale(place + 1, shard):
                 for file in (f for part in commit.parts for f in part.files()):
-                    name = f"{ledger.folder}/{file.name}"
-                    size = run.store.size(name)
+                    size = ledger.size(file.name)
                     if size is not None:
-                        found.append(Superfluous(name, size))
+                        found.append(Superfluous(f"{ledger.folder}/{file.name}", size))
     kept = {path for other in others for path in _still_needed(other)} | _still_needed(run)
     for path in sorted(_downloads(run) - kept):
         local = run.store.downloads / path
@@ -218,9 +224,9 @@ def _downloads(run: Run) -> set[str]:
 def _still_needed(run: Run) -> set[str]:
     """Those downloads that a step which isn't done yet is made from."""
     work = run.work(run.steps[0])
-    try:
-        known = run.steps[0].stage.shards(work)
-    except Incomplete:
+    run = run.snapshot()
+    known = known_shards(run)
+    if not known:
         return _downloads(run)
     needed: set[str] = set()
     last = len(run.steps) - 1

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 from datakit import mix as mixes
+from datakit.audit import known_shards
 from datakit.errors import Incomplete, UsageError, nearest, shortlist
 from datakit.fingerprint import fingerprint
 from datakit.manifest import Pinned
 from datakit.mix import Mix, MixPart, MixShard
-from datakit.runner import Run
+from datakit.run import Run
+from datakit.shards import ranges
 from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.downloads import Downloaded
@@ -45,7 +47,14 @@ def check_fetched(runs: list[Run]) -> None:
 def part(run: Run, repeats: int) -> MixPart:
     """A dataset's packed shards as part of a mix."""
     last = len(run.steps) - 1
+    run = run.snapshot()
     ledger = run.ledger(run.steps[last])
+    undone = [shard for shard in ledger.commits() if not run.done(last, shard)]
+    if undone:
+        raise Incomplete(
+            f"shards {ranges(undone)} of {run.manifest.name!r} are packed, but what they were packed from was lost "
+            f"or changed. Run `datakit fetch {run.manifest.name} --shards {ranges(undone)}`, then this again"
+        )
     shards = [
         MixShard(
             tar=f"../../{ledger.folder}/{one.tar.name}",
@@ -53,9 +62,9 @@ def part(run: Run, repeats: int) -> MixPart:
             samples=one.rows,
             size_bytes=one.tar.size_bytes,
             sha256=one.tar.sha256,
+            index_sha256=one.table.sha256,
         )
-        for shard, commit in sorted(ledger.commits().items())
-        if run.done(last, shard)
+        for _, commit in sorted(ledger.commits().items())
         for one in commit.parts
         if one.tar is not None and one.rows
     ]
@@ -66,6 +75,12 @@ def part(run: Run, repeats: int) -> MixPart:
         samples=sum(s.samples for s in shards),
         shards=shards,
     )
+
+
+def not_packed(run: Run) -> list[int]:
+    """Shards that the dataset has and a mix of it doesn't."""
+    packed = run.ledger(run.steps[-1]).commits()
+    return [shard for shard in known_shards(run) if shard not in packed]
 
 
 def write(store: Store, name: str, runs: list[tuple[Run, int]]) -> tuple[Mix, str]:

@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from typing import NoReturn
 
 import click
@@ -33,7 +34,10 @@ def main() -> NoReturn:
         again = " ".join(shlex.quote(a) for a in ["datakit", *sys.argv[1:]])
         click.echo(f"\nInterrupted. What was committed is kept; to go on, run:\n  {again}", err=True)
         sys.stderr.flush()
-        os._exit(130)  # threads of a download may still wait for the network
+        end = threading.Timer(5, os._exit, [130])  # a thread may still wait for the network
+        end.daemon = True
+        end.start()
+        sys.exit(130)
     except DatakitError as error:
         click.echo(f"{click.style('error:', fg='red')} {error}", err=True)
         sys.exit(error.exit_code)

@@ -62,10 +62,17 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger:
-    """The commits of one step folder of a store."""
+    """The commits of one step folder of a store.
 
-    def __init__(self, store: Store, folder: str) -> None:
+    With `snapshot` it lists the folder once and answers from that: for looking at many shards, on a bucket above
+    all. Whoever makes shards uses one without, which asks the store each time.
+    """
+
+    def __init__(self, store: Store, folder: str, *, snapshot: bool = False) -> None:
         self.store, self.folder = store, folder
+        self._sizes = store.sizes(folder) if snapshot else None
+        self._known: dict[str, Commit | None] = {}
+        self._cleaned: set[str] | None = None
 
     def recipe(self) -> dict[str, Any] | None:
         """The recipe that the folder was made by, None when there is none or it was cut short."""
@@ -92,8 +99,19 @@ class Ledger:
             )
         return fingerprint(recipe)
 
+    def size(self, name: str) -> int | None:
+        """Size of a file of the folder, None when it isn't there."""
+        return self.store.size(f"{self.folder}/{name}") if self._sizes is None else self._sizes.get(name)
+
     def read(self, name: str) -> Commit | None:
         """The commit of a shard or part; None when there is none, or when it was cut short."""
+        if self._sizes is None:
+            return self._decoded(name)
+        if name not in self._known:
+            self._known[name] = self._decoded(name) if f"{name}.commit.json" in self._sizes else None
+        return self._known[name]
+
+    def _decoded(self, name: str) -> Commit | None:
         data = self.store.read(f"{self.folder}/{name}.commit.json")
         if data is None:
             return None
@@ -104,41 +122,68 @@ class Ledger:
             return None
 
     def write(self, name: str, commit: Commit) -> None:
+        """Declares a shard or part done. What an earlier commit of it had more of is removed before."""
+        old = self._decoded(name)
+        if old is not None:
+            kept = {part.name for part in commit.parts}
+            for part in old.parts:
+                if part.name not in kept:
+                    self.remove(part.name)
+                    self.forget(part)
         self.store.write(f"{self.folder}/{name}.commit.json", _pretty(commit))
 
     def remove(self, name: str) -> None:
-        """Takes back the word that a shard or part is done; its data stays until it is made again."""
+        """Takes back the word that a shard or part is done; its data stays."""
         self.store.remove(f"{self.folder}/{name}.commit.json")
+
+    def forget(self, part: Part) -> None:
+        """Removes the files of a part."""
+        for file in part.files():
+            self.store.remove(f"{self.folder}/{file.name}")
 
     def commits(self) -> dict[int, Commit]:
         """Readable commits by shard."""
         found = {}
-        for name in self.store.names(self.folder):
-            shard, mark, _ = name.partition(".commit.json")
-            if mark and shard.isdigit() and (commit := self.read(shard)):
-                found[int(shard)] = commit
+        for name in self.shard_names():
+            if commit := self.read(name):
+                found[int(name)] = commit
         return found
+
+    def shard_names(self) -> list[str]:
+        """Names of the shards that have a commit, readable or not."""
+        names = self.store.names(self.folder) if self._sizes is None else sorted(self._sizes)
+        stems = (name.removesuffix(".commit.json") for name in names if name.endswith(".commit.json"))
+        return [stem for stem in stems if stem.isdigit()]
 
     def cleaned(self) -> set[str]:
         """Names of files that `datakit clean` removed after they had served."""
-        data = self.store.read(f"{self.folder}/cleaned.json")
-        return set(msgspec.json.decode(data, type=list[str])) if data else set()
+        if self._cleaned is None or self._sizes is None:
+            data = self.store.read(f"{self.folder}/cleaned.json")
+            self._cleaned = set(msgspec.json.decode(data, type=list[str])) if data else set()
+        return self._cleaned
 
     def mark_cleaned(self, names: set[str]) -> None:
         self.store.write(f"{self.folder}/cleaned.json", _pretty(sorted(names)))
 
+    def unmark_cleaned(self, shards: set[str]) -> None:
+        """Forgets that files of some shards were cleaned, since these are made again."""
+        cleaned = self.cleaned()
+        kept = {name for name in cleaned if name.partition(".")[0].partition("-")[0] not in shards}
+        if kept != cleaned:
+            self.mark_cleaned(kept)
+
     def state(self, name: str, recipe: str, inputs: dict[str, str], *, gone_is_fine: bool = False) -> State:
-        """Whether a shard or part is done. Files that were cleaned count as there if `gone_is_fine`."""
+        """Whether a shard or part is done. Files that were cleaned away count as there if `gone_is_fine`."""
         commit = self.read(name)
         if commit is None:
             return "missing"
         if commit.recipe != recipe or commit.inputs != inputs:
             return "stale"
-        cleaned = self.cleaned() if gone_is_fine else set()
-        for part in commit.parts:
-            for file in part.files():
-                if file.name not in cleaned and self.store.size(f"{self.folder}/{file.name}") != file.size_bytes:
-                    return "missing"
+        for file in (file for part in commit.parts for file in part.files()):
+            size = self.size(file.name)
+            cleaned = size is None and gone_is_fine and file.name in self.cleaned()
+            if size != file.size_bytes and not cleaned:
+                return "missing"
         return "done"
 
 

@@ -79,8 +79,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def file_of(self, shard: int) -> str:
         """The annotation file that a shard is read from."""
-        files = self.shard_files()
-        return files[shard] if self.annotations.format == "parquet" else files[0]
+        rows = self.annotations
+        return rows.files.format(shard=shard) if rows.format == "parquet" else rows.files
 
     def address(self, file: str) -> str:
         """Where a file of the dataset's own repository is, at the pinned commit if there is one."""

@@ -29,6 +29,7 @@ class MixShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     samples: int
     size_bytes: int
     sha256: str  # of the tar
+    index_sha256: str
 
 
 class MixPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,16 +8,10 @@ pictures are being fetched while later annotations still download.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,115 +20,16 @@ from datakit import __version__
 from datakit.errors import CeilingExceeded, DatakitError, Incomplete, UsageError
 from datakit.fingerprint import fingerprint
 from datakit.ledger import Commit, File, Ledger, Part
-from datakit.manifest import Manifest
+from datakit.pool import pooled
+from datakit.run import Run
 from datakit.shards import ranges, shard_name
 from datakit.stage import Out, Step, Tell, Work, silent
-from datakit.store import Sink, Store
+from datakit.store import Sink
 from datakit.tables import Rows, TableWriter
-from datakit.web.crawl import Limits
-from datakit.web.hosts import Hosts
 
 log = logging.getLogger(__name__)
 
 FEW = 20  # faults that a part may always have, whatever its share
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A pipeline over one dataset in one root."""
-
-    store: Store
-    manifest: Manifest
-    recipe: str  # the pipeline's name, for messages
-    steps: tuple[Step, ...]
-    hosts: Hosts
-    limits: Limits = field(default_factory=Limits)
-    tolerates: float | None = None  # share of faults, instead of what each step says
-    limit: int | None = None
-
-    @property
-    def folder(self) -> str:
-        """The dataset's folder below the root. A trial has its own, so that it never stands for the whole."""
-        name = self.manifest.name
-        return name if self.limit is None else f"{name}@limit-{self.limit}"
-
-    def ledger(self, step: Step) -> Ledger:
-        return Ledger(self.store, f"{self.folder}/{step.name}")
-
-    def work(self, step: Step, tell: Tell = silent) -> Work:
-        return Work(self.store, self.manifest, self.folder, step.name, self.hosts, self.limits, self.limit, tell)
-
-    def step_recipe(self, step: Step) -> dict[str, Any]:
-        """What recipe.json of a step says."""
-        recipe = {"dataset": self.manifest.name, "step": step.name, **step.stage.identity(self.manifest)}
-        return recipe if self.limit is None else {**recipe, "limit": self.limit}
-
-    def upto(self, name: str) -> tuple[Step, ...]:
-        """The steps up to and with that one. Raises UsageError when the recipe has none of that name."""
-        for place, step in enumerate(self.steps):
-            if step.name == name:
-                return self.steps[: place + 1]
-        raise UsageError(f"recipe {self.recipe!r} has no step {name!r}; it has {', '.join(s.name for s in self.steps)}")
-
-    def claim(self, start: int, last: int, *, rebuild: bool = False) -> None:
-        """Takes the step folders for this recipe; those before `start` are only compared.
-
-        Raises RecipeChanged. With `rebuild` it removes what another recipe made, and all that came of it.
-        """
-        removing = False
-        for place, step in enumerate(self.steps[: last + 1]):
-            ledger, recipe = self.ledger(step), self.step_recipe(step)
-            old = ledger.recipe()
-            removing = removing or (old is not None and fingerprint(old) != fingerprint(recipe))
-            if rebuild and removing and place >= start:
-                log.warning("removing %s, made by another recipe", ledger.folder)
-                self.store.remove_folder(ledger.folder)
-            if place >= start or old is not None:
-                ledger.claim(recipe)
-
-    def inputs(self, place: int, shard: int) -> dict[str, str] | None:
-        """What a shard's step is made from, as its commit names it; None when the step before isn't done."""
-        step = self.steps[place]
-        found = step.stage.inputs(self.work(step), shard)
-        commit = self.ledger(step).read(shard_name(shard))
-        if found is None:  # the files aren't here any more: trust what was committed
-            if commit is None:
-                return None
-            found = {k: v for k, v in commit.inputs.items() if place == 0 or k != self.steps[place - 1].name}
-        if place == 0:
-            return found
-        before = self.ledger(self.steps[place - 1]).read(shard_name(shard))
-        return None if before is None else {self.steps[place - 1].name: before.digest(), **found}
-
-    def done(self, place: int, shard: int, *, files: bool = False) -> bool:
-        """Whether a step of a shard is done. With `files`, its files must be there too, not cleaned away."""
-        inputs = self.inputs(place, shard)
-        if inputs is None:
-            return False
-        recipe = fingerprint(self.step_recipe(self.steps[place]))
-        ledger = self.ledger(self.steps[place])
-        if ledger.state(shard_name(shard), recipe, inputs, gone_is_fine=not files) != "done":
-            return False
-        needs = self.steps[place].stage.needs(self.work(self.steps[place])) if files else []
-        return all(path.exists() for path in needs)
-
-    def stale(self, place: int, shard: int) -> bool:
-        """Whether a step of a shard was made from other inputs than there are now."""
-        commit = self.ledger(self.steps[place]).read(shard_name(shard))
-        return commit is not None and commit.inputs != self.inputs(place, shard)
-
-    def pending(self, last: int, shard: int) -> list[int]:
-        """The steps, up to place `last`, that a shard still has to go through.
-
-        It begins with the first that isn't done, or earlier when files that it reads were cleaned away.
-        """
-        n = len(self.steps)
-        first = next((place for place in range(n) if not self.done(place, shard)), n)
-        if first == n or first > last + 1:
-            return []
-        while first > 0 and not self.done(first - 1, shard, files=True):
-            first -= 1
-        return list(range(first, last + 1))
 
 
 @dataclass(frozen=True)
@@ -172,15 +67,19 @@ def execute(
         _prepare(run, 0, lambda: True, tell)
         known = steps[0].stage.shards(run.work(steps[0]))
     else:
-        known = [k for k in sorted(run.ledger(steps[start - 1]).commits()) if run.done(start - 1, k)]
+        seen = run.snapshot()
+        known = [k for k in sorted(seen.ledger(steps[start - 1]).commits()) if seen.done(start - 1, k)]
         if not known:
             raise Incomplete(
                 f"nothing of {run.manifest.name!r} has gone through {steps[start - 1].name!r} yet: "
                 f"run `datakit fetch {run.manifest.name}` first"
             )
     chosen = [k for k in _chosen(run, known, shards) if k % slice_of[1] == slice_of[0]]
-    todo = {k: [p for p in run.pending(last, k) if p >= start] for k in chosen}
+    seen = run.snapshot()
+    todo = {k: [p for p in seen.pending(last, k) if p >= start] for k in chosen}
     waiting = [k for k in chosen if todo[k]]
+    for place in range(start, last + 1):
+        run.ledger(steps[place]).unmark_cleaned({shard_name(k) for k in waiting if place in todo[k]})
     for place in range(max(start, 1), last + 1):
         _prepare(run, place, lambda place=place: any(place in todo[k] for k in waiting), tell)  # type: ignore[misc]
     tell("", "shards", len(chosen))
@@ -201,7 +100,7 @@ def execute(
         for task in tasks:
             note(make_shard(*task, tell))
     else:
-        _pooled(tasks, min(jobs, len(tasks)), tell, note)
+        pooled(make_shard, tasks, min(jobs, len(tasks)), tell=tell, note=note)
     return Report(waiting, [k for k in chosen if not todo[k]], total["rows"], dropped, faults)
 
 
@@ -213,12 +112,12 @@ def _prepare(run: Run, place: int, needed: Callable[[], bool], tell: Tell) -> No
 
 def _all_listed(run: Run) -> bool:
     """Whether the first step is done for every shard, so that its annotations aren't needed again."""
-    stage = run.steps[0].stage
+    stage, seen = run.steps[0].stage, run.snapshot()
     try:
         known = stage.shards(run.work(run.steps[0]))
     except Incomplete:
         return False
-    return bool(known) and all(run.done(0, k) for k in known)
+    return bool(known) and all(seen.done(0, k) for k in known)
 
 
 def _chosen(run: Run, known: list[int], shards: list[int] | None) -> list[int]:
@@ -347,7 +246,7 @@ def _make_part(step: Step, rows: Rows, work: Work, ledger: Ledger, name: str, to
 
 
 def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str) -> None:
-    came, wrong = kept + sum(out.dropped.values()), sum(out.faults.values())
+    came, wrong = kept + sum(out.dropped.values()), out.bad_rows
     if wrong > max(FEW, tolerates * came):
         causes = ", ".join(f"{reason} {n}" for reason, n in out.faults.most_common(5))
         raise CeilingExceeded(
@@ -376,63 +275,3 @@ def _joined(commits: list[Commit]) -> Commit:
 
 def _maker() -> str:
     return f"datakit {__version__}, pyarrow {pa.__version__}"
-
-
-# The pool. Workers are fresh interpreters: a fork would copy threads and locks of the parent.
-
-
-def _pooled(
-    tasks: list[tuple[Run, int, int, int]], jobs: int, tell: Tell, note: Callable[[list[Commit]], None]
-) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    ear = threading.Thread(target=_relay, args=(queue, tell), daemon=True)
-    ear.start()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(queue,))
-    try:
-        running: set[Future[list[Commit]]] = {pool.submit(_task, *task) for task in tasks}
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                note(future.result())
-    except KeyboardInterrupt:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        raise
-    except BrokenProcessPool as error:
-        raise DatakitError(
-            "a worker process was killed, perhaps for want of memory. What was committed is kept: "
-            "run again, with a smaller --jobs if memory is short"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # what is under way is finished, and kept
-        queue.put(None)
-        ear.join()
-        queue.close()
-
-
-def _relay(queue: Any, tell: Tell) -> None:
-    while (message := queue.get()) is not None:
-        tell(*message)
-
-
-_queue: Any = None
-
-
-def _begin(queue: Any) -> None:
-    """In a new worker: Ctrl-C is the parent's to handle, and a worker doesn't outlive its parent."""
-    global _queue
-    _queue = queue
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()
-
-
-def _task(run: Run, shard: int, start: int, last: int) -> list[Commit]:
-    return make_shard(run, shard, start, last, lambda *message: _queue.put(message))

@@ -87,6 +87,7 @@ class Out:
     tar_name: str  # relative to the root
     dropped: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    bad_rows: int = 0  # rows with a fault, which the step's ceiling is for
     sink: Sink | None = None
     _tar: TarWriter | None = None
 
@@ -95,15 +96,16 @@ class Out:
         if n:
             self.dropped[reason] += n
 
-    def reject(self, reason: str, n: int = 1) -> None:
-        """Counts rows that were left out because something is wrong with them."""
-        self.drop(reason, n)
-        self.fault(reason, n)
+    def reject(self, reason: str) -> None:
+        """Counts a row that was left out because something is wrong with it."""
+        self.dropped[reason] += 1
+        self.faults[reason] += 1
+        self.bad_rows += 1
 
-    def fault(self, reason: str, n: int = 1) -> None:
-        """Counts something wrong with a row that is kept, such as a dead URL with its outcome."""
-        if n:
-            self.faults[reason] += n
+    def fail(self, reasons: list[str]) -> None:
+        """Counts what is wrong with a row that is kept, such as the outcomes of its dead URLs."""
+        self.faults.update(reasons)
+        self.bad_rows += bool(reasons)
 
     @property
     def tar(self) -> TarWriter:
@@ -128,7 +130,8 @@ class Stage:
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         """What recipe.json says: class, version, fields, and the parts of the manifest that matter."""
-        return {"stage": type(self).__name__, "version": self.version, **plain(self)}
+        parts = {} if self.rows_per_part is None else {"rows_per_part": self.rows_per_part}
+        return {"stage": type(self).__name__, "version": self.version, **parts, **plain(self)}
 
     def prepare(self, work: Work) -> None:
         """Done once, before any shard that isn't done: downloads, plans."""

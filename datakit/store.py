@@ -26,6 +26,7 @@ from datakit.errors import StorageError
 
 _HOST = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BROKEN = {errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENXIO, errno.ELOOP, errno.EMFILE, errno.ENFILE}
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def storage_errors(where: object) -> Iterator[None]:
             raise StorageError(
                 f"no permission to write {str(where)!r}: give another folder with --root or DATAKIT_ROOT"
             ) from error
+        if error.errno in _BROKEN:
+            raise StorageError(f"can't use {str(where)!r}: {error.strerror}. Is its disk or server well?") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT):
             raise StorageError(
                 f"can't use {str(where)!r} ({error.strerror}): is --root a folder that can be made?"
@@ -204,6 +207,19 @@ class Store:
             return []
         return sorted(name for name in found if not name.startswith("."))
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Size in bytes of every published file of a folder, by one listing."""
+        try:
+            if self.local:
+                with os.scandir(self.path(folder)) as entries:
+                    found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            else:
+                listed = self._fs.ls(self._remote(folder), detail=True)
+                found = {Path(one["name"]).name: int(one["size"] or 0) for one in listed if one["type"] == "file"}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {name: size for name, size in found.items() if not name.startswith(".")}
+
     def remove(self, name: str) -> None:
         """Removes one file; it may be gone already."""
         with storage_errors(f"{self.root}/{name}"):
@@ -216,7 +232,10 @@ class Store:
         with storage_errors(f"{self.root}/{folder}"):
             if self.local:
                 if self.path(folder).exists():
-                    shutil.rmtree(self.path(folder))
+                    # Renamed first, so that a kill in the middle leaves nothing that looks like a folder of ours.
+                    doomed = self.path(folder).with_name(f".{self.path(folder).name}.{secrets.token_hex(4)}.gone")
+                    self.path(folder).rename(doomed)
+                    shutil.rmtree(doomed)
             elif self._fs.exists(self._remote(folder)):
                 self._fs.rm(self._remote(folder), recursive=True)
 

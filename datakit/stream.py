@@ -12,6 +12,7 @@ What it does not do: batching, sharing between ranks, decoding. `trainer/data.py
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datakit import mix as mixes
@@ -29,6 +31,10 @@ from datakit.order import WINDOW, Order, Window
 from datakit.record import Record, decode
 
 _OPEN_TARS = 64  # file handles kept; a window holds about ten
+_CHANGED = (
+    "{!r} isn't what the mix was made from: it was packed again since, or is damaged. `datakit verify` tells which; "
+    "make the mix again with `datakit build-mix`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,8 @@ class Stream:
         self._entries = [shard for shard in self.mix.entries() if shard.samples]
         self._order = Order([shard.samples for shard in self._entries], seed=seed, window=window)
         self._indexes: dict[int, _Index] = {}
-        self._files: OrderedDict[str, Any] = OrderedDict()
+        self._files: OrderedDict[str, int] = OrderedDict()
+        self._fs: Any = None
         self._window: tuple[range, Window] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -79,8 +86,9 @@ class Stream:
         entry, row = self._place(position)
         shard, index = self._entries[entry], self._index(entry)
         first, last = index.first[row], index.first[row + 1]
-        record = decode(self._read(shard.tar, *index.json[row]))
-        return Sample(record.key, record, [self._read(shard.tar, *where) for where in index.image[first:last]])
+        data, *images = self._read(shard, np.concatenate([index.json[row : row + 1], index.image[first:last]]))
+        record = decode(data)
+        return Sample(record.key, record, images)
 
     def state(self, position: int) -> dict[str, Any]:
         """What must be kept to go on at a position: a few integers and the mix's fingerprint."""
@@ -112,7 +120,7 @@ class Stream:
     def close(self) -> None:
         """Closes the tars; the stream opens them again when asked for a sample."""
         while self._files:
-            _close(self._files.popitem()[1])
+            os.close(self._files.popitem()[1])
 
     def __del__(self) -> None:
         if hasattr(self, "_files"):
@@ -136,16 +144,10 @@ class Stream:
     def _load(self, entry: int) -> _Index:
         shard = self._entries[entry]
         where = mixes.locate(self._folder, shard.index)
-        try:
-            with _open(where) as file:
-                table = pq.read_table(file, columns=["json_offset", "json_bytes", "images"])
-        except (OSError, ValueError) as error:
-            raise MixError(f"can't read {where!r}: {error}. `datakit verify` says what is whole") from error
-        if table.num_rows != shard.samples:
-            raise MixError(
-                f"{where!r} has {table.num_rows} samples, the mix says {shard.samples}: "
-                "it was packed again since. Make the mix again with `datakit build-mix`"
-            )
+        data = self._remote(where).cat_file(where) if "://" in where else _read_file(where)
+        if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+            raise MixError(_CHANGED.format(where))
+        table = pq.read_table(pa.BufferReader(data), columns=["json_offset", "json_bytes", "images"])
         images = table["images"].combine_chunks()
         flat = images.flatten()
         lengths = images.value_lengths().to_numpy(zero_copy_only=False)
@@ -155,43 +157,49 @@ class Stream:
             first=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         )
 
-    def _read(self, tar: str, offset: int, size: int) -> bytes:
-        where = mixes.locate(self._folder, tar)
+    def _read(self, shard: mixes.MixShard, places: npt.NDArray[np.int64]) -> list[bytes]:
+        """The bytes at each (offset, size) of a tar; they stand side by side, so one request brings them all."""
+        first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
+        where = mixes.locate(self._folder, shard.tar)
+        if "://" in where:
+            data = self._remote(where).cat_file(where, start=first, end=last)
+        else:
+            data = os.pread(self._open(where, shard.size_bytes), last - first, first)
+        if len(data) != last - first:
+            raise MixError(_CHANGED.format(where))
+        return [bytes(data[at - first : at - first + size]) for at, size in places.tolist()]
+
+    def _open(self, where: str, size_bytes: int) -> int:
         handle = self._files.get(where)
-        if handle is None:
-            try:
-                handle = os.open(where, os.O_RDONLY) if "://" not in where else _open(where)
-            except OSError as error:
-                raise MixError(f"can't open {where!r}: {error}. `datakit verify` says what is whole") from error
-            self._files[where] = handle
-            if len(self._files) > _OPEN_TARS:
-                _close(self._files.popitem(last=False)[1])
-        else:
+        if handle is not None:
             self._files.move_to_end(where)
-        if isinstance(handle, int):
-            data = os.pread(handle, int(size), int(offset))
-        else:
-            handle.seek(int(offset))
-            data = handle.read(int(size))
-        if len(data) != size:
-            raise MixError(f"{where!r} is cut short at byte {offset}. `datakit verify` says what is whole")
-        return bytes(data)
+            return handle
+        try:
+            handle = os.open(where, os.O_RDONLY)
+        except OSError as error:
+            raise MixError(f"can't open {where!r}: {error}. `datakit verify` says what is whole") from error
+        if os.fstat(handle).st_size != size_bytes:
+            os.close(handle)
+            raise MixError(_CHANGED.format(where))
+        self._files[where] = handle
+        if len(self._files) > _OPEN_TARS:
+            os.close(self._files.popitem(last=False)[1])
+        return handle
+
+    def _remote(self, where: str) -> Any:
+        if self._fs is None:
+            import fsspec
+
+            self._fs = fsspec.core.url_to_fs(where)[0]
+        return self._fs
 
 
 def _again(path: str, seed: int, window: int) -> Stream:
     return Stream(path, seed, window=window)
 
 
-def _open(where: str) -> Any:
-    if "://" not in where:
-        return Path(where).open("rb")
-    import fsspec
-
-    return fsspec.open(where, "rb").open()
-
-
-def _close(handle: Any) -> None:
-    if isinstance(handle, int):
-        os.close(handle)
-    else:
-        handle.close()
+def _read_file(where: str) -> bytes:
+    try:
+        return Path(where).read_bytes()
+    except OSError as error:
+        raise MixError(f"can't read {where!r}: {error}. `datakit verify` says what is whole") from error

@@ -66,6 +66,11 @@ def with_images(schema: pa.Schema, images: pa.DataType) -> pa.Schema:
     return schema.set(schema.get_field_index("images"), pa.field("images", images))
 
 
+def failures(pictures: list[dict[str, Any]]) -> list[str]:
+    """Outcomes of a row's located pictures that can't be had."""
+    return [picture["outcome"] for picture in pictures if picture["outcome"] != "ok"]
+
+
 class TableWriter:
     """Writes batches to a Parquet file; the same batches give the same bytes under one pyarrow."""
 

@@ -268,6 +268,98 @@ def test_a_file_that_the_user_has_is_taken_instead_of_a_download(tmp_path):
     assert (tmp_path / "train2017.zip").exists()
 
 
+def test_a_file_that_was_adopted_is_never_written_to(tmp_path):
+    coco = "http://images.cocodataset.org/zips/train2017.zip"
+    with Miniature(rows=20) as upstream:
+        env = settings(upstream, tmp_path / "root")
+        mine = tmp_path / "train2017.zip"
+        mine.write_bytes(upstream.answer(coco).body[:5000])  # not the whole of upstream's
+        folder = tmp_path / "root/downloads/images.cocodataset.org/zips"
+        folder.mkdir(parents=True)
+        note = {"url": coco, "total": len(upstream.answer(coco).body), "etag": upstream.answer(coco).etag}
+        (folder / "train2017.zip.part.json").write_text(json.dumps(note))  # of a download that was interrupted
+        (folder / "train2017.zip.part").write_bytes(b"PK")
+
+        assert typed(f"adopt llava665k {mine}", env).code == 0
+        (folder / "train2017.zip.download.json").unlink()  # as if it had been killed before its last write
+        typed("fetch llava665k", env)
+
+    assert mine.read_bytes() == upstream.answer(coco).body[:5000]
+
+
+def test_a_mix_says_which_shards_it_leaves_out_and_refuses_one_whose_origin_was_lost(own):
+    told = own("build-mix coyo").out
+    (own.root / "coyo/fetch/00002.commit.json").unlink()
+
+    lost = own("build-mix coyo")
+    own("fetch coyo --shards 2")
+    again = own("build-mix coyo")
+
+    assert "shards 4-127 are not in it" in told
+    assert lost.code == 1
+    assert "datakit fetch coyo --shards 2" in lost.err
+    assert again.code == 0
+
+
+def test_what_was_cleaned_and_made_again_is_missed_when_it_is_lost(own):
+    own("clean coyo")
+    shutil.rmtree(own.root / "coyo/pack")
+    assert own("fetch coyo --shards 0-3").code == 0
+
+    (own.root / "coyo/fetch/00001.tar").unlink()
+    found = own("verify coyo --json")
+
+    assert found.code == 1
+    assert [b["file"] for b in read(found)["broken"]] == ["coyo/fetch/00001.tar"]
+
+
+def test_a_shard_that_is_made_again_in_fewer_parts_leaves_none_behind(tmp_path, monkeypatch):
+    from datakit.stages.fetch import Fetch
+    from datakit.stages.pack import Pack
+
+    monkeypatch.setattr(Fetch, "rows_per_part", 5)
+    monkeypatch.setattr(Pack, "rows_per_part", 3)
+    with Miniature(rows=20) as upstream:
+        env = settings(upstream, tmp_path / "root")
+        assert typed("fetch coyo --shards 0", env).code == 0
+        assert typed("build-mix coyo", env).code == 0
+        parts = {p.name for p in (tmp_path / "root/coyo/pack").glob("*.tar")}
+        monkeypatch.undo()
+        for command in ("fetch coyo --shards 0 --rebuild", "build-mix coyo --rebuild"):
+            assert typed(command, env).code == 0
+
+    assert parts == {f"00000-{part:05d}.tar" for part in range(4)}
+    for step in ("fetch", "pack"):
+        left = {p.name for p in (tmp_path / "root/coyo" / step).iterdir() if p.name[0].isdigit()}
+        assert left == {"00000.tar", "00000.parquet", "00000.commit.json"}
+
+
+def test_a_part_that_was_committed_before_a_kill_is_not_fetched_again(tmp_path, monkeypatch):
+    from datakit.stages.fetch import Fetch
+
+    monkeypatch.setattr(Fetch, "rows_per_part", 4)
+    with Miniature(rows=20) as upstream:
+        env = settings(upstream, tmp_path)
+        assert typed("fetch coyo --shards 0", env).code == 0
+        (tmp_path / "coyo/fetch/00000.commit.json").unlink()
+        (tmp_path / "coyo/fetch/00000-00002.commit.json").unlink()
+        before = everything(tmp_path)
+        asked = len(upstream.requests)
+
+        assert typed("fetch coyo --shards 0", env).code == 0
+
+        again = [path for _, path, _ in upstream.requests[asked:]]
+    assert 0 < len(again) <= 8  # one part of four pictures, and its redirects
+    assert {n: d for n, d in everything(tmp_path).items() if n in before} == before
+
+
+def test_rebuilding_a_slice_is_refused(user):
+    got = user("fetch coyo --slice 0/2 --rebuild")
+
+    assert got.code == 2
+    assert "rebuild first" in got.err
+
+
 def test_help_of_every_command_has_a_line_on_what_it_does(user):
     from datakit.cli import cli
 

@@ -88,6 +88,26 @@ def test_a_build_by_several_processes_killed_at_random_moments_ends_with_the_sam
     assert made(tmp_path) == whole
 
 
+def test_a_pool_that_is_interrupted_at_random_moments_ends_at_once_and_goes_on(whole, small, tmp_path):
+    env = {**os.environ, **settings(small, tmp_path, DATAKIT_JOBS="4")}
+    command = [sys.executable, "-m", "datakit", "fetch", "coyo", "--shards", "0-15"]
+    chance = random.Random(1)
+
+    codes = set()
+    for _ in range(6):
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            process.wait(chance.uniform(0.8, 2.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        codes.add(process.returncode)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    assert codes <= {0, 130}
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_build_that_is_interrupted_says_how_to_go_on_and_exits_with_130(tmp_path):
     with Miniature(rows=30, delay_s=0.2) as slow:
         env = {**os.environ, **settings(slow, tmp_path)}

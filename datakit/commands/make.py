@@ -12,7 +12,8 @@ from datakit.commands.options import Task, load_settings, open_run, placed, work
 
 if TYPE_CHECKING:
     from datakit.mix import Mix
-    from datakit.runner import Report, Run
+    from datakit.run import Run
+    from datakit.runner import Report
 
 
 @click.command()
@@ -44,6 +45,7 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
     """
     from datakit import builder, catalogue
     from datakit import mix as mixes
+    from datakit.shards import ranges
     from datakit.store import Store
 
     terms = mixes.parse(expression, catalogue.names("manifests"))
@@ -57,6 +59,10 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
         click.echo(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mix")
         return
     mix, where = builder.write(Store(task.settings.root), mix_name, runs)
+    for run, _ in runs:
+        if left_out := builder.not_packed(run):
+            cure = f"`datakit fetch {run.manifest.name}` gets them"
+            click.echo(f"  {run.folder}: shards {ranges(left_out)} are not in it; {cure}")
     _show_mix(mix, where)
 
 

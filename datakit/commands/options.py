@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from datakit.errors import UsageError
+
 if TYPE_CHECKING:
-    from datakit.runner import Run
+    from datakit.run import Run
     from datakit.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,6 +75,8 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         **rest: Any,
     ) -> Any:
         settings = load_settings(root=root, mirrors=mirrors, allow_hosts=allow_hosts, jobs=jobs, timeout_s=timeout_s)
+        if rebuild and slice_of:
+            raise UsageError("--rebuild with --slice would remove what another slice makes: rebuild first, then slice")
         choices: dict[str, Any] = {"slice_of": slice_of, "limit": limit, "rebuild": rebuild, "recipe": recipe}
         task = Task(settings=settings, tolerates=tolerates, **choices)
         return command(*args, task=task, **rest)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from datakit import images
 from datakit.manifest import Manifest
 from datakit.stage import Out, Stage, Work
-from datakit.tables import LOCATED, Rows, with_images
+from datakit.tables import LOCATED, Rows, failures, with_images
 from datakit.web.crawl import Fetched, crawl
 
 
@@ -46,6 +46,8 @@ class Fetch(Stage):
                     [self._place(next(fetched), key, at, len(refs), out, work) for at, _ in enumerate(refs)]
                     for key, refs in zip(batch["key"].to_pylist(), batch["images"].to_pylist(), strict=True)
                 ]
+                for row in places:
+                    out.fail(failures(row))
                 column = pa.array(places, LOCATED)
                 work.tell(work.step, "bytes", sum(p["size_bytes"] or 0 for row in places for p in row))
                 yield pa.RecordBatch.from_arrays(
@@ -63,7 +65,6 @@ class Fetch(Stage):
         }
         picture = got.value
         if got.outcome != "ok" or picture is None:
-            out.fault(got.outcome)
             return {**dict.fromkeys(LOCATED.value_type.names), **place}
         name = f"{key}.{picture.ext}" if n == 1 else f"{key}.{at}.{picture.ext}"
         offset = out.tar.add(name, picture.data)

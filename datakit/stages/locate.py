@@ -16,7 +16,7 @@ from datakit.fingerprint import plain
 from datakit.manifest import Manifest, Source
 from datakit.stage import Out, Stage, Work
 from datakit.store import locked
-from datakit.tables import LOCATED, Rows, with_images
+from datakit.tables import LOCATED, Rows, failures, with_images
 
 log = logging.getLogger(__name__)
 
@@ -71,23 +71,23 @@ class Locate(Stage):
         sources = sorted(work.manifest.images.sources.values(), key=lambda s: -len(s.prefix))
         for batch in rows.batches():
             places = [
-                [self._place(image["ref"], sources, work, out) for image in row] for row in batch["images"].to_pylist()
+                [self._place(image["ref"], sources, work) for image in row] for row in batch["images"].to_pylist()
             ]
+            for row in places:
+                out.fail(failures(row))
             column = pa.array(places, LOCATED)
             yield pa.RecordBatch.from_arrays(
                 [column if name == "images" else batch[name] for name in schema.names], schema=schema
             )
 
-    def _place(self, ref: str, sources: list[Source], work: Work, out: Out) -> dict[str, Any]:
+    def _place(self, ref: str, sources: list[Source], work: Work) -> dict[str, Any]:
         place: dict[str, Any] = {**dict.fromkeys(LOCATED.value_type.names), "ref": ref}
         source = next((s for s in sources if ref.startswith(s.prefix)), None)
         if source is None:
-            out.fault("no_source")
             return {**place, "outcome": "no_source"}
         path = work.local(source.archive)
         member = find(open_index(archives.index_path(path)), source, ref)
         if member is None:
-            out.fault("missing")
             return {**place, "outcome": "missing"}
         return {
             **place,

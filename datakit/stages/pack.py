@@ -23,7 +23,7 @@ from datakit.manifest import Manifest
 from datakit.record import Message, Record, decode_messages, encode
 from datakit.stage import Out, Stage, Work
 from datakit.store import Store
-from datakit.tables import CORE, PACKED, Rows, as_batches, with_images
+from datakit.tables import CORE, PACKED, Rows, as_batches, failures, with_images
 
 SAMPLES_PER_TAR = 5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
 _HIDDEN = {"file", "offset", "stored_bytes", "method", "crc32", "checked", "outcome", "size_bytes", "ext", "status"}
@@ -44,7 +44,7 @@ class Pack(Stage):
     quality: int = 95
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
-        return {**super().identity(manifest), "samples_per_tar": SAMPLES_PER_TAR, "source": manifest.name}
+        return {**super().identity(manifest), "source": manifest.name}
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         kept = with_images(rows.schema(), PACKED)
@@ -61,9 +61,8 @@ class Pack(Stage):
     def _samples(self, rows: Rows, files: _Files, work: Work, out: Out) -> Iterator[dict[str, Any]]:
         for batch in rows.batches(size=512):
             for row in batch.to_pylist():
-                failed = next((i["outcome"] for i in row["images"] if i["outcome"] != "ok"), None)
-                if failed is not None:
-                    out.drop(failed)  # its fault was counted by fetch
+                if failed := failures(row["images"]):
+                    out.drop(failed[0])  # its fault was counted by fetch
                     continue
                 try:
                     pictures = [self._picture(image, files) for image in row["images"]]

@@ -154,20 +154,32 @@ def adopt(path: Path, address: str, *, sha256: str | None = None) -> Downloaded:
 
 
 def bring(file: Path, address: str, into: Path) -> Downloaded:
-    """Adopts a file from elsewhere on this machine: linked where the file system can, copied where it can't."""
+    """Adopts a file from elsewhere on this machine: linked where the file system can, copied where it can't.
+
+    The user's file is never written to: what an interrupted download left, and might go on with, is removed
+    before the link is there.
+    """
     if not file.is_file():
         raise UsageError(f"there is no file {str(file)!r}")
     path = Path(into, parse(address).folder)
-    part = path.with_name(path.name + ".part")
+    if path.exists() and path.samefile(file):
+        return adopt(path, address)
+    if path.suffix.lower() in BINARY:
+        check_not_html(file)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.unlink(missing_ok=True)
-        try:
-            os.link(file.resolve(), part)
-        except OSError:  # another disk, or a file system without links; copying says what else may be wrong
-            shutil.copyfile(file, part)
-        replace(part, path)
-    return adopt(path, address)
+        with file.open("rb") as data:
+            sha256 = hashlib.file_digest(data, "sha256").hexdigest()
+        aside = path.with_name(f".{path.name}.{os.getpid()}.adopted")
+        with locked(path.with_name(path.name + ".lock")):
+            for left in (".part.json", ".part", ".download.json"):
+                path.with_name(path.name + left).unlink(missing_ok=True)
+            try:
+                os.link(file.resolve(), aside)
+            except OSError:  # another disk, or a file system without links; copying says what else may be wrong
+                shutil.copyfile(file, aside)
+            replace(aside, path)
+    return adopt(path, address, sha256=sha256)
 
 
 def check_not_html(path: Path) -> None:

@@ -8,7 +8,14 @@ KNOWN = ["coyo", "llava665k", "qinstruct"]
 
 def part(dataset, repeats=1, samples=(3, 4)):
     shards = [
-        mix.MixShard(tar=f"../../{dataset}/pack/{k}.tar", index="x", samples=n, size_bytes=1, sha256=f"{dataset}{k}")
+        mix.MixShard(
+            tar=f"../../{dataset}/pack/{k}.tar",
+            index="x",
+            samples=n,
+            size_bytes=1,
+            sha256=f"{dataset}{k}",
+            index_sha256="i",
+        )
         for k, n in enumerate(samples)
     ]
     return mix.MixPart(dataset=dataset, repeats=repeats, recipe="r", samples=sum(samples), shards=shards)

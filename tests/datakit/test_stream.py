@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 
 import pyarrow as pa
@@ -39,7 +40,12 @@ def packed(folder, dataset, sizes):
         tar_name = f"../../{dataset}/pack/{shard:05d}"
         shards.append(
             mix.MixShard(
-                tar=f"{tar_name}.tar", index=f"{tar_name}.parquet", samples=n, size_bytes=1, sha256=f"{dataset}{shard}"
+                tar=f"{tar_name}.tar",
+                index=f"{tar_name}.parquet",
+                samples=n,
+                size_bytes=(place / f"{shard:05d}.tar").stat().st_size,
+                sha256=hashlib.sha256((place / f"{shard:05d}.tar").read_bytes()).hexdigest(),
+                index_sha256=hashlib.sha256((place / f"{shard:05d}.parquet").read_bytes()).hexdigest(),
             )
         )
     return mix.MixPart(dataset=dataset, repeats=1, recipe="r", samples=sum(sizes), shards=shards)
@@ -111,7 +117,7 @@ def test_a_tar_cut_short_is_one_clear_error(path, tmp_path):
     tar.write_bytes(tar.read_bytes()[:600])
     stream = Stream(path)
 
-    with pytest.raises(MixError, match="cut short"):
+    with pytest.raises(MixError, match="isn't what the mix"):
         [stream[p] for p in range(len(stream))]
 
 
@@ -119,8 +125,18 @@ def test_an_index_of_another_size_is_one_clear_error(path, tmp_path):
     (tmp_path / "b/pack/00000.parquet").write_bytes((tmp_path / "a/pack/00000.parquet").read_bytes())
     stream = Stream(path)
 
-    with pytest.raises(MixError, match="packed again"):
+    with pytest.raises(MixError, match="isn't what the mix"):
         [stream[p] for p in range(len(stream))]
+
+
+def test_two_shards_of_one_size_that_changed_places_are_noticed(path, tmp_path):
+    a, b = tmp_path / "a/pack/00000.parquet", tmp_path / "b/pack/00000.parquet"
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second)
+    b.write_bytes(first)
+
+    with pytest.raises(MixError, match="isn't what the mix"):
+        Stream(path)[0]
 
 
 def test_a_tar_that_is_gone_is_one_clear_error(path, tmp_path):

@@ -90,4 +90,5 @@ def _write_shard(path: Path, samples: range) -> mix.MixShard:
         samples=len(rows),
         size_bytes=path.stat().st_size,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        index_sha256=hashlib.sha256(path.with_suffix(".parquet").read_bytes()).hexdigest(),
     )

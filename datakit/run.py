@@ -1,0 +1,123 @@
+"""Run: a pipeline over one dataset in one root, and what of it is still to be done."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from datakit.errors import UsageError
+from datakit.fingerprint import fingerprint
+from datakit.ledger import Ledger
+from datakit.manifest import Manifest
+from datakit.shards import shard_name
+from datakit.stage import Step, Tell, Work, silent
+from datakit.store import Store
+from datakit.web.hosts import Hosts
+from datakit.web.pacing import Limits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A pipeline over one dataset in one root."""
+
+    store: Store
+    manifest: Manifest
+    recipe: str  # the pipeline's name, for messages
+    steps: tuple[Step, ...]
+    hosts: Hosts
+    limits: Limits = field(default_factory=Limits)
+    tolerates: float | None = None  # share of faults, instead of what each step says
+    books: dict[str, Ledger] = field(default_factory=dict, compare=False, repr=False)  # snapshots, by step
+    limit: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """The dataset's folder below the root. A trial has its own, so that it never stands for the whole."""
+        name = self.manifest.name
+        return name if self.limit is None else f"{name}@limit-{self.limit}"
+
+    def ledger(self, step: Step) -> Ledger:
+        return self.books.get(step.name) or Ledger(self.store, f"{self.folder}/{step.name}")
+
+    def snapshot(self) -> Run:
+        """This run with its folders listed once, to look at many shards; not to make any."""
+        books = {step.name: Ledger(self.store, f"{self.folder}/{step.name}", snapshot=True) for step in self.steps}
+        return replace(self, books=books)
+
+    def work(self, step: Step, tell: Tell = silent) -> Work:
+        return Work(self.store, self.manifest, self.folder, step.name, self.hosts, self.limits, self.limit, tell)
+
+    def step_recipe(self, step: Step) -> dict[str, Any]:
+        """What recipe.json of a step says."""
+        recipe = {"dataset": self.manifest.name, "step": step.name, **step.stage.identity(self.manifest)}
+        return recipe if self.limit is None else {**recipe, "limit": self.limit}
+
+    def upto(self, name: str) -> tuple[Step, ...]:
+        """The steps up to and with that one. Raises UsageError when the recipe has none of that name."""
+        for place, step in enumerate(self.steps):
+            if step.name == name:
+                return self.steps[: place + 1]
+        raise UsageError(f"recipe {self.recipe!r} has no step {name!r}; it has {', '.join(s.name for s in self.steps)}")
+
+    def claim(self, start: int, last: int, *, rebuild: bool = False) -> None:
+        """Takes the step folders for this recipe; those before `start` are only compared.
+
+        Raises RecipeChanged. With `rebuild` it removes what another recipe made, and all that came of it.
+        """
+        removing = False
+        for place, step in enumerate(self.steps[: last + 1]):
+            ledger, recipe = self.ledger(step), self.step_recipe(step)
+            old = ledger.recipe()
+            removing = removing or (old is not None and fingerprint(old) != fingerprint(recipe))
+            if rebuild and removing and place >= start:
+                log.warning("removing %s, made by another recipe", ledger.folder)
+                self.store.remove_folder(ledger.folder)
+            if place >= start or old is not None:
+                ledger.claim(recipe)
+
+    def inputs(self, place: int, shard: int) -> dict[str, str] | None:
+        """What a shard's step is made from, as its commit names it; None when the step before isn't done."""
+        step = self.steps[place]
+        found = step.stage.inputs(self.work(step), shard)
+        commit = self.ledger(step).read(shard_name(shard))
+        if found is None:  # the files aren't here any more: trust what was committed
+            if commit is None:
+                return None
+            found = {k: v for k, v in commit.inputs.items() if place == 0 or k != self.steps[place - 1].name}
+        if place == 0:
+            return found
+        before = self.ledger(self.steps[place - 1]).read(shard_name(shard))
+        return None if before is None else {self.steps[place - 1].name: before.digest(), **found}
+
+    def done(self, place: int, shard: int, *, files: bool = False) -> bool:
+        """Whether a step of a shard is done. With `files`, its files must be there too, not cleaned away."""
+        inputs = self.inputs(place, shard)
+        if inputs is None:
+            return False
+        recipe = fingerprint(self.step_recipe(self.steps[place]))
+        ledger = self.ledger(self.steps[place])
+        if ledger.state(shard_name(shard), recipe, inputs, gone_is_fine=not files) != "done":
+            return False
+        needs = self.steps[place].stage.needs(self.work(self.steps[place])) if files else []
+        return all(path.exists() for path in needs)
+
+    def stale(self, place: int, shard: int) -> bool:
+        """Whether a step of a shard was made from other inputs than there are now."""
+        commit = self.ledger(self.steps[place]).read(shard_name(shard))
+        return commit is not None and commit.inputs != self.inputs(place, shard)
+
+    def pending(self, last: int, shard: int) -> list[int]:
+        """The steps, up to place `last`, that a shard still has to go through.
+
+        It begins with the first that isn't done, or earlier when files that it reads were cleaned away.
+        """
+        n = len(self.steps)
+        first = next((place for place in range(n) if not self.done(place, shard)), n)
+        if first == n or first > last + 1:
+            return []
+        while first > 0 and not self.done(first - 1, shard, files=True):
+            first -= 1
+        return list(range(first, last + 1))

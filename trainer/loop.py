@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from datakit.errors import UsageError
 from datakit.stream import Stream
-from trainer import data, processes, resume
+from trainer import data, folder, processes, resume
 from trainer.batch import Batch, Collate
 from trainer.chat import Chat
 from trainer.config import Training
 from trainer.model import build, loss_sum
 
 log = logging.getLogger(__name__)
-
-LOGS = ("log.jsonl", "samples.jsonl")
 
 
 def run(
@@ -39,8 +37,10 @@ def run(
     processes.join()
     rank, n_processes = dist.get_rank(), dist.get_world_size()
     universal = start > 0 and saved_by != n_processes
+    if start:
+        resume.check(out, start)
     if rank == 0:
-        resume.clean(out, start, LOGS)
+        folder.clean(out, start)
         if universal:
             log.info("converting step %d, saved by %d processes, for %d", start, saved_by, n_processes)
             resume.convert(out, start)
@@ -72,41 +72,46 @@ def run(
         torch.manual_seed(training.seed + step * n_processes + rank)
         lr = training.lr_at(step, steps)
         micro_batches = [next(batches) for _ in range(share.accumulation)]
-        line = {"step": step + 1, "lr": lr, **_update(engine, micro_batches, lr)}
+        counts = _counts(engine, micro_batches)
+        if not counts["tokens"]:
+            raise UsageError(
+                f"step {step + 1} has no token to learn; {counts['cut_samples']} of its {training.global_batch} "
+                f"samples were cut to max_length={training.max_length}, a picture being {vlm.image_tokens} tokens. "
+                "Raise max_length, or see whether the template shows what the samples say"
+            )
+        line = {"step": step + 1, "lr": lr, "loss": _update(engine, micro_batches, lr, counts["tokens"]), **counts}
         keys = processes.joined([key for batch in micro_batches for key in batch.keys])
         if rank == 0:
-            _append(out, line, {"step": step + 1, "keys": keys})
+            folder.append(out, line, {"step": step + 1, "keys": keys})
         pace = training.global_batch / (time.monotonic() - began)
         log.info("step %d/%d: loss %.4f, lr %.2e, %.1f samples/s", step + 1, steps, line["loss"], lr, pace)
         if (step + 1) % training.save_every_steps == 0 or step + 1 == last:
-            position = (step + 1) * training.global_batch
-            resume.save(engine, out, step + 1, stream.state(position), identity, LOGS)
+            position = stream.state((step + 1) * training.global_batch)
+            state = {"zero_stage": training.zero_stage(), "stream": position, "identity": identity}
+            resume.save(engine, out, step + 1, state)
 
-    resume.save_model(engine, vlm.processor, out)
+    resume.save_model(engine, vlm.processor, out, last, identity)
     stream.close()
     processes.leave()
 
 
-def _update(engine: Any, micro_batches: list[Batch], lr: float) -> dict[str, float]:
-    """One update of the weights by the mean over the tokens of the global batch; what to log of it."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+def _counts(engine: Any, micro_batches: list[Batch]) -> dict[str, int]:
+    """What a step learns and what was cut of it, summed over all processes."""
     names = ("n_learned", "cut_samples", "cut_images")
     mine = [sum(getattr(batch, name) for batch in micro_batches) for name in names]
     tokens, cut_samples, cut_images = (int(n) for n in processes.summed(mine, engine.device))
+    return {"tokens": tokens, "cut_samples": cut_samples, "cut_images": cut_images}
+
+
+def _update(engine: Any, micro_batches: list[Batch], lr: float, tokens: int) -> float:
+    """One update of the weights by the mean over the `tokens` of the global batch; that mean."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
     losses = 0.0
     for batch in micro_batches:
         loss = loss_sum(engine, batch.to(engine.device))
         # DeepSpeed takes the mean over processes, and, when not told otherwise, over micro batches.
-        engine.backward(loss * engine.world_size / max(1, tokens), scale_wrt_gas=False)
+        engine.backward(loss * engine.world_size / tokens, scale_wrt_gas=False)
         engine.step()
         losses += loss.item()
-    mean = processes.summed([losses], engine.device)[0] / max(1, tokens)
-    return {"loss": mean, "tokens": tokens, "cut_samples": cut_samples, "cut_images": cut_images}
-
-
-def _append(out: Path, *lines: dict[str, Any]) -> None:
-    """One line to each of the logs."""
-    for name, line in zip(LOGS, lines, strict=True):
-        with (out / name).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    return processes.summed([losses], engine.device)[0] / tokens

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from datakit.errors import UsageError
 from trainer.batch import Batch, Pictures
-from trainer.chat import IGNORE, IMAGE, TEMPLATES
-from trainer.config import Training
+from trainer.chat import IGNORE, IMAGE
+from trainer.config import TOY_PATCH, Training
+from trainer.templates import TEMPLATES
 
 
 def _declare_torchvision_ops() -> None:
@@ -52,6 +54,7 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil  # noqa: E402
 
 PREFIXES = {"vision": "model.vision_tower.", "connector": "model.multi_modal_projector."}  # else "llm"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,7 +95,28 @@ def build(training: Training) -> Vlm:
         mean=tuple(processor.image_processor.image_mean),
         std=tuple(processor.image_processor.image_std),
     )
+    processor.image_processor = as_trained(pictures)
     return Vlm(model, processor, pictures, image_tokens(model.config))
+
+
+def as_trained(pictures: Pictures) -> LlavaImageProcessorPil:
+    """transformers' image processor that makes of a picture what training made of it, to be saved with the model.
+
+    Two things it leaves to whoever uses it. It doesn't turn a photo by its EXIF: `ImageOps.exif_transpose`
+    does. And where torchvision is installed, transformers opens it as the class that resizes by torchvision,
+    which may be off by 1 of 255 levels; `LlavaImageProcessorPil.from_pretrained` has the very pixels.
+    """
+    square = {"height": pictures.size, "width": pictures.size}
+    cut = pictures.aspect == "square"
+    return LlavaImageProcessorPil(
+        do_pad=pictures.aspect == "pad",  # to a square, on the mean colour
+        size={"shortest_edge": pictures.size} if cut else square,
+        do_center_crop=cut,
+        crop_size=square,  # also where there is no cut: the processor counts image tokens by it
+        resample=Image.Resampling.BICUBIC,
+        image_mean=list(pictures.mean),
+        image_std=list(pictures.std),
+    )
 
 
 def part_of(weight: str) -> str:
@@ -141,7 +165,7 @@ def _toy(training: Training) -> tuple[LlavaForConditionalGeneration, LlavaProces
         num_hidden_layers=2,
         num_attention_heads=2,
         image_size=training.image_size,
-        patch_size=8,
+        patch_size=TOY_PATCH,
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -159,16 +183,15 @@ def _toy(training: Training) -> tuple[LlavaForConditionalGeneration, LlavaProces
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(training.image_size // 8) ** 2,
+        image_seq_length=(training.image_size // TOY_PATCH) ** 2,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         model = LlavaForConditionalGeneration(config)
-    side = training.image_size
     processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
+        image_processor=CLIPImageProcessorPil(),  # for its mean and deviation; see `as_trained`
         tokenizer=tokenizer,
-        patch_size=8,
+        patch_size=TOY_PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # CLIP's class token
     )

@@ -68,8 +68,8 @@ def summed(values: Sequence[float], device: torch.device) -> list[float]:
     return sums.tolist()
 
 
-def joined(keys: list[str]) -> list[str]:
+def joined(mine: list[Any]) -> list[Any]:
     """The lists of all processes, one after the other."""
-    every: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(every, keys)
-    return [key for some in every for key in some]
+    every: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(every, mine)
+    return [one for some in every for one in some]

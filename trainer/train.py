@@ -12,8 +12,9 @@ On CPU, two processes. DeepSpeed counts sockets and not cores, so the number has
 The same by `torchrun --standalone --nproc-per-node 2 -m trainer.train ...`; or one process, without a
 launcher, by `python -m trainer.train ...`.
 
-<out>/log.jsonl gets a line per step (loss, tokens, lr), <out>/samples.jsonl the keys that it has seen,
-<out>/checkpoints/ the state, <out>/model/ the result. A stop, by a signal or a crash, never leaves a
+<out>/run.json says what run it is, <out>/log.jsonl gets a line per step (loss, tokens, lr),
+<out>/samples.jsonl the keys that it has seen, <out>/checkpoints/ the state, <out>/model/ the result, and
+its training.json the step that it is of. A stop, by a signal or a crash, never leaves a
 checkpoint half written. Stop a launch by Ctrl-C, or by SIGTERM to its process group: the first process of
 `deepspeed` doesn't pass SIGTERM on.
 """
@@ -25,13 +26,14 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from datakit.errors import DatakitError, UsageError
 from datakit.stream import Stream
-from trainer import config, resume
+from trainer import config, folder
 
 log = logging.getLogger(__name__)
 
@@ -56,47 +58,73 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> None:
     """Checks all that a user can get wrong, then trains."""
     recipe, training = config.load(args.recipe)
-    training = dataclasses.replace(training, micro_batch=args.micro_batch or training.micro_batch)
-    training.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
+    if args.micro_batch is not None:
+        training = dataclasses.replace(training, micro_batch=args.micro_batch)
+    rank, n_processes = _place()
+    training.accumulation(n_processes)
     training.zero_settings()
     stream = Stream(args.mix, seed=training.seed)
     steps = training.steps(len(stream))
-    last = min(steps, args.max_steps or steps)
     identity = {"recipe": recipe, **training.identity(), "mix": stream.fingerprint}
-    lock = resume.claim(args.out) if os.environ.get("RANK", "0") == "0" else None
-    start, saved_by = _where_to_start(args, identity, stream)
-    if start >= last and (args.out / "model").is_dir():
-        log.info("nothing to do: %s is at step %d of %d", args.out, start, steps)
-        return
+    # One process speaks for all: the others would see what it has just written.
+    with folder.claim(args.out) if rank == 0 else nullcontext():
+        start, kept = _where_to_start(args, identity, stream)
+        if start:
+            _check_zero(args.out, kept, training.zero_stage(), n_processes)
+        if rank == 0:
+            folder.begin(args.out, identity)
+        last = max(start, steps if args.max_steps is None else min(steps, args.max_steps))
+        if start == last and folder.model_step(args.out) == start:
+            log.info("nothing to do: %s is at step %d of %d", args.out, start, steps)
+            return
 
-    from trainer.loop import run  # slow to import: transformers and DeepSpeed
+        from trainer.loop import run  # slow to import: torch, transformers and DeepSpeed
 
-    run(
-        training,
-        stream,
-        args.out,
-        start=start,
-        last=last,
-        steps=steps,
-        saved_by=saved_by,
-        identity=identity,
-        workers=args.data_workers,
-    )
-    if lock:
-        lock.close()
+        run(
+            training,
+            stream,
+            args.out,
+            start=start,
+            last=last,
+            steps=steps,
+            saved_by=kept.get("processes", 0),
+            identity=identity,
+            workers=args.data_workers,
+        )
 
 
-def _where_to_start(args: argparse.Namespace, identity: dict[str, Any], stream: Stream) -> tuple[int, int]:
-    """The step that is done, and by how many processes. Raises RecipeChanged when another run did it."""
-    start, saved_by = resume.newest(args.out) or 0, 0
+def _place() -> tuple[int, int]:
+    """Rank and number of processes. WORLD_SIZE without a RANK is left over from another launch."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _where_to_start(args: argparse.Namespace, identity: dict[str, Any], stream: Stream) -> tuple[int, dict[str, Any]]:
+    """The step that is done, and its stream.json. Raises RecipeChanged when another run did it."""
+    start, kept = folder.newest(args.out) or 0, {}
     if start:
         if args.resume == "never":
             raise UsageError(f"{args.out} holds a run up to step {start}. Give another --out, or --resume auto")
-        kept = resume.read(args.out, start)
-        resume.check_identity(args.out, kept["identity"], identity)
+        kept = folder.read(args.out, start)
+        folder.check_identity(args.out, kept["identity"], identity)
         stream.check_state(kept["stream"])
-        saved_by = kept["processes"]
-    return start, saved_by
+    return start, kept
+
+
+def _check_zero(out: Path, kept: dict[str, Any], stage: int, n_processes: int) -> None:
+    """Raises UsageError when DeepSpeed can't load the checkpoint under this ZeRO stage on so many processes."""
+    saved, saved_by = kept.get("zero_stage", stage), kept["processes"]
+    if (stage == 0) != (saved == 0):
+        raise UsageError(
+            f"{out} was saved under ZeRO stage {saved}, and stage {stage} can't go on with it: stage 0 keeps the "
+            f"optimizer in another form. Set zero to a file of stage {'0' if saved == 0 else '1 or 2'}"
+        )
+    if stage == 0 and saved_by != n_processes:
+        raise UsageError(
+            f"{out} was saved under ZeRO stage 0 by {saved_by} processes, and only as many can go on with it, not "
+            f"{n_processes}. Start {saved_by}; ZeRO stages 1 and 2 go on with any number"
+        )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -110,11 +138,28 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="auto: go on from the newest checkpoint in --out; never: refuse if there is one",
     )
-    parser.add_argument("--max-steps", type=int, help="stop after this step; the schedule stays the recipe's")
-    parser.add_argument("--micro-batch", type=int, help="samples per process at a time, not the recipe's")
-    parser.add_argument("--data-workers", type=int, default=2, help="loading processes beside each process")
+    parser.add_argument("--max-steps", type=_at_least(1), help="stop after this step; the schedule stays the recipe's")
+    parser.add_argument("--micro-batch", type=_at_least(1), help="samples per process at a time, not the recipe's")
+    parser.add_argument(
+        "--data-workers", type=_at_least(0), default=2, help="loading processes beside each process; 0: none"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the launcher's
     return parser.parse_args(argv)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """What argparse calls for a whole number with a lower bound; it exits with 2."""
+
+    def whole(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"a whole number, {least} or more, is wanted, not {text!r}")
+        return number
+
+    return whole
 
 
 if __name__ == "__main__":

@@ -18,7 +18,15 @@ from datakit.errors import UsageError
 from trainer.batch import Collate, Example
 from trainer.chat import Chat
 from trainer.config import load
-from trainer.model import build, image_tokens, loss_sum, part_of, weight_groups
+from trainer.model import (
+    LlavaImageProcessorPil,
+    LlavaProcessor,
+    build,
+    image_tokens,
+    loss_sum,
+    part_of,
+    weight_groups,
+)
 
 TOY = load("toy")[1]
 
@@ -144,6 +152,23 @@ def test_a_recipe_with_another_image_size_than_the_model_is_refused(tmp_path):
 
     with pytest.raises(UsageError, match="Set image_size=32"):
         build(dataclasses.replace(TOY, model=str(tmp_path), image_size=336))
+
+
+@pytest.mark.parametrize("aspect", ["pad", "square", "resize"])
+def test_the_saved_processor_prepares_pictures_as_training_did(tmp_path, aspect):
+    vlm = build(dataclasses.replace(TOY, image_aspect=aspect))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8))
+    trained = vlm.pictures.pixels(png(image))
+    vlm.processor.save_pretrained(tmp_path)
+
+    theirs = LlavaImageProcessorPil.from_pretrained(tmp_path)(images=image)["pixel_values"][0]
+    opened = LlavaProcessor.from_pretrained(tmp_path)
+    answer = opened(text="<image>", images=[image], return_tensors="pt")
+
+    np.testing.assert_allclose(theirs, trained, atol=1e-5)
+    one_level = 1 / 255 / min(vlm.pictures.std)  # by torchvision, where it is installed
+    np.testing.assert_allclose(answer["pixel_values"][0], trained, atol=1.01 * one_level)
+    assert (answer["input_ids"] == opened.image_token_id).sum() == vlm.image_tokens
 
 
 def test_all_features_of_clip_count_its_class_token():

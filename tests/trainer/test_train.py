@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -187,7 +188,14 @@ def test_the_samples_of_a_run_are_those_of_the_stream(whole, toy_mix):
 
 def test_the_newest_two_checkpoints_are_kept_and_nothing_half(whole):
     assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-00000028", "step-00000031"]
-    assert {p.name for p in whole.iterdir()} == {".lock", "checkpoints", "log.jsonl", "model", "samples.jsonl"}
+    assert {p.name for p in whole.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "log.jsonl",
+        "model",
+        "run.json",
+        "samples.jsonl",
+    }
 
 
 def test_the_model_that_comes_out_answers(whole):
@@ -278,6 +286,38 @@ def test_a_run_that_must_not_go_on_refuses_a_folder_that_holds_one(whole, toy_mi
 
     assert run.end() == 2, run
     assert "holds a run up to step 31" in str(run)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_takes_its_place(whole, toy_mix, tmp_path, launch):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    newest = out / "checkpoints" / f"step-{LAST:08d}"
+    (out / "model" / "training.json").write_text('{"step": 28}')  # so that there is something to do
+    optimizer = next(newest.glob("engine/*optim_states.pt"))
+    os.truncate(optimizer, optimizer.stat().st_size // 2)
+    line = one("--recipe", whole.parent / "short.py", "--mix", toy_mix, "--out", out)
+
+    damaged = launch(*line)
+    assert damaged.end() == 1, damaged
+    shutil.rmtree(newest)
+    mended = launch(*line)
+
+    assert f"Remove folder '{newest}' to go on from the one before" in str(damaged)
+    assert "Traceback" not in str(damaged)
+    assert mended.end() == 0, mended
+    for name in ("log.jsonl", "samples.jsonl", "model/model.safetensors", "model/training.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_step_without_a_token_to_learn_stops_the_run(toy_mix, tmp_path, launch):
+    short = recipe(tmp_path, ", max_length=1")
+
+    run = launch(*one("--recipe", short, "--mix", toy_mix, "--out", tmp_path / "run"))
+
+    assert run.end() == 2, run
+    assert "step 1 has no token to learn; 8 of its 8 samples were cut to max_length=1" in str(run)
+    assert "Traceback" not in str(run)
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_two_runs_never_write_into_one_folder(toy_mix, tmp_path, launch):

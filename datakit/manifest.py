@@ -14,14 +14,16 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import msgspec
 
 from datakit import catalogue
 from datakit.errors import ManifestError, UsageError, nearest
 from datakit.record import KEY
+from datakit.web import addresses
 
-Positive = Annotated[int, msgspec.Meta(gt=0)]
+Positive = Annotated[int, msgspec.Meta(gt=0, le=10_000_000)]
 
 
 class Annotations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,7 +86,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def address(self, file: str) -> str:
         """Where a file of the dataset's own repository is, at the pinned commit if there is one."""
-        return self.at_commit(f"hub://datasets/{self.hub}@{self.revision}/{file}")
+        return self.at_commit(f"hub://datasets/{self.hub}@{quote(self.revision, safe='')}/{file}")
 
     def at_commit(self, address: str) -> str:
         """An address with the branch replaced by the commit that was pinned."""
@@ -107,10 +109,10 @@ def load(name: str) -> Manifest:
 
 def read(path: Path) -> Manifest:
     """The manifest in a file. Raises ManifestError with file, line, key and what was expected there."""
-    text = path.read_text("utf-8")
     try:
+        text = path.read_text("utf-8-sig")
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not TOML: {error}") from error
     for key in ("name", "pinned"):
         if key in data:
@@ -141,6 +143,9 @@ def _explain(message: str, text: str) -> str:
 
 def _at_source(message: str, data: dict[str, Any]) -> str:
     """msgspec says `sources[...]` for an entry of a dictionary; this finds out which one."""
+    if "$.expected[...]" in message:
+        wrong = next(k for k, v in data["expected"].items() if type(v) is not int)
+        return message.replace("$.expected[...]", f"$.expected.{wrong}")
     if "$.images.sources[...]" in message:
         for name, body in data["images"]["sources"].items():
             try:
@@ -188,7 +193,7 @@ def _check(manifest: Manifest, path: Path, text: str) -> None:
         try:
             if rows.files.format(shard=0) == rows.files.format(shard=1) and rows.shards > 1:
                 raise KeyError("shard")
-        except (KeyError, IndexError, ValueError) as error:
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise wrong(
                 ["annotations", "files"], "expected {shard} where the number stands, e.g. {shard:05d}"
             ) from error
@@ -196,15 +201,22 @@ def _check(manifest: Manifest, path: Path, text: str) -> None:
         raise wrong(["annotations", "rows_per_shard"], "json annotations need the number of rows of a shard")
     if manifest.images.by == "path" and not manifest.images.sources:
         raise wrong(["images", "sources"], 'by = "path" needs at least one [images.sources.NAME]')
+    try:
+        addresses.parse(manifest.address(manifest.file_of(0)))
+    except ManifestError as error:
+        raise wrong(["annotations", "files"], str(error)) from error
     for name, source in manifest.images.sources.items():
         if not re.match(r"https?://.|hub://datasets/[^@/]+/[^@/]+@[^/]+/.", source.archive):
             raise wrong(
                 ["images", "sources", name, "archive"],
                 f"expected http(s)://… or hub://datasets/OWNER/REPO@REVISION/FILE, not {source.archive!r}",
             )
-    folder = Path(__file__).parent / "readers"
-    if not (folder / f"{manifest.reader}.py").is_file():
-        readers = [p.stem for p in folder.glob("[a-z]*.py")]
+        try:
+            addresses.parse(source.archive)
+        except ManifestError as error:
+            raise wrong(["images", "sources", name, "archive"], str(error)) from error
+    readers = [p.stem for p in (Path(__file__).parent / "readers").glob("[a-z]*.py")]
+    if manifest.reader not in readers:
         raise wrong(["reader"], f"unknown reader {manifest.reader!r}. {nearest(manifest.reader, readers)}")
     if manifest.recipe not in catalogue.names("pipelines"):
         known = catalogue.names("pipelines")

@@ -29,7 +29,7 @@ from datakit.tables import Rows, TableWriter
 
 log = logging.getLogger(__name__)
 
-FEW = 20  # faults that a part may always have, whatever its share
+FEW = 20  # faults that a part may always have, whatever its share, but not in more than half of its rows
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _make_part(step: Step, rows: Rows, work: Work, ledger: Ledger, name: str, to
 
 def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str) -> None:
     came, wrong = kept + sum(out.dropped.values()), out.bad_rows
-    if wrong > max(FEW, tolerates * came):
+    if wrong > max(tolerates * came, min(FEW, max(1, came // 2))):
         causes = ", ".join(f"{reason} {n}" for reason, n in out.faults.most_common(5))
         raise CeilingExceeded(
             f"{where}: {wrong} of {came} rows went wrong ({causes}), more than the {tolerates:.0%} that this "

@@ -163,4 +163,6 @@ class Step:
 
     name: str
     stage: Stage
-    tolerates: float = 0.05  # share of a part's rows that may be faults (but 20 always may); more stops the shard
+    tolerates: float = (
+        0.05  # share of a part's rows that may be faults (a few always may, see runner.FEW); more stop the shard
+    )

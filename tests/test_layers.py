@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "__init__"},
     {"store", "fingerprint", "shards", "order", "catalogue", "record", "tars"},
-    {"manifest", "ledger", "images", "archives", "jsonfile", "web"},
-    {"mix", "tables"},
+    {"ledger", "images", "archives", "jsonfile", "web"},
+    {"manifest", "mix", "tables"},
     {"readers", "stage", "stream"},
     {"stages", "settings"},
     {"run", "pipeline", "pool"},

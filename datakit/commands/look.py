@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from datakit.commands.options import load_settings, open_run, placed
+from datakit.errors import ManifestError
 
 
 @click.command("list")
@@ -16,13 +17,20 @@ def list_(as_json: bool) -> None:
     """The datasets of the catalogue."""
     from datakit import catalogue, manifest
 
-    found = [manifest.load(name) for name in catalogue.names("manifests")]
+    found, wrong = [], False
+    for name in catalogue.names("manifests"):
+        try:
+            found.append(manifest.load(name))
+        except ManifestError as error:  # one mistake doesn't hide the others
+            wrong = True
+            click.echo(f"error: {error}", err=True)
     if as_json:
         _json([{"name": m.name, "title": m.title, "recipe": m.recipe, "licence": m.licence} for m in found])
-        return
+        sys.exit(int(wrong))
     wide = max((len(m.name) for m in found), default=4)
     for one in found:
         click.echo(f"{one.name:{wide}}  {one.title}  [{one.licence.partition('(')[0].partition(';')[0].strip()}]")
+    sys.exit(int(wrong))
 
 
 @click.command()

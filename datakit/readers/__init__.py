@@ -12,7 +12,16 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
+from datakit.errors import ManifestError
+from datakit.manifest import Manifest
 
-def load(name: str) -> ModuleType:
-    """The reader module of a manifest; the manifest was checked to name one that exists."""
-    return import_module(f"datakit.readers.{name}")
+
+def load(about: Manifest) -> ModuleType:
+    """The reader module of a manifest. Raises ManifestError when it reads another format."""
+    module = import_module(f"datakit.readers.{about.reader}")
+    does, wanted = {"json": ("read", "JSON"), "parquet": ("batches", "Parquet")}[about.annotations.format]
+    if not hasattr(module, does):
+        raise ManifestError(
+            f"manifest {about.name!r}: reader {about.reader!r} doesn't read {wanted}; choose another reader or format"
+        )
+    return module

@@ -30,7 +30,7 @@ class Listing(Stage):
     version: ClassVar[int] = 1
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
-        reader = {"reader": manifest.reader, "reader_version": readers.load(manifest.reader).VERSION}
+        reader = {"reader": manifest.reader, "reader_version": readers.load(manifest).VERSION}
         rows = manifest.annotations
         return {
             **super().identity(manifest),
@@ -64,11 +64,11 @@ class Listing(Stage):
         return None if known is None else {file: known["sha256"]}
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
-        schema: pa.Schema = readers.load(manifest.reader).SCHEMA
+        schema: pa.Schema = readers.load(manifest).SCHEMA
         return schema
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
-        reader = readers.load(work.manifest.reader)
+        reader = readers.load(work.manifest)
         path = self._fetch(work, rows.shard)
         if work.manifest.annotations.format == "parquet":
             yield from reader.batches(path, work.limit, work.manifest.name)

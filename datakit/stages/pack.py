@@ -133,7 +133,10 @@ class _Files:
         file = self._open[name]
         if not (self._store.local or name.startswith("downloads/")):
             file.seek(image["offset"])  # a tar of ours in a bucket, read in its own order
-            return bytes(file.read(image["size_bytes"]))
+            data = bytes(file.read(image["size_bytes"]))
+            if len(data) != image["size_bytes"]:
+                raise BadImage("damaged_member", f"{name} is cut short")
+            return data
         member = archives.Member(
             image["ref"],
             image["offset"],

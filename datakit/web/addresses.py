@@ -52,7 +52,10 @@ class WebFile:
 
 def parse(address: str) -> HubFile | WebFile:
     """`hub://datasets/OWNER/REPO@REV/PATH` or a URL; pages and files of huggingface.co are hub files."""
-    url = urlsplit(address)
+    try:
+        url = urlsplit(address)
+    except ValueError as error:
+        raise ManifestError(f"{address!r} is no address: {error}") from error
     source: HubFile | WebFile
     if url.scheme == "hub":
         found = _HUB_ADDRESS.fullmatch(address)

@@ -75,6 +75,12 @@ def test_llava665k_names_five_archives_and_ocr_vqa_as_its_own():
         ('reader = "llava"', 'reader = "lava"', 6, "Did you mean 'llava'"),
         ('recipe = "instruct"', 'recipe = "instuct"', 7, "Did you mean 'instruct'"),
         ('"https://example.org/one.zip"', '"file:///etc/passwd"', 19, "http"),
+        ('"https://example.org/one.zip"', '"https://example.org/a/../one.zip"', 19, r"'\.\.'"),
+        ('"https://example.org/one.zip"', '"https://[::1/one.zip"', 19, "no address"),
+        ('files = "a.json"', 'files = "../a.json"', 11, r"'\.\.'"),
+        ('reader = "llava"', 'reader = "__init__"', 6, "unknown reader"),
+        ("rows_per_shard = 10", "rows_per_shard = 99999999999", 12, "rows_per_shard"),
+        ("[images]\n", '[expected]\nrows = "many"\n[images]\n', 15, "expected.rows"),
         ('licence = "CC0"\n', "", 1, "'licence' is missing"),
         ('files = "a.json"\n', "", 9, "'annotations.files' is missing"),
     ],
@@ -89,6 +95,26 @@ def test_a_mistake_is_told_with_file_line_key_and_the_nearest_name(tmp_path, old
 def test_broken_toml_is_told_with_its_line(tmp_path):
     with pytest.raises(ManifestError, match=r"mine\.toml.*line 2"):
         read(tmp_path, 'title = "T"\nhomepage = \n')
+
+
+def test_bytes_that_are_no_utf8_are_told(tmp_path):
+    (tmp_path / "mine.toml").write_bytes("title = 'Müller'".encode("latin-1"))
+
+    with pytest.raises(ManifestError, match="not TOML"):
+        manifest.read(tmp_path / "mine.toml")
+
+
+def test_a_revision_with_a_slash_is_one_revision(tmp_path):
+    about = read(tmp_path, 'revision = "refs/pr/1"\n' + GOOD)
+
+    assert about.address("a.json") == "hub://datasets/owner/repo@refs%2Fpr%2F1/a.json"
+
+
+def test_a_reader_of_another_format_is_refused(tmp_path):
+    from datakit import readers
+
+    with pytest.raises(ManifestError, match="doesn't read JSON"):
+        readers.load(read(tmp_path, GOOD.replace('"llava"', '"coyo"')))
 
 
 def test_parquet_without_a_place_for_the_shard_number_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from datakit.errors import Incomplete, MixError
 from datakit.fingerprint import changes
 from datakit.run import Run
 from datakit.shards import ranges, shard_name
+from datakit.stage import known_file
 from datakit.store import Store
 from datakit.web.hosts import Hosts
 
@@ -132,6 +133,24 @@ def verify(run: Run) -> Iterator[str | Broken]:
                 yield Broken(where, wrong, cure, step.name, int(shard)) if wrong else where
 
 
+def verify_downloads(run: Run) -> Iterator[str | Broken]:
+    """Compares what a dataset downloaded with the hash that was taken when it came."""
+    cure = f"datakit fetch {run.manifest.name}"
+    for name in sorted(_downloads(run)):
+        path = run.store.downloads / name
+        said = known_file(path)
+        if said is None or not path.is_file():
+            continue
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != said["sha256"]:
+            yield Broken(f"downloads/{name}", "the bytes aren't those that were downloaded", cure)
+        else:
+            yield f"downloads/{name}"
+
+
 def _wrong(store: Store, name: str, size: int, sha256: str) -> str | None:
     found = store.size(name)
     if found is None:
@@ -168,6 +187,11 @@ def repair(run: Run, broken: list[Broken]) -> list[str]:
     """Removes the commits and files of broken shards, so that the next run makes them again. Returns their names."""
     names = []
     for one in broken:
+        if one.where.startswith("downloads/"):
+            path = run.store.downloads / one.where.removeprefix("downloads/")
+            for ending in (".download.json", ".index.parquet", ""):
+                path.with_name(path.name + ending).unlink(missing_ok=True)
+            names.append(one.where)
         if one.shard is None or not one.where.startswith(f"{run.folder}/"):
             continue
         step = next(s for s in run.steps if s.name == one.step)

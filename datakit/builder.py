@@ -18,14 +18,14 @@ from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.downloads import Downloaded
 
-_NAME = re.compile(r"[a-z0-9_+:@-]+")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_+:@-]{0,99}")
 
 
 def mix_name(text: str, limit: int | None) -> str:
     """The folder of a mix: what the user typed, and for a trial its limit. Raises UsageError."""
     name = "".join(text.split())
     if not _NAME.fullmatch(name):
-        raise UsageError(f"bad mix name {text!r}: use a-z, 0-9, _, - and +")
+        raise UsageError(f"bad mix name {text!r}: use a-z, 0-9, _, - and +, 100 at the most, a letter or digit first")
     return name if limit is None else f"{name}@limit-{limit}"
 
 

@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -59,6 +60,10 @@ def cli(verbose: bool) -> None:
     datakit fetch llava665k qinstruct         annotations and archives
     datakit build-mix llava665k+qinstruct     packed WebDataset tars of both, one mix
     """
+    if Path("datakit.toml").is_file():
+        from datakit import settings
+
+        settings.load()  # it may name a catalogue of the user's own
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
 
 

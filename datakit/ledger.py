@@ -79,7 +79,7 @@ class Ledger:
         data = self.store.read(f"{self.folder}/recipe.json")
         try:
             found = msgspec.json.decode(data) if data else None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         return found if isinstance(found, dict) else None
 
@@ -91,13 +91,19 @@ class Ledger:
             if self.commits():
                 log.warning("%s/recipe.json is unreadable; commits are checked one by one", self.folder)
             self.store.write(f"{self.folder}/recipe.json", _pretty(recipe))
-        elif differ := changes(old, recipe):
+        elif (differ := changes(old, recipe)) and not self._begun():
+            self.store.write(f"{self.folder}/recipe.json", _pretty(recipe))  # nothing was ever made by the old one
+        elif differ:
             raise RecipeChanged(
                 f"{self.store.root}/{self.folder} was made by another recipe:\n  "
                 + "\n  ".join(differ)
                 + "\nUse another --root, or make it again with --rebuild (this removes what is there)."
             )
         return fingerprint(recipe)
+
+    def _begun(self) -> bool:
+        """Whether a shard or a part of one was ever committed here."""
+        return any(name.endswith(".commit.json") for name in self.store.names(self.folder))
 
     def size(self, name: str) -> int | None:
         """Size of a file of the folder, None when it isn't there."""
@@ -116,10 +122,13 @@ class Ledger:
         if data is None:
             return None
         try:
-            return msgspec.json.decode(data, type=Commit)
+            commit = msgspec.json.decode(data, type=Commit)
+            if not commit.parts or sum(part.rows for part in commit.parts) != commit.rows:
+                raise msgspec.ValidationError("its rows aren't those of its parts")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("%s/%s.commit.json is damaged (%s): made again", self.folder, name, error)
             return None
+        return commit
 
     def write(self, name: str, commit: Commit) -> None:
         """Declares a shard or part done. What an earlier commit of it had more of is removed before."""
@@ -153,13 +162,17 @@ class Ledger:
         """Names of the shards that have a commit, readable or not."""
         names = self.store.names(self.folder) if self._sizes is None else sorted(self._sizes)
         stems = (name.removesuffix(".commit.json") for name in names if name.endswith(".commit.json"))
-        return [stem for stem in stems if stem.isdigit()]
+        return [stem for stem in stems if stem.isascii() and stem.isdigit()]
 
     def cleaned(self) -> set[str]:
         """Names of files that `datakit clean` removed after they had served."""
         if self._cleaned is None or self._sizes is None:
             data = self.store.read(f"{self.folder}/cleaned.json")
-            self._cleaned = set(msgspec.json.decode(data, type=list[str])) if data else set()
+            try:
+                self._cleaned = set(msgspec.json.decode(data, type=list[str])) if data else set()
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                log.warning("%s/cleaned.json is damaged: what was cleaned counts as lost", self.folder)
+                self._cleaned = set()
         return self._cleaned
 
     def mark_cleaned(self, names: set[str]) -> None:

@@ -103,7 +103,7 @@ def read(path: str | Path) -> tuple[Mix, str]:
         else:
             data = Path(text).read_bytes()
         mix = msgspec.json.decode(data, type=Mix)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MixError(f"no mix at {text!r}: make one with `datakit build-mix NAME+NAME`") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MixError(f"{text!r} is not a mix: {error}. Make it again with `datakit build-mix`") from error

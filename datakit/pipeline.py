@@ -31,7 +31,10 @@ def load_file(path: Path) -> ModuleType:
         raise UsageError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ManifestError(f"recipe {path} can't be run: {type(error).__name__}: {error}") from error
     return module
 
 
@@ -43,6 +46,8 @@ def steps(recipe: str, manifest: Manifest) -> tuple[Step, ...]:
     found = table.get(manifest.name, table.get("*"))
     if found is None:
         raise UsageError(f"recipe {recipe!r} has no steps for {manifest.name!r}. {nearest(manifest.name, table)}")
+    if not isinstance(found, tuple) or not all(isinstance(step, Step) for step in found):
+        raise ManifestError(f"recipe {recipe!r}: STEPS of {manifest.name!r} should be a tuple of Step, not {found!r}")
     names = [step.name for step in found]
     if len(names) < 3 or len(set(names)) != len(names) or [names[0], *names[-2:]] != ["list", "fetch", "pack"]:
         raise ManifestError(

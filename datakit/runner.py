@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from datakit import __version__
-from datakit.errors import CeilingExceeded, DatakitError, Incomplete, UsageError
+from datakit.errors import CeilingExceeded, DatakitError, Incomplete, SourceError, UsageError
 from datakit.fingerprint import fingerprint
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.pool import pooled
@@ -66,6 +66,8 @@ def execute(
     if start == 0:
         _prepare(run, 0, lambda: True, tell)
         known = steps[0].stage.shards(run.work(steps[0]))
+        if not known:
+            raise SourceError(f"the annotations of {run.manifest.name!r} hold no rows: is upstream well?")
     else:
         seen = run.snapshot()
         known = [k for k in sorted(seen.ledger(steps[start - 1]).commits()) if seen.done(start - 1, k)]

@@ -35,6 +35,15 @@ def silent(step: str, what: str, amount: int) -> None:
     """A Tell that tells nobody."""
 
 
+def known_file(path: Path) -> dict[str, Any] | None:
+    """What the sidecar of a download says, None when there is none that can be read."""
+    try:
+        found = msgspec.json.decode(path.with_name(f"{path.name}.download.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("sha256"), str) else None
+
+
 @dataclass(frozen=True)
 class Work:
     """What a stage may use besides its fields: where it runs, not what comes out."""
@@ -67,12 +76,7 @@ class Work:
 
     def known(self, address: str) -> dict[str, Any] | None:
         """The sidecar of a file that was downloaded once, even if it was cleaned since; no network."""
-        sidecar = Path(f"{self.local(address)}.download.json")
-        try:
-            found = msgspec.json.decode(sidecar.read_bytes())
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None
-        return found if isinstance(found, dict) and "sha256" in found else None
+        return known_file(self.local(address))
 
     def local(self, address: str) -> Path:
         """Where a download lands."""
@@ -96,11 +100,12 @@ class Out:
         if n:
             self.dropped[reason] += n
 
-    def reject(self, reason: str) -> None:
-        """Counts a row that was left out because something is wrong with it."""
-        self.dropped[reason] += 1
-        self.faults[reason] += 1
-        self.bad_rows += 1
+    def reject(self, reason: str, n: int = 1) -> None:
+        """Counts rows that were left out because something is wrong with them."""
+        if n:
+            self.dropped[reason] += n
+            self.faults[reason] += n
+            self.bad_rows += n
 
     def fail(self, reasons: list[str]) -> None:
         """Counts what is wrong with a row that is kept, such as the outcomes of its dead URLs."""

@@ -116,17 +116,30 @@ class Store:
     """Files below one root, which is a folder or any fsspec URL. Paths are relative, with `/`."""
 
     def __init__(self, root: str) -> None:
+        for prefix in ("file://", "local://", "file:"):
+            root = root.removeprefix(prefix)
         self.root = root.rstrip("/") or "/"
         self._fs: Any = None
-        if "://" in root and not root.startswith("file://"):
+        if "://" in root:
             import fsspec
 
-            self._fs, self._base = fsspec.core.url_to_fs(root, use_listings_cache=False)
+            try:
+                self._fs, self._base = fsspec.core.url_to_fs(root, use_listings_cache=False)
+            except (ValueError, ImportError) as error:
+                raise StorageError(f"can't use root {root!r}: {error}") from error
         else:
-            self._base = str(Path(root.removeprefix("file://")).expanduser().absolute())
+            self._base = str(Path(root).expanduser().absolute())
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return type(self), (self.root,)
+
+    def check(self) -> None:
+        """Raises StorageError when a bucket can't be reached; a local folder is made when it is needed."""
+        if self._fs is not None:
+            try:
+                self._fs.exists(self._base)
+            except Exception as error:
+                raise StorageError(f"can't reach root {self.root!r}: {type(error).__name__}: {error}") from error
 
     @property
     def local(self) -> bool:

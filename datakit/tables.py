@@ -10,12 +10,14 @@ Every table has these columns, and any other column is an attribute of the recor
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datakit.errors import SourceError
 from datakit.store import Store
 
 CORE = ("key", "messages", "images")
@@ -114,20 +116,40 @@ class Rows:
         return self.stop - self.start
 
     def schema(self) -> pa.Schema:
-        with self.store.open(self.files[0][0]) as file:
-            return pq.read_schema(file)
+        with self._opened(self.files[0][0]) as file:
+            return file.schema_arrow
 
     def batches(self, columns: list[str] | None = None, *, size: int = 8192) -> Iterator[pa.RecordBatch]:
-        """The rows in order, in batches of at most `size`."""
+        """The rows in order, in batches of at most `size`. Raises SourceError for a damaged table."""
         at = 0
         for name, rows in self.files:
             first, last = max(self.start - at, 0), min(self.stop - at, rows)
             at += rows
             if first >= last:
                 continue
-            with self.store.open(name) as raw:
+            with self._opened(name) as file:
+                found = _window(file, first, last, columns, size)
+                while (batch := self._next(found, name)) is not None:
+                    yield batch
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
+        with self.store.open(name) as raw:
+            try:
                 file = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
-                yield from _window(file, first, last, columns, size)
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(name, error) from error
+            yield file
+
+    def _next(self, batches: Iterator[pa.RecordBatch], name: str) -> pa.RecordBatch | None:
+        try:
+            return next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(name, error) from error
+
+
+def _damaged(name: str, error: Exception) -> SourceError:
+    return SourceError(f"{name} is damaged: {error}. `datakit verify --repair`, then the same command, makes it again")
 
 
 def _window(

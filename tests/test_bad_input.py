@@ -45,6 +45,10 @@ def own():
         ("fetch qinstruct --recipe coyo_vila", 2, "no steps for 'qinstruct'"),
         ("fetch coyo --jobs 0", 2, "whole number from 1"),
         ("fetch coyo --mirror nonsense", 2, "mirror"),
+        ("fetch coyo --tolerate nan", 2, "not nan"),
+        ("fetch coyo --shards ''", 2, "shard range"),
+        ("fetch coyo --root nosuch://x", 1, "can't use root 'nosuch://x'"),
+        ("build-mix --fetch qinstruct --name @", 2, "bad mix name"),
         ("build-mix llava665k+qinstrct", 2, "Did you mean 'qinstruct'"),
         ("build-mix llava665k+qinstruct", 1, "datakit fetch llava665k ; datakit fetch qinstruct"),
         ("status nothing", 2, "unknown dataset"),
@@ -247,3 +251,89 @@ def test_a_root_that_cannot_be_written_is_one_clear_error(user, tmp_path, root):
 
     assert got.code == 1
     assert "--root" in got.err
+
+
+def test_a_mistake_in_a_manifest_can_be_mended_after_a_fetch_that_failed(own, tmp_path):
+    from datakit import catalogue
+
+    mine = tmp_path / "mine/manifests"
+    mine.mkdir(parents=True)
+    text = catalogue.find("manifests", "qinstruct.toml").read_text()
+    env = settings(own, tmp_path / "root", DATAKIT_CATALOGUE=str(tmp_path / "mine"))
+    (mine / "qinstruct.toml").write_text(text.replace("cleaned_labels.json", "cleaned_lables.json"))
+
+    typo = typed("fetch qinstruct", env)
+    (mine / "qinstruct.toml").write_text(text)
+
+    assert typo.code == 1
+    assert "no file 'cleaned_lables.json'" in typo.err
+    assert typed("fetch qinstruct", env).code == 0
+
+
+@pytest.mark.parametrize("code", ["STEPS = (", "1 / 0", "import nothing_of_the_kind", "STEPS = {'*': 'abc'}"])
+def test_a_recipe_that_cannot_be_run_is_one_clear_error(own, tmp_path, code):
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines/mine.py").write_text(code)
+
+    got = typed("fetch qinstruct --recipe mine", settings(own, tmp_path / "root", DATAKIT_CATALOGUE=str(tmp_path)))
+
+    assert got.code == 1
+    assert "mine" in got.err
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://[", "https://"])
+def test_an_endpoint_that_is_no_url_is_refused_at_once(own, tmp_path, endpoint):
+    got = typed("fetch qinstruct", settings(own, tmp_path, HF_ENDPOINT=endpoint))
+
+    assert got.code == 2
+    assert "HF_ENDPOINT should be a URL" in got.err
+
+
+def test_annotations_without_rows_are_told(own, tmp_path):
+    own.replace("/datasets/teowu/Q-Instruct/resolve/main/cleaned_labels.json", b"[]")
+
+    got = typed("fetch qinstruct", settings(own, tmp_path))
+
+    assert got.code == 1
+    assert "hold no rows" in got.err
+
+
+@pytest.mark.parametrize(
+    "name", ["q-instruct-images.tar", "cleaned_labels.json", "q-instruct-images.tar.index.parquet"]
+)
+def test_a_download_that_was_damaged_on_the_disk_is_found_and_mended(own, tmp_path, name):
+    env = settings(own, tmp_path)
+    assert typed("build-mix --fetch qinstruct", env).code == 0
+    whole = (tmp_path / "qinstruct/pack/00000.tar").read_bytes()
+    (path,) = (tmp_path / "downloads").rglob(name)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    for step in ("list", "fetch", "pack"):
+        shutil.rmtree(tmp_path / "qinstruct" / step)
+
+    found = typed("verify --repair", env)
+    mended = typed("build-mix --fetch qinstruct", env)
+
+    assert found.code == 1  # of an index, only that the mix has lost its tars
+    assert mended.code == 0
+    assert (tmp_path / "qinstruct/pack/00000.tar").read_bytes() == whole
+
+
+@pytest.mark.parametrize("junk", [b"", b"{x", b'{"a":1}', b'{"a":"\xff"}', b"[1]", b"PAR1"])
+def test_junk_in_any_file_of_a_root_never_ends_in_a_traceback(own, tmp_path, junk):
+    env = settings(own, tmp_path / "root")
+    assert typed("build-mix --fetch qinstruct", env).code == 0
+    before = everything(tmp_path / "root")
+
+    for name in before:
+        if name.startswith("downloads/") and not name.endswith(".json"):
+            continue
+        (tmp_path / "root" / name).write_bytes(junk)
+        typed("status", env)
+        typed("verify --repair", env)
+        got = typed("build-mix --fetch qinstruct --rebuild", env)
+        assert got.code == 0, (name, got)
+
+    after = everything(tmp_path / "root")
+    assert {n: d for n, d in after.items() if "/pack/" in n} == {n: d for n, d in before.items() if "/pack/" in n}

@@ -48,6 +48,22 @@ def test_info_tells_licence_files_steps_and_problems(user, name):
     assert "not pinned" in told
 
 
+def test_list_goes_on_past_a_manifest_with_a_mistake_and_a_settings_file_names_more(user, tmp_path, monkeypatch):
+    mine = tmp_path / "my/manifests"
+    mine.mkdir(parents=True)
+    (mine / "wrong.toml").write_text("title = 3")
+    (tmp_path / "datakit.toml").write_text('catalogue = ["my"]')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATAKIT_CATALOGUE", "")
+    monkeypatch.delenv("DATAKIT_CATALOGUE")
+
+    got = user("list")
+
+    assert got.code == 1
+    assert "wrong.toml:1: key 'title'" in got.err
+    assert "COYO-700M" in got.out
+
+
 def test_status_counts_what_is_done_and_why_the_rest_is_lost(own, upstream):
     steps = {s["step"]: s for s in read(own("status llava665k --json"))}
     expected = upstream.expected.llava665k

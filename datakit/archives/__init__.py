@@ -96,7 +96,7 @@ def write_index(path: Path | str, out: Path | str | None = None) -> int:
 
     table = index(path)
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     publish_file(Path(out) if out is not None else index_path(path), sink.getvalue())
     return int(table.num_rows)
 
@@ -113,7 +113,7 @@ class Index:
 
         self.path = Path(path)
         try:
-            with pq.ParquetFile(self.path) as file:
+            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
                 table = file.read(use_threads=False)
             about = json.loads(table.schema.metadata[b"datakit.archive"])
             # By buffers: read_table would load pyarrow.dataset, and to_numpy pandas, 100 MB between them.

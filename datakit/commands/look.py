@@ -122,7 +122,7 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
         open_run(settings, name.partition("@")[0])
     whole, broken, forgotten = 0, [], []
     for run in audit.runs(store, name):
-        found = list(audit.verify(run))
+        found = [*audit.verify(run), *audit.verify_downloads(run)]
         wrong = [one for one in found if isinstance(one, audit.Broken)]
         whole += len(found) - len(wrong)
         broken += wrong
@@ -142,7 +142,8 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
             click.echo(f"forgotten: {shard}")
         click.echo(f"{whole} files are whole, {len(broken)} are not")
         if broken:
-            step = "run" if repair else "run `datakit verify --repair`, then"
+            ours = any(not b.where.startswith("mixes/") for b in broken)
+            step = "run `datakit verify --repair`, then" if ours and not repair else "run"
             click.echo(f"To mend it, {step} " + " and ".join(sorted({f"`{b.cure}`" for b in broken})))
     if broken:
         sys.exit(1)

@@ -28,7 +28,7 @@ def fetch(names: tuple[str, ...], shards: str | None, task: Task) -> None:
     """
     from datakit.shards import parse_shards
 
-    chosen = parse_shards(shards) if shards else None
+    chosen = parse_shards(shards) if shards is not None else None
     for run in [task.run(name) for name in names]:
         _execute(run, task, upto="fetch", shards=chosen)
 

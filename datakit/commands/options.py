@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -75,6 +76,8 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         **rest: Any,
     ) -> Any:
         settings = load_settings(root=root, mirrors=mirrors, allow_hosts=allow_hosts, jobs=jobs, timeout_s=timeout_s)
+        if tolerates is not None and math.isnan(tolerates):
+            raise UsageError("--tolerate should be a share from 0 to 1, not nan")
         if rebuild and slice_of:
             raise UsageError("--rebuild with --slice would remove what another slice makes: rebuild first, then slice")
         choices: dict[str, Any] = {"slice_of": slice_of, "limit": limit, "rebuild": rebuild, "recipe": recipe}
@@ -113,4 +116,5 @@ def open_run(settings: Settings, name: str, **choices: Any) -> Run:
     from datakit.store import Store
 
     store = Store(settings.root)
+    store.check()
     return audit.open_run(store, name, hosts=settings.hosts, limits=settings.limits, **choices)

@@ -3,7 +3,7 @@
 A module has `VERSION`, raised when its rows change, and one of
 
     read(row, number) -> Row | str                   one object of a JSON file; a str is the reason to drop it
-    batches(path, stop, dataset) -> RecordBatches    a Parquet file by columns
+    batches(path, stop, dataset, reject) -> RecordBatches    a Parquet file by columns
     SCHEMA                                           of the table that comes out
 """
 

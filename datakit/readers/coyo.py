@@ -6,9 +6,11 @@ VILA's choice is by this sum (NVlabs/VILA data_prepare/coyo/coyo_downloader.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,6 +43,11 @@ SCHEMA = pa.schema(
     ]
 )
 
+Reject = Callable[[str, int], None]  # (reason, rows)
+
+_NO_ID = -(1 << 63)  # in place of null, where numbers are compared
+_ANEW = "If it was damaged on this disk, `datakit verify --repair` removes it and the next fetch has it again"
+_CHANGED = "Upstream changed its format: pin the revision that datakit reads"
 _BEFORE = '[{"role":"assistant","content":[{"type":"image"},{"type":"text","text":'
 _AFTER = "}]}]"
 _ESCAPED = '["\\\\\\x00-\\x1f]'  # what JSON wants written with a backslash
@@ -56,34 +63,77 @@ def quoted(text: pa.Array) -> pa.Array:
     return pc.replace_with_mask(plain, odd, escaped)
 
 
-def batches(path: Path, stop: int | None, dataset: str) -> Iterator[pa.RecordBatch]:
-    """The first `stop` rows of a file (all for None) as records. Raises SourceError for a missing column."""
+def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Iterator[pa.RecordBatch]:
+    """The first `stop` rows of a file (all for None) as records. Raises SourceError for a column that won't do.
+
+    A row without an id is rejected as `no_id`; of several with one id the first is kept, the others are `same_id`.
+    """
     try:
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"{path} is not Parquet or is cut short: {error}. Remove it to fetch it again") from error
-    missing = [name for name in NEEDED if name not in file.schema_arrow.names]
-    if missing:
-        raise SourceError(
-            f"{path} has no column {shortlist(missing)}; it has {shortlist(file.schema_arrow.names, 20)}. "
-            "Upstream changed its format: pin the revision that had it"
-        )
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path} is not Parquet or is cut short: {error}. {_ANEW}") from error
+    _check(file.schema_arrow, path)
     left = file.metadata.num_rows if stop is None else min(stop, file.metadata.num_rows)
     try:
+        again = _repeated(file, left)
+        at = 0
         for batch in file.iter_batches(BATCH, columns=list(NEEDED), use_threads=False):
-            if left <= 0:
+            batch = batch.slice(0, left - at)
+            if not batch.num_rows:
                 return
-            yield _records(batch.slice(0, left), dataset)
-            left -= batch.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"{path} is damaged: {error}. Remove it to fetch it again") from error
+            good = pc.is_valid(batch["id"])
+            if again is not None:
+                same = pa.array(again[at : at + batch.num_rows])
+                reject("same_id", pc.sum(pc.and_(good, same)).as_py() or 0)
+                good = pc.and_not(good, same)
+            at += batch.num_rows
+            reject("no_id", batch["id"].null_count)
+            yield _records(batch.filter(good), dataset)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path} is damaged: {error}. {_ANEW}") from error
+
+
+def _check(schema: pa.Schema, path: Path) -> None:
+    """Raises SourceError for a column that is missing, there twice, or of a type that isn't what it says."""
+    missing = [name for name in NEEDED if name not in schema.names]
+    if missing:
+        raise SourceError(
+            f"{path} has no column {shortlist(missing)}; it has {shortlist(schema.names, 20)}. {_CHANGED}"
+        )
+    for name in NEEDED:
+        if schema.names.count(name) > 1:
+            raise SourceError(f"{path} has column {name!r} twice. {_CHANGED}")
+        kind = schema.field(name).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        text, whole = name in ("url", "text", "image_phash"), name in ("id", "num_faces")
+        fits = (
+            pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            if text
+            else pa.types.is_integer(kind) or (not whole and pa.types.is_floating(kind))
+        )
+        if not fits:
+            raise SourceError(f"{path}: column {name!r} is of type {schema.field(name).type}. {_CHANGED}")
+
+
+def _repeated(file: pq.ParquetFile, rows: int) -> npt.NDArray[np.bool_] | None:
+    """A mark for each row whose id an earlier one has; None when the ids rise, as Spark gives them."""
+    columns = [b["id"] for b in file.iter_batches(1 << 20, columns=["id"], use_threads=False)]
+    filled = [pc.fill_null(c.cast(pa.int64()), _NO_ID).to_numpy(zero_copy_only=False) for c in columns]
+    ids = np.concatenate([np.zeros(0, np.int64), *filled])
+    ids = ids[:rows]
+    if len(ids) < 2 or bool(np.all(ids[1:] > ids[:-1])):
+        return None
+    first = np.zeros(len(ids), np.bool_)
+    first[np.unique(ids, return_index=True)[1]] = True
+    return ~first
 
 
 def _records(batch: pa.RecordBatch, dataset: str) -> pa.RecordBatch:
     key = pc.binary_join_element_wise(dataset + "-", batch["id"].cast(pa.string()), "")
-    text = pc.fill_null(batch["text"], "")
+    text = pc.fill_null(batch["text"].cast(pa.string()), "")
     messages = pc.binary_join_element_wise(_BEFORE, quoted(text), _AFTER, "")
-    refs = pa.StructArray.from_arrays([pc.fill_null(batch["url"], "")], ["ref"])
+    refs = pa.StructArray.from_arrays([pc.fill_null(batch["url"].cast(pa.string()), "")], ["ref"])
     images = pa.ListArray.from_arrays(pa.array(range(batch.num_rows + 1), pa.int32()), refs)
     sim = pc.add(batch["clip_similarity_vitb32"].cast(pa.float32()), batch["clip_similarity_vitl14"].cast(pa.float32()))
     kept = [batch[name].cast(kind) for name, kind in KEPT.items()]

@@ -38,7 +38,7 @@ def read(row: Any, number: int) -> Row | str:
     for turn in row["conversations"]:
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             return "malformed"
-        role = ROLES.get(turn.get("from", ""))
+        role = ROLES.get(str(turn.get("from")))
         if role is None:
             return "unknown_role"
         marks = role == "user" and bool(refs)

@@ -11,13 +11,22 @@ import msgspec
 import pyarrow as pa
 
 from datakit import jsonfile, readers
-from datakit.errors import Incomplete, UsageError
+from datakit.errors import Incomplete, SourceError, UsageError
+from datakit.fingerprint import fingerprint
 from datakit.manifest import Manifest
 from datakit.record import encode
 from datakit.stage import Out, Stage, Work
 from datakit.tables import Rows, as_batches
 
 _PLAN = "plan.json"
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """plan.json: the plan of a JSON file, of which file, and its own fingerprint."""
+
+    sha256: str
+    plan: jsonfile.Plan
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,7 @@ class Listing(Stage):
         plan = self._kept_plan(work)
         if plan is None:
             raise Incomplete(f"{work.manifest.name!r} isn't listed yet: run `datakit fetch {work.manifest.name}`")
-        total = plan["rows"] if work.limit is None else min(plan["rows"], work.limit)
+        total = plan.plan.n_rows if work.limit is None else min(plan.plan.n_rows, work.limit)
         per_shard = rows.rows_per_shard or 1
         return list(range(-(-total // per_shard)))
 
@@ -58,7 +67,7 @@ class Listing(Stage):
         rows = work.manifest.annotations
         if rows.format == "json":
             plan = self._kept_plan(work)
-            return None if plan is None else {rows.files: plan["sha256"]}
+            return None if plan is None else {rows.files: plan.sha256}
         file = work.manifest.file_of(shard)
         known = work.known(work.manifest.address(file))
         return None if known is None else {file: known["sha256"]}
@@ -71,7 +80,7 @@ class Listing(Stage):
         reader = readers.load(work.manifest)
         path = self._fetch(work, rows.shard)
         if work.manifest.annotations.format == "parquet":
-            yield from reader.batches(path, work.limit, work.manifest.name)
+            yield from reader.batches(path, work.limit, work.manifest.name, out.reject)
         else:
             yield from as_batches(self._objects(reader, path, rows.shard, work, out), reader.SCHEMA)
 
@@ -100,20 +109,27 @@ class Listing(Stage):
         address = work.manifest.address(work.manifest.annotations.files)
         sha256 = (work.known(address) or {}).get("sha256", "")
         kept = self._kept_plan(work)
-        if kept is not None and kept["sha256"] == sha256:
-            return msgspec.convert(kept["plan"], jsonfile.Plan)
+        if kept is not None and kept.sha256 == sha256:
+            return kept.plan
         per_shard = work.manifest.annotations.rows_per_shard
         if per_shard is None:
             raise UsageError(f"the manifest of {work.manifest.name!r} has no rows_per_shard")
-        plan = jsonfile.plan(path, rows_per_shard=per_shard)
-        body = {"sha256": sha256, "rows": plan.n_rows, "plan": msgspec.to_builtins(plan)}
+        try:
+            plan = jsonfile.plan(path, rows_per_shard=per_shard)
+        except SourceError as error:
+            raise SourceError(
+                f"{error}. If it was damaged on this disk, `datakit verify --repair` removes it and the next fetch "
+                "has it again"
+            ) from error
+        body = _Kept(sha256=sha256, plan=plan, digest=fingerprint(plan))
         work.store.write(work.path(_PLAN), msgspec.json.encode(body))
         return plan
 
-    def _kept_plan(self, work: Work) -> dict[str, Any] | None:
+    def _kept_plan(self, work: Work) -> _Kept | None:
+        """The plan beside the shards; None when there is none, or it isn't as it was written."""
         data = work.store.read(work.path(_PLAN))
         try:
-            found = msgspec.json.decode(data) if data else None
-        except msgspec.DecodeError:
+            kept = msgspec.json.decode(data, type=_Kept) if data else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
-        return found if isinstance(found, dict) and {"sha256", "rows", "plan"} <= found.keys() else None
+        return kept if kept is not None and kept.digest == fingerprint(kept.plan) else None

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from datakit import archives
+from datakit.errors import ArchiveError
 from datakit.fingerprint import plain
 from datakit.manifest import Manifest, Source
 from datakit.stage import Out, Stage, Work
@@ -43,7 +44,7 @@ class Locate(Stage):
             path = work.download(source.archive).path
             index = archives.index_path(path)
             with locked(index.with_name(f"{index.name}.lock")):
-                if not index.exists() or open_index(index).archive_bytes != path.stat().st_size:
+                if not _fits(index, path):
                     open_index.cache_clear()
                     archives.write_index(path, index)
             skipped = open_index(index).skipped
@@ -107,6 +108,14 @@ _ENDINGS = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG", ".GIF")
 
 def plain_source(source: Source) -> dict[str, Any]:
     return {name: plain(getattr(source, name)) for name in source.__struct_fields__}
+
+
+def _fits(index: Path, archive: Path) -> bool:
+    """Whether an index is there, can be read, and is of this archive."""
+    try:
+        return index.exists() and open_index(index).archive_bytes == archive.stat().st_size
+    except ArchiveError:
+        return False
 
 
 @lru_cache(maxsize=16)  # a mix has up to 15 sources

@@ -28,7 +28,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from datakit import __version__
-from datakit.errors import DownloadError
+from datakit.errors import DownloadError, UsageError
 from datakit.web import hosts as policy
 from datakit.web.addresses import HubFile, WebFile
 from datakit.web.hosts import Hosts
@@ -321,8 +321,16 @@ def _library() -> ModuleType:
 
 
 def _endpoint() -> str:
-    """Read at each call: the library has bound it when it was loaded."""
-    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    """Read at each call: the library has bound it when it was loaded. Raises UsageError when it is no URL."""
+    endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    try:
+        url = urlsplit(endpoint)
+        good = url.scheme in ("http", "https") and bool(url.hostname)
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(f"HF_ENDPOINT should be a URL such as {HUB}, not {endpoint!r}")
+    return endpoint
 
 
 def _hub_version(source: HubFile, endpoint: str) -> tuple[Version, str]:

@@ -20,12 +20,21 @@ def commit(ledger, name="00001", recipe="r", inputs=None, data=b"rows"):
 
 def test_another_recipe_is_refused_with_the_fields_that_differ(ledger):
     ledger.claim({"share": 0.2, "stage": "ClipTop"})
+    commit(ledger)
 
     with pytest.raises(RecipeChanged) as caught:
         ledger.claim({"share": 0.3, "stage": "ClipTop", "new": 1})
 
     assert "coyo/top20 was made by another recipe:\n  new: (nothing) -> 1\n  share: 0.2 -> 0.3\n" in str(caught.value)
     assert "--rebuild" in str(caught.value)
+
+
+def test_a_folder_in_which_nothing_was_made_is_claimed_anew(ledger):
+    ledger.claim({"share": 0.2})
+
+    ledger.claim({"share": 0.3})
+
+    assert ledger.recipe() == {"share": 0.3}
 
 
 def test_the_same_recipe_is_taken_again(ledger):
@@ -85,3 +94,20 @@ def test_the_digest_follows_the_data_and_not_who_made_it(ledger):
 
     assert commit(ledger).digest() == first.digest()
     assert commit(ledger, data=b"other").digest() != first.digest()
+
+
+@pytest.mark.parametrize("junk", [b"{x", b'{"a":1}', b'["\xff"]'])
+def test_a_damaged_list_of_what_was_cleaned_means_that_nothing_was(ledger, junk):
+    made = commit(ledger)
+    ledger.store.write("coyo/top20/cleaned.json", junk)
+
+    assert ledger.cleaned() == set()
+    assert ledger.state("00001", made.recipe, made.inputs, gone_is_fine=True) == "done"
+
+
+def test_a_commit_whose_rows_are_not_those_of_its_parts_is_damaged(ledger):
+    made = commit(ledger)
+    path = ledger.store.path("coyo/top20/00001.commit.json")
+    path.write_bytes(path.read_bytes().replace(b'"rows": 3', b'"rows": 4', 1))
+
+    assert ledger.state("00001", made.recipe, made.inputs) == "missing"

@@ -78,6 +78,7 @@ def test_an_answers_own_mark_is_text():
         (row("Q", "A", image=[""]), "malformed"),
         ({"conversations": [{"from": "robot", "value": "Q"}]}, "unknown_role"),
         ({"conversations": [{"from": "human", "value": None}]}, "malformed"),
+        ({"conversations": [{"from": ["human"], "value": "Q"}]}, "unknown_role"),
     ],
 )
 def test_a_row_that_cannot_be_trained_on_has_a_reason(bad, reason):
@@ -87,6 +88,10 @@ def test_a_row_that_cannot_be_trained_on_has_a_reason(bad, reason):
 def test_ids_of_any_type_are_kept_as_text():
     assert llava.read(row("Q", "A", id=2331819), 5).attrs == {"id": "2331819"}
     assert llava.read({"conversations": turns("Q", "A")}, 5).attrs == {"id": "5"}
+
+
+def nothing_rejected(reason, n):
+    assert not n, (reason, n)
 
 
 def real_rows():
@@ -99,7 +104,7 @@ def test_coyos_real_rows_become_records_with_upstreams_words(tmp_path):
     rows = real_rows()
     (tmp_path / "x.parquet").write_bytes(coyo_parquet(rows))
 
-    found = pa.Table.from_batches(coyo.batches(tmp_path / "x.parquet", None, "coyo")).to_pylist()
+    found = pa.Table.from_batches(coyo.batches(tmp_path / "x.parquet", None, "coyo", nothing_rejected)).to_pylist()
 
     assert [r["key"] for r in found] == [f"coyo-{r['id']}" for r in rows]
     assert [r["images"] for r in found] == [[{"ref": r["url"]}] for r in rows]
@@ -117,7 +122,7 @@ def test_captions_with_every_nasty_character_survive(tmp_path):
     rows = [{"id": i, "text": c, **base} for i, c in enumerate(captions)]
     (tmp_path / "x.parquet").write_bytes(coyo_parquet(rows))
 
-    found = pa.Table.from_batches(coyo.batches(tmp_path / "x.parquet", None, "coyo")).to_pylist()
+    found = pa.Table.from_batches(coyo.batches(tmp_path / "x.parquet", None, "coyo", nothing_rejected)).to_pylist()
 
     assert [decode_messages(r["messages"])[0].content[1].text for r in found] == captions
 
@@ -126,7 +131,7 @@ def test_a_limit_takes_the_first_rows(tmp_path):
     rows = [{"id": i, "text": "t", "url": "u"} for i in range(10)]
     (tmp_path / "x.parquet").write_bytes(coyo_parquet(rows))
 
-    found = pa.Table.from_batches(coyo.batches(tmp_path / "x.parquet", 3, "coyo"))
+    found = pa.Table.from_batches(coyo.batches(tmp_path / "x.parquet", 3, "coyo", nothing_rejected))
 
     assert found["key"].to_pylist() == ["coyo-0", "coyo-1", "coyo-2"]
 
@@ -137,7 +142,7 @@ def test_parquet_with_a_missing_column_is_one_clear_error(tmp_path):
     pq.write_table(table, tmp_path / "x.parquet")
 
     with pytest.raises(SourceError, match="no column clip_similarity_vitl14"):
-        list(coyo.batches(tmp_path / "x.parquet", None, "coyo"))
+        list(coyo.batches(tmp_path / "x.parquet", None, "coyo", nothing_rejected))
 
 
 def test_parquet_cut_short_anywhere_is_one_clear_error(tmp_path):
@@ -146,4 +151,47 @@ def test_parquet_cut_short_anywhere_is_one_clear_error(tmp_path):
     for cut in range(0, len(data), max(1, len(data) // 40)):
         (tmp_path / "x.parquet").write_bytes(data[:cut])
         with pytest.raises(SourceError, match=r"cut short|not Parquet"):
-            list(coyo.batches(tmp_path / "x.parquet", None, "coyo"))
+            list(coyo.batches(tmp_path / "x.parquet", None, "coyo", nothing_rejected))
+
+
+def test_rows_without_an_id_or_with_anothers_are_counted_and_left_out(tmp_path):
+    rows = [{"id": i, "text": "t", "url": "u"} for i in (5, 7, None, 5, 7, 0, None)]
+    (tmp_path / "x.parquet").write_bytes(coyo_parquet(rows))
+    rejected = {}
+
+    found = list(coyo.batches(tmp_path / "x.parquet", None, "coyo", lambda r, n: rejected.update({r: n})))
+
+    assert pa.Table.from_batches(found)["key"].to_pylist() == ["coyo-5", "coyo-7", "coyo-0"]
+    assert rejected == {"no_id": 2, "same_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("id", pa.array(["../A.b/0"])),
+        ("id", pa.array([0.5])),
+        ("url", pa.array([5])),
+        ("url", pa.array([["u"]])),
+        ("clip_similarity_vitb32", pa.array(["0.5"])),
+        ("text", pa.nulls(1)),
+    ],
+)
+def test_a_column_of_another_type_is_one_clear_error(tmp_path, name, column):
+    table = pq.read_table(pa.BufferReader(coyo_parquet([{"id": 1, "text": "t", "url": "u"}])))
+    table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, tmp_path / "x.parquet")
+
+    with pytest.raises(SourceError, match=f"column '{name}' is of type"):
+        list(coyo.batches(tmp_path / "x.parquet", None, "coyo", nothing_rejected))
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_of_any_string_type_is_read(tmp_path, kind):
+    table = pq.read_table(pa.BufferReader(coyo_parquet([{"id": 1, "text": "t", "url": "u"}])))
+    for name in ("url", "text"):
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+    pq.write_table(table, tmp_path / "x.parquet")
+
+    (batch,) = coyo.batches(tmp_path / "x.parquet", None, "coyo", nothing_rejected)
+
+    assert batch["images"].to_pylist() == [[{"ref": "u"}]]

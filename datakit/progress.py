@@ -37,8 +37,8 @@ def time_text(s: float) -> str:
 class Progress:
     """Listens to what a run tells (see stage.Tell) and shows it on standard error."""
 
-    def __init__(self, title: str, *, terminal: bool | None = None) -> None:
-        self.title = title
+    def __init__(self, title: str, *, noun: str = "rows", terminal: bool | None = None) -> None:
+        self.title, self.noun = title, noun
         self._terminal = sys.stderr.isatty() if terminal is None else terminal
         self._lock = threading.Lock()
         self._start = self._last = time.monotonic()
@@ -106,7 +106,7 @@ class Progress:
         return "; ".join(pieces) or "nothing to do"
 
     def _step(self, step: str, spent: float) -> str:
-        text = f"{step} {self.rows[step]:,} rows ({self.rows[step] / max(spent, 0.001):,.0f}/s)"
+        text = f"{step} {self.rows[step]:,} {self.noun} ({self.rows[step] / max(spent, 0.001):,.0f}/s)"
         if self.bytes[step]:
             text += f", {size_text(self.bytes[step])}"
         failed = sum(self.faults[step].values())

@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from users import everything, settings, typed
@@ -113,9 +112,9 @@ def test_a_build_that_is_interrupted_says_how_to_go_on_and_exits_with_130(tmp_pa
         env = {**os.environ, **settings(slow, tmp_path)}
         command = [sys.executable, "-m", "datakit", "fetch", "llava665k"]
         process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        while not slow.requests:  # it has begun
-            assert process.poll() is None
-            time.sleep(0.01)
+        while not slow.requests:  # until it has begun
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.01)
 
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)

@@ -113,7 +113,10 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
 @placed
 def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
     """Read every file and compare it with its commit."""
+    from itertools import chain
+
     from datakit import audit
+    from datakit.progress import Progress
     from datakit.store import Store
 
     settings = load_settings(**place)
@@ -122,7 +125,11 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
         open_run(settings, name.partition("@")[0])
     whole, broken, forgotten = 0, [], []
     for run in audit.runs(store, name):
-        found = [*audit.verify(run), *audit.verify_downloads(run)]
+        found = []
+        with Progress(run.folder, noun="files") as progress:
+            for one in chain(audit.verify(run), audit.verify_downloads(run)):
+                found.append(one)
+                progress.tell("verify", "rows", 1)
         wrong = [one for one in found if isinstance(one, audit.Broken)]
         whole += len(found) - len(wrong)
         broken += wrong

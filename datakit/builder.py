@@ -49,7 +49,9 @@ def part(run: Run, repeats: int) -> MixPart:
     last = len(run.steps) - 1
     run = run.snapshot()
     ledger = run.ledger(run.steps[last])
-    undone = [shard for shard in ledger.commits() if not run.done(last, shard)]
+    known = set(known_shards(run))
+    ours = {shard: commit for shard, commit in ledger.commits().items() if not known or shard in known}
+    undone = [shard for shard in ours if not run.done(last, shard)]
     if undone:
         raise Incomplete(
             f"shards {ranges(undone)} of {run.manifest.name!r} are packed, but what they were packed from was lost "
@@ -64,7 +66,7 @@ def part(run: Run, repeats: int) -> MixPart:
             sha256=one.tar.sha256,
             index_sha256=one.table.sha256,
         )
-        for _, commit in sorted(ledger.commits().items())
+        for _, commit in sorted(ours.items())
         for one in commit.parts
         if one.tar is not None and one.rows
     ]

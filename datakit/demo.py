@@ -49,7 +49,8 @@ def play(root: str | None, *, train: bool) -> int:
 def _train(place: Path, env: dict[str, str]) -> int:
     missing = [m for m in ("torch", "deepspeed", "transformers") if importlib.util.find_spec(m) is None]
     if missing:
-        click.echo(f"Training is left out: {', '.join(missing)} not installed (pip install 'datakit-vlm[train]')")
+        cure = "pip install -c constraints.txt '.[train]'"
+        click.echo(f"Training is left out: {', '.join(missing)} not installed ({cure})")
         return 0
     out = place / "runs" / "demo"
     with socket.create_server(("127.0.0.1", 0)) as probe:  # 29500, the usual one, may be another run's

@@ -317,6 +317,16 @@ def test_a_mix_says_which_shards_it_leaves_out_and_refuses_one_whose_origin_was_
     assert again.code == 0
 
 
+def test_a_commit_of_a_shard_that_the_dataset_does_not_have_is_not_mixed(own):
+    pack = own.root / "qinstruct/pack"
+    shutil.copy(pack / "00000.commit.json", pack / "00007.commit.json")
+
+    got = own("build-mix qinstruct")
+
+    assert got.code == 0
+    assert " in 1 tars" in got.out
+
+
 def test_what_was_cleaned_and_made_again_is_missed_when_it_is_lost(own):
     own("clean coyo")
     shutil.rmtree(own.root / "coyo/pack")

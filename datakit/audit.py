@@ -192,6 +192,12 @@ def repair(run: Run, broken: list[Broken]) -> list[str]:
             for ending in (".download.json", ".index.parquet", ""):
                 path.with_name(path.name + ending).unlink(missing_ok=True)
             names.append(one.where)
+            pack = run.ledger(run.steps[-1])
+            for shard, packed in pack.commits().items():  # what was packed from it can't be trusted either
+                pack.remove(shard_name(shard))
+                for part in packed.parts:
+                    pack.remove(part.name)
+                    pack.forget(part)
         if one.shard is None or not one.where.startswith(f"{run.folder}/"):
             continue
         step = next(s for s in run.steps if s.name == one.step)

@@ -75,14 +75,20 @@ def parse(expression: str, known: list[str]) -> list[tuple[str, int]]:
 
 def make(name: str, parts: list[MixPart]) -> Mix:
     """A mix with its count and fingerprint. Raises MixError when there is nothing in it."""
-    samples = sum(part.samples * part.repeats for part in parts)
     empty = [part.dataset for part in parts if not part.samples]
     if empty:
         raise MixError(f"{empty[0]!r} has no packed sample, so mix {name!r} would silently leave it out")
+    samples, identity = _identity(parts)
+    return Mix(version=VERSION, name=name, fingerprint=identity, samples=samples, parts=parts)
+
+
+def _identity(parts: list[MixPart]) -> tuple[int, str]:
+    """Samples of an epoch, and the fingerprint of what is in it."""
+    samples = sum(part.samples * part.repeats for part in parts)
     identity = [
         [part.dataset, part.repeats, [[s.sha256, s.samples] for s in part.shards if s.samples]] for part in parts
     ]
-    return Mix(version=VERSION, name=name, fingerprint=fingerprint(identity), samples=samples, parts=parts)
+    return samples, fingerprint(identity)
 
 
 def encode(mix: Mix) -> bytes:
@@ -107,6 +113,12 @@ def read(path: str | Path) -> tuple[Mix, str]:
         raise MixError(f"no mix at {text!r}: make one with `datakit build-mix NAME+NAME`") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MixError(f"{text!r} is not a mix: {error}. Make it again with `datakit build-mix`") from error
+    if (mix.samples, mix.fingerprint) != _identity(mix.parts) or any(
+        part.repeats < 1 or part.samples != sum(shard.samples for shard in part.shards) for part in mix.parts
+    ):
+        raise MixError(
+            f"{text!r} was changed by hand: its counts or its fingerprint aren't those of its tars. Make it again"
+        )
     if mix.version != VERSION:
         raise MixError(f"{text!r} has version {mix.version}, this datakit reads {VERSION}: make the mix again")
     return mix, posixpath.dirname(text) or "."

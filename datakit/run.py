@@ -11,7 +11,7 @@ from datakit.fingerprint import fingerprint
 from datakit.ledger import Ledger
 from datakit.manifest import Manifest
 from datakit.shards import shard_name
-from datakit.stage import Step, Tell, Work, silent
+from datakit.stage import Step, Tell, Work, intact, silent
 from datakit.store import Store
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
@@ -53,6 +53,9 @@ class Run:
     def step_recipe(self, step: Step) -> dict[str, Any]:
         """What recipe.json of a step says."""
         recipe = {"dataset": self.manifest.name, "step": step.name, **step.stage.identity(self.manifest)}
+        place = [s.name for s in self.steps].index(step.name)
+        if place:  # what came of other steps before isn't the same thing, under whatever name
+            recipe["after"] = self.step_recipe(self.steps[place - 1])
         return recipe if self.limit is None else {**recipe, "limit": self.limit}
 
     def upto(self, name: str) -> tuple[Step, ...]:
@@ -102,7 +105,7 @@ class Run:
         if ledger.state(shard_name(shard), recipe, inputs, gone_is_fine=not files) != "done":
             return False
         needs = self.steps[place].stage.needs(self.work(self.steps[place])) if files else []
-        return all(path.exists() for path in needs)
+        return all(intact(path) for path in needs)
 
     def stale(self, place: int, shard: int) -> bool:
         """Whether a step of a shard was made from other inputs than there are now."""

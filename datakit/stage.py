@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import msgspec
 import pyarrow as pa
 
-from datakit.errors import Incomplete
+from datakit.errors import Incomplete, SourceError
 from datakit.fingerprint import plain
 from datakit.manifest import Manifest
 from datakit.store import Sink, Store
@@ -42,6 +42,12 @@ def known_file(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("sha256"), str) else None
+
+
+def intact(path: Path) -> bool:
+    """Whether a download is there with the size that it had when it came."""
+    said = known_file(path)
+    return said is not None and path.is_file() and path.stat().st_size == said.get("size_bytes")
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,16 @@ class Work:
     def known(self, address: str) -> dict[str, Any] | None:
         """The sidecar of a file that was downloaded once, even if it was cleaned since; no network."""
         return known_file(self.local(address))
+
+    def distrust(self, address: str, error: SourceError) -> SourceError:
+        """Puts a download aside that can't be read, and returns the error with the way on."""
+        path = self.local(address)
+        if not path.exists():
+            return error
+        bad = path.with_name(f"{path.name}.bad")
+        path.replace(bad)
+        path.with_name(f"{path.name}.download.json").unlink(missing_ok=True)
+        return type(error)(f"{str(error).rstrip('.')}. It was put aside as {bad}; the same command fetches it anew")
 
     def local(self, address: str) -> Path:
         """Where a download lands."""

@@ -224,8 +224,12 @@ class Store:
         """Size in bytes of every published file of a folder, by one listing."""
         try:
             if self.local:
+                found = {}
                 with os.scandir(self.path(folder)) as entries:
-                    found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                    for entry in entries:
+                        with suppress(FileNotFoundError):  # a temporary name that another job renamed meanwhile
+                            if entry.is_file():
+                                found[entry.name] = entry.stat().st_size
             else:
                 listed = self._fs.ls(self._remote(folder), detail=True)
                 found = {Path(one["name"]).name: int(one["size"] or 0) for one in listed if one["type"] == "file"}

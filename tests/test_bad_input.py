@@ -337,3 +337,54 @@ def test_junk_in_any_file_of_a_root_never_ends_in_a_traceback(own, tmp_path, jun
 
     after = everything(tmp_path / "root")
     assert {n: d for n, d in after.items() if "/pack/" in n} == {n: d for n, d in before.items() if "/pack/" in n}
+
+
+def test_another_choice_under_another_name_does_not_overwrite_what_was_fetched(own, tmp_path):
+    from datakit import catalogue
+
+    (tmp_path / "pipelines").mkdir()
+    text = catalogue.find("pipelines", "coyo_vila.py").read_text()
+    wide = text.replace('name="top20"', 'name="half"').replace("share=0.20", "share=0.50")
+    (tmp_path / "pipelines/wide.py").write_text(wide)
+    env = settings(own, tmp_path / "root", DATAKIT_CATALOGUE=str(tmp_path))
+    assert typed("fetch coyo --shards 0 --recipe wide", env).code == 0
+    before = (tmp_path / "root/coyo/fetch/00000.tar").read_bytes()
+
+    got = typed("fetch coyo --shards 0", env)
+
+    assert got.code == 1
+    assert "coyo/fetch was made by another recipe" in got.err
+    assert 'after.step: "half" -> "top20"' in got.err
+    assert (tmp_path / "root/coyo/fetch/00000.tar").read_bytes() == before
+
+
+def test_an_archive_cut_after_the_fetch_is_not_packed_and_is_fetched_again(own, tmp_path):
+    env = settings(own, tmp_path)
+    assert typed("fetch qinstruct", env).code == 0
+    (tar,) = (tmp_path / "downloads").rglob("q-instruct-images.tar")
+    tar.write_bytes(tar.read_bytes()[:5000])
+
+    refused = typed("build-mix qinstruct", env)
+    again = typed("fetch qinstruct", env)
+    packed = typed("build-mix qinstruct", env)
+
+    assert refused.code == 1
+    assert "datakit fetch qinstruct" in refused.err
+    assert again.code == packed.code == 0
+    dropped = json.loads((tmp_path / "qinstruct/pack/00000.commit.json").read_bytes())["dropped"]
+    assert "damaged_member" not in dropped
+
+
+@pytest.mark.parametrize("path", [QTAR, "/datasets/teowu/Q-Instruct/resolve/main/cleaned_labels.json"])
+def test_a_file_that_upstream_served_badly_once_is_fetched_anew(own, tmp_path, path):
+    body = own.answer(path).body
+    own.replace(path, body[: len(body) // 2])
+    env = settings(own, tmp_path)
+
+    bad = typed("fetch qinstruct", env)
+    own.replace(path, body)
+    good = typed("fetch qinstruct", env)
+
+    assert bad.code == 1
+    assert "put aside" in bad.err
+    assert good.code == 0

@@ -84,7 +84,9 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
     settings = load_settings(**place)
     if name:
         open_run(settings, name.partition("@")[0])  # an unknown name is refused
-    found = [one for run in audit.runs(Store(settings.root), name) for one in audit.status(run)]
+    store = Store(settings.root)
+    store.check()
+    found = [one for run in audit.runs(store, name) for one in audit.status(run)]
     if as_json:
         _json([one.plain() for one in found])
         return
@@ -121,6 +123,7 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
 
     settings = load_settings(**place)
     store = Store(settings.root)
+    store.check()
     if name:
         open_run(settings, name.partition("@")[0])
     whole, broken, forgotten = 0, [], []

@@ -66,7 +66,8 @@ def quoted(text: pa.Array) -> pa.Array:
 def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Iterator[pa.RecordBatch]:
     """The first `stop` rows of a file (all for None) as records. Raises SourceError for a column that won't do.
 
-    A row without an id is rejected as `no_id`; of several with one id the first is kept, the others are `same_id`.
+    A row without an id is rejected as `no_id`; of several with one id the first is kept, the others are `same_id`;
+    one without a caption is `empty_answer`.
     """
     try:
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
@@ -88,6 +89,9 @@ def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Itera
                 good = pc.and_not(good, same)
             at += batch.num_rows
             reject("no_id", batch["id"].null_count)
+            said = pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(batch["text"].cast(pa.string()), "")), "")
+            reject("empty_answer", pc.sum(pc.and_not(good, said)).as_py() or 0)
+            good = pc.and_(good, said)
             yield _records(batch.filter(good), dataset)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path} is damaged: {error}. {_ANEW}") from error

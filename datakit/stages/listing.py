@@ -117,10 +117,7 @@ class Listing(Stage):
         try:
             plan = jsonfile.plan(path, rows_per_shard=per_shard)
         except SourceError as error:
-            raise SourceError(
-                f"{error}. If it was damaged on this disk, `datakit verify --repair` removes it and the next fetch "
-                "has it again"
-            ) from error
+            raise work.distrust(address, error) from error
         body = _Kept(sha256=sha256, plan=plan, digest=fingerprint(plan))
         work.store.write(work.path(_PLAN), msgspec.json.encode(body))
         return plan

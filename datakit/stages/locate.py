@@ -46,7 +46,10 @@ class Locate(Stage):
             with locked(index.with_name(f"{index.name}.lock")):
                 if not _fits(index, path):
                     open_index.cache_clear()
-                    archives.write_index(path, index)
+                    try:
+                        archives.write_index(path, index)
+                    except ArchiveError as error:
+                        raise work.distrust(source.archive, error) from error
             skipped = open_index(index).skipped
             if skipped:
                 log.warning("%s: members left out: %s", path.name, ", ".join(f"{k} {n}" for k, n in skipped.items()))

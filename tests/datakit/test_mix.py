@@ -85,3 +85,13 @@ def test_a_mix_that_is_missing_cut_or_of_another_version_is_one_clear_error(tmp_
 
 def test_a_mix_in_a_bucket_names_tars_in_the_bucket():
     assert mix.locate("s3://bucket/root/mixes/m", "../../coyo/pack/0.tar") == "s3://bucket/root/coyo/pack/0.tar"
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"repeats": 2', b'"repeats": 1'), (b'"samples": 14', b'"samples": 13')])
+def test_a_mix_that_was_changed_by_hand_is_refused(tmp_path, old, new):
+    data = mix.encode(mix.make("m", [part("coyo", repeats=2)]))
+    assert old in data
+    (tmp_path / "mix.json").write_bytes(data.replace(old, new))
+
+    with pytest.raises(MixError, match="by hand"):
+        mix.read(tmp_path)

@@ -117,7 +117,7 @@ def test_coyos_real_rows_become_records_with_upstreams_words(tmp_path):
 
 
 def test_captions_with_every_nasty_character_survive(tmp_path):
-    captions = ['say "hi"', "back\\slash", "line\nbreak", "tab\t", "\x01control", "emoji 🚢", "", "plain"]
+    captions = ['say "hi"', "back\\slash", "line\nbreak", "tab\t", "\x01control", "emoji 🚢", "plain"]
     base = {"url": "http://x/y.jpg", "width": 1, "height": 1}
     rows = [{"id": i, "text": c, **base} for i, c in enumerate(captions)]
     (tmp_path / "x.parquet").write_bytes(coyo_parquet(rows))
@@ -162,7 +162,18 @@ def test_rows_without_an_id_or_with_anothers_are_counted_and_left_out(tmp_path):
     found = list(coyo.batches(tmp_path / "x.parquet", None, "coyo", lambda r, n: rejected.update({r: n})))
 
     assert pa.Table.from_batches(found)["key"].to_pylist() == ["coyo-5", "coyo-7", "coyo-0"]
-    assert rejected == {"no_id": 2, "same_id": 2}
+    assert {reason: n for reason, n in rejected.items() if n} == {"no_id": 2, "same_id": 2}
+
+
+def test_pairs_without_a_caption_are_counted_and_left_out(tmp_path):
+    rows = [{"id": i, "text": t, "url": "u"} for i, t in enumerate(["a", None, "", " \n ", "b"])]
+    (tmp_path / "x.parquet").write_bytes(coyo_parquet(rows))
+    rejected = {}
+
+    found = list(coyo.batches(tmp_path / "x.parquet", None, "coyo", lambda r, n: rejected.update({r: n})))
+
+    assert pa.Table.from_batches(found)["key"].to_pylist() == ["coyo-0", "coyo-4"]
+    assert rejected["empty_answer"] == 3
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datakit import catalogue, manifest, mix, pipeline
-from datakit.errors import Incomplete, MixError
+from datakit.errors import MixError
 from datakit.fingerprint import changes
 from datakit.run import Run
 from datakit.shards import ranges, shard_name
@@ -36,14 +36,6 @@ def runs(store: Store, name: str | None = None) -> Iterator[Run]:
         dataset = trial[1] if trial else folder
         if dataset in known and name in (None, dataset, folder):
             yield open_run(store, dataset, limit=int(trial[2]) if trial else None, hosts=Hosts())
-
-
-def known_shards(run: Run) -> list[int]:
-    """The shards that a dataset has; empty when it isn't listed yet, so that nobody knows."""
-    try:
-        return run.steps[0].stage.shards(run.work(run.steps[0]))
-    except Incomplete:
-        return []
 
 
 @dataclass
@@ -81,7 +73,7 @@ def status(run: Run) -> list[StepStatus]:
     """Each step of a dataset by its commits; reads no data."""
     found = []
     run = run.snapshot()
-    known = known_shards(run)
+    known = run.known_shards()
     for place, step in enumerate(run.steps):
         one = StepStatus(run.folder, step.name)
         ledger = run.ledger(step)
@@ -141,11 +133,9 @@ def verify_downloads(run: Run) -> Iterator[str | Broken]:
         said = known_file(path)
         if said is None or not path.is_file():
             continue
-        digest = hashlib.sha256()
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != said["sha256"]:
+            same = _sha256(file) == said["sha256"]
+        if not same:
             yield Broken(f"downloads/{name}", "the bytes aren't those that were downloaded", cure)
         else:
             yield f"downloads/{name}"
@@ -157,11 +147,16 @@ def _wrong(store: Store, name: str, size: int, sha256: str) -> str | None:
         return "the file is missing"
     if found != size:
         return f"the file has {found:,} bytes, its commit says {size:,}"
-    digest = hashlib.sha256()
     with store.open(name) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return None if digest.hexdigest() == sha256 else "the bytes aren't those that were committed"
+        same = _sha256(file) == sha256
+    return None if same else "the bytes aren't those that were committed"
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def verify_mixes(store: Store) -> Iterator[str | Broken]:
@@ -193,20 +188,13 @@ def repair(run: Run, broken: list[Broken]) -> list[str]:
                 path.with_name(path.name + ending).unlink(missing_ok=True)
             names.append(one.where)
             pack = run.ledger(run.steps[-1])
-            for shard, packed in pack.commits().items():  # what was packed from it can't be trusted either
-                pack.remove(shard_name(shard))
-                for part in packed.parts:
-                    pack.remove(part.name)
-                    pack.forget(part)
+            for shard in pack.commits():  # what was packed from it can't be trusted either
+                pack.discard(shard_name(shard))
         if one.shard is None or not one.where.startswith(f"{run.folder}/"):
             continue
         step = next(s for s in run.steps if s.name == one.step)
         name = shard_name(one.shard)
-        commit = run.ledger(step).read(name)
-        run.ledger(step).remove(name)
-        for part in commit.parts if commit else []:
-            run.ledger(step).remove(part.name)
-            run.ledger(step).forget(part)
+        run.ledger(step).discard(name)
         names.append(f"{run.folder}/{step.name}/{name}")
     return sorted(set(names))
 
@@ -244,29 +232,27 @@ def superfluous(run: Run, others: list[Run]) -> list[Superfluous]:
 
 def _downloads(run: Run) -> set[str]:
     """The files that a dataset downloads, below the downloads folder."""
-    work = run.work(run.steps[0])
-    about = run.manifest
-    addresses = [about.address(f) for f in about.shard_files()]
-    addresses += [s.archive for s in about.images.sources.values()]
-    return {work.local(a).relative_to(run.store.downloads).as_posix() for a in addresses}
+    return {_below(run, address) for address in run.manifest.addresses().values()}
+
+
+def _below(run: Run, address: str) -> str:
+    return run.work(run.steps[0]).local(address).relative_to(run.store.downloads).as_posix()
 
 
 def _still_needed(run: Run) -> set[str]:
     """Those downloads that a step which isn't done yet is made from."""
-    work = run.work(run.steps[0])
     run = run.snapshot()
-    known = known_shards(run)
+    known = run.known_shards()
     if not known:
         return _downloads(run)
     needed: set[str] = set()
     last = len(run.steps) - 1
     for shard in known:
         if not run.done(0, shard):
-            file = run.manifest.file_of(shard)
-            needed.add(work.local(run.manifest.address(file)).relative_to(run.store.downloads).as_posix())
+            needed.add(_below(run, run.manifest.address(run.manifest.file_of(shard))))
     if not all(run.done(last, shard) for shard in known):
         for source in run.manifest.images.sources.values():
-            needed.add(work.local(source.archive).relative_to(run.store.downloads).as_posix())
+            needed.add(_below(run, source.archive))
     return needed
 
 

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 from datakit import mix as mixes
-from datakit.audit import known_shards
 from datakit.errors import Incomplete, UsageError, nearest, shortlist
 from datakit.fingerprint import fingerprint
 from datakit.manifest import Pinned
@@ -49,7 +48,7 @@ def part(run: Run, repeats: int) -> MixPart:
     last = len(run.steps) - 1
     run = run.snapshot()
     ledger = run.ledger(run.steps[last])
-    known = set(known_shards(run))
+    known = set(run.known_shards())
     ours = {shard: commit for shard, commit in ledger.commits().items() if not known or shard in known}
     undone = [shard for shard in ours if not run.done(last, shard)]
     if undone:
@@ -82,7 +81,7 @@ def part(run: Run, repeats: int) -> MixPart:
 def not_packed(run: Run) -> list[int]:
     """Shards that the dataset has and a mix of it doesn't."""
     packed = run.ledger(run.steps[-1]).commits()
-    return [shard for shard in known_shards(run) if shard not in packed]
+    return [shard for shard in run.known_shards() if shard not in packed]
 
 
 def write(store: Store, name: str, runs: list[tuple[Run, int]]) -> tuple[Mix, str]:
@@ -93,16 +92,9 @@ def write(store: Store, name: str, runs: list[tuple[Run, int]]) -> tuple[Mix, st
     return mix, f"{store.root}/{where}"
 
 
-def files_of(run: Run) -> dict[str, str]:
-    """What a dataset is downloaded from: addresses by a name to call them, sources of pictures and annotations."""
-    about = run.manifest
-    named = {posixpath.basename(file): about.address(file) for file in about.shard_files()}
-    return named | {name: about.at_commit(source.archive) for name, source in about.images.sources.items()}
-
-
 def adopt(run: Run, file: Path, wanted: str | None) -> tuple[str, Downloaded]:
     """Takes a file that the user has for one that would be downloaded. Raises UsageError when it isn't clear which."""
-    known = files_of(run)
+    known = run.manifest.addresses()
     if wanted is None:
         named = [n for n, address in known.items() if posixpath.basename(address) == file.name]
         if len(named) != 1:
@@ -118,7 +110,7 @@ def pin(run: Run) -> Pinned:
     """Asks upstream for the commit of every repository and the size and hash of every file."""
     pinned = Pinned()
     work = run.work(run.steps[0])
-    for address in files_of(run).values():
+    for address in run.manifest.addresses().values():
         head = downloads.head(address, hosts=run.hosts)
         fixed = address
         if head.repo and head.revision:

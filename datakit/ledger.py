@@ -145,6 +145,14 @@ class Ledger:
         """Takes back the word that a shard or part is done; its data stays."""
         self.store.remove(f"{self.folder}/{name}.commit.json")
 
+    def discard(self, name: str) -> None:
+        """Removes a shard's commit, then its parts' commits and files."""
+        commit = self.read(name)
+        self.remove(name)
+        for part in commit.parts if commit else []:
+            self.remove(part.name)
+            self.forget(part)
+
     def forget(self, part: Part) -> None:
         """Removes the files of a part."""
         for file in part.files():

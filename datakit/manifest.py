@@ -95,6 +95,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return address
         return f"{match[1]}{match[2]}@{self.pinned.commits[match[2]]}/{match[4]}"
 
+    def addresses(self) -> dict[str, str]:
+        """All that is downloaded whole, by a name to call it: annotation files, and sources of pictures."""
+        named = {file.rpartition("/")[2]: self.address(file) for file in self.shard_files()}
+        return named | {name: self.at_commit(source.archive) for name, source in self.images.sources.items()}
+
     def expect(self, address: str) -> tuple[int | None, str | None]:
         """Size and sha256 by which a file is checked, None where nothing was pinned."""
         return self.pinned.files.get(address, (None, None))

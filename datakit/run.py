@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from datakit.errors import UsageError
+from datakit.errors import Incomplete, UsageError
 from datakit.fingerprint import fingerprint
 from datakit.ledger import Ledger
 from datakit.manifest import Manifest
@@ -57,6 +57,13 @@ class Run:
         if place:  # what came of other steps before isn't the same thing, under whatever name
             recipe["after"] = self.step_recipe(self.steps[place - 1])
         return recipe if self.limit is None else {**recipe, "limit": self.limit}
+
+    def known_shards(self) -> list[int]:
+        """The shards that the dataset has; empty when it isn't listed yet, so that nobody knows."""
+        try:
+            return self.steps[0].stage.shards(self.work(self.steps[0]))
+        except Incomplete:
+            return []
 
     def upto(self, name: str) -> tuple[Step, ...]:
         """The steps up to and with that one. Raises UsageError when the recipe has none of that name."""

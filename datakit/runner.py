@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,13 +62,15 @@ def execute(
     last = len(steps) - 1
     start = len(run.upto(first)) - 1 if first else 0
     run.claim(start, last, rebuild=rebuild)
+    seen = run.snapshot()
     if start == 0:
-        _prepare(run, 0, lambda: True, tell)
+        listed = seen.known_shards()
+        if not listed or not all(seen.done(0, k) for k in listed):
+            steps[0].stage.prepare(run.work(steps[0], tell))
         known = steps[0].stage.shards(run.work(steps[0]))
         if not known:
             raise SourceError(f"the annotations of {run.manifest.name!r} hold no rows: is upstream well?")
     else:
-        seen = run.snapshot()
         known = [k for k in sorted(seen.ledger(steps[start - 1]).commits()) if seen.done(start - 1, k)]
         if not known:
             raise Incomplete(
@@ -77,13 +78,13 @@ def execute(
                 f"run `datakit fetch {run.manifest.name}` first"
             )
     chosen = [k for k in _chosen(run, known, shards) if k % slice_of[1] == slice_of[0]]
-    seen = run.snapshot()
     todo = {k: [p for p in seen.pending(last, k) if p >= start] for k in chosen}
     waiting = [k for k in chosen if todo[k]]
     for place in range(start, last + 1):
         run.ledger(steps[place]).unmark_cleaned({shard_name(k) for k in waiting if place in todo[k]})
     for place in range(max(start, 1), last + 1):
-        _prepare(run, place, lambda place=place: any(place in todo[k] for k in waiting), tell)  # type: ignore[misc]
+        if any(place in todo[k] for k in waiting):
+            steps[place].stage.prepare(run.work(steps[place], tell))
     tell("", "shards", len(chosen))
     tell("", "done", len(chosen) - len(waiting))
     total: Counter[str] = Counter()
@@ -104,22 +105,6 @@ def execute(
     else:
         pooled(make_shard, tasks, min(jobs, len(tasks)), tell=tell, note=note)
     return Report(waiting, [k for k in chosen if not todo[k]], total["rows"], dropped, faults)
-
-
-def _prepare(run: Run, place: int, needed: Callable[[], bool], tell: Tell) -> None:
-    step = run.steps[place]
-    if needed() and not (place == 0 and _all_listed(run)):
-        step.stage.prepare(run.work(step, tell))
-
-
-def _all_listed(run: Run) -> bool:
-    """Whether the first step is done for every shard, so that its annotations aren't needed again."""
-    stage, seen = run.steps[0].stage, run.snapshot()
-    try:
-        known = stage.shards(run.work(run.steps[0]))
-    except Incomplete:
-        return False
-    return bool(known) and all(seen.done(0, k) for k in known)
 
 
 def _chosen(run: Run, known: list[int], shards: list[int] | None) -> list[int]:

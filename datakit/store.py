@@ -171,14 +171,8 @@ class Store:
             return
         with tempfile.TemporaryDirectory(prefix="datakit-") as folder:
             part = Path(folder, "part")
-            with part.open("wb") as raw:
-                sink = Sink(cast(BinaryIO, raw), part)
-                try:
-                    yield sink
-                    sink._finish()
-                except BaseException:
-                    sink.abandon()
-                    raise
+            with part.open("wb") as raw, _finished(Sink(cast(BinaryIO, raw), part)) as sink:
+                yield sink
             with storage_errors(f"{self.root}/{name}"):
                 self._fs.put_file(str(part), self._remote(name))
 
@@ -267,19 +261,26 @@ class Store:
 
 
 @contextmanager
+def _finished(sink: Sink) -> Iterator[Sink]:
+    """The sink, flushed to the disk when the block ends well, and deaf from then on when it doesn't."""
+    try:
+        yield sink
+        sink._finish()
+    except BaseException:
+        sink.abandon()
+        raise
+
+
+@contextmanager
 def _publish_local(final: Path) -> Iterator[Sink]:
     temporary = final.with_name(f".{final.name}.{_HOST}~{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         raw = temporary.open("wb", buffering=1 << 20)
     try:
-        sink = Sink(raw, final)
         try:
-            yield sink
-            sink._finish()
-        except BaseException:
-            sink.abandon()
-            raise
+            with _finished(Sink(raw, final)) as sink:
+                yield sink
         finally:
             with suppress(OSError):  # a full disk fails again on close; the first error is the one to tell
                 raw.close()

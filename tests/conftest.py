@@ -2,12 +2,17 @@
 
 import os
 
+import hypothesis
 import pytest
 from users import Typed, settings, typed
 
 from datakit.miniature import Miniature
 
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+
+# A deadline would be a timing assertion: on a busy machine a first example may take long.
+hypothesis.settings.register_profile("datakit", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("datakit")
 
 
 @pytest.fixture(scope="session")

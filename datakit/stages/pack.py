@@ -4,6 +4,9 @@
     <key>.txt   the caption of an image-text pair
     <key>.json  the record (datakit/record.py)
 
+An interleaved document can lose pictures and stay: it keeps its sentences and the similarity of each picture to
+each of them in two working columns (datakit/readers/mmc4.py), which end here.
+
 A shard of the step before becomes the tars of the same number, so shards that are fetched later are packed
 beside what is there, and nothing is packed twice.
 """
@@ -13,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import pyarrow as pa
 
-from datakit import archives, images
-from datakit.errors import ArchiveError, BadImage, Incomplete
+from datakit import archives, images, interleaved
+from datakit.errors import ArchiveError, BadImage, Incomplete, SourceError, UsageError, nearest
 from datakit.manifest import Manifest
 from datakit.record import Message, Record, decode_messages, encode
 from datakit.stage import Out, Stage, Work
@@ -26,12 +29,27 @@ from datakit.store import Store
 from datakit.tables import CORE, PACKED, Rows, as_batches, failures, with_images
 
 SAMPLES_PER_TAR = 5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
+Missing = Literal["drop_sample", "drop_image"]
 _HIDDEN = {"file", "offset", "stored_bytes", "method", "crc32", "checked", "outcome", "size_bytes", "ext", "status"}
+_DROPPED = "images_dropped"  # the attribute of a document that lost pictures
+
+
+class _Kept(NamedTuple):
+    """A row that is written, and its pictures in the order of their marks."""
+
+    row: dict[str, Any]
+    pictures: list[images.Picture]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pack(Stage):
-    """Writes each row's pictures and record, in row order; rows with a picture that can't be had are dropped.
+    """Writes each row's pictures and record, in row order.
+
+    With `missing="drop_sample"` a row with a picture that can't be had is dropped: all or nothing, VILA's policy.
+    With "drop_image" an interleaved document loses only the picture: its row of the similarity matrix goes, the
+    sentences are matched again, and the attribute images_dropped says how many went. A document without any
+    picture left is dropped. So is every other row, for a mark can't go from a conversation and leave the question
+    what it was.
 
     Pictures that `fetch` has not decoded are decoded here, once, to know that they are whole. JPEG and PNG
     that every decoder reads alike keep their bytes; others are written as JPEG of `quality`.
@@ -42,13 +60,22 @@ class Pack(Stage):
     tars: ClassVar[bool] = True
     max_short_side_px: int | None = None
     quality: int = 95
+    missing: Missing = "drop_sample"
+
+    def __post_init__(self) -> None:
+        if self.missing not in get_args(Missing):
+            raise UsageError(f"Pack(missing={self.missing!r}): {nearest(self.missing, get_args(Missing))}")
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         return {**super().identity(manifest), "source": manifest.name}
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         kept = with_images(rows.schema(), PACKED)
-        kept = kept.remove(kept.get_field_index("messages"))
+        working = _working(kept)
+        for name in ("messages", *working):
+            kept = kept.remove(kept.get_field_index(name))
+        if working and self.missing == "drop_image":
+            kept = kept.append(pa.field(_DROPPED, pa.int32()))
         for name in ("json_offset", "json_bytes", "text_chars"):
             kept = kept.append(pa.field(name, pa.int64()))
         return kept
@@ -59,17 +86,59 @@ class Pack(Stage):
             yield from as_batches(self._samples(rows, files, work, out), self.schema(rows, work.manifest), size=512)
 
     def _samples(self, rows: Rows, files: _Files, work: Work, out: Out) -> Iterator[dict[str, Any]]:
+        working = _working(rows.schema())
         for batch in rows.batches(size=512):
             for row in batch.to_pylist():
-                if failed := failures(row["images"]):
-                    out.drop(failed[0])  # its fault was counted by fetch
-                    continue
-                try:
-                    pictures = [self._picture(image, files) for image in row["images"]]
-                except BadImage as error:
-                    out.reject(error.reason)
-                    continue
-                yield self._write(row, pictures, work, out)
+                about = {name: row.pop(name) for name in working}
+                if self.missing == "drop_image" and about and None not in about.values():
+                    kept = self._what_is_left(row, about, files, out)
+                else:
+                    kept = self._all_or_nothing(row, files, out)
+                if kept is not None:
+                    yield self._write(*kept, work, out)
+
+    def _all_or_nothing(self, row: dict[str, Any], files: _Files, out: Out) -> _Kept | None:
+        if failed := failures(row["images"]):
+            out.drop(failed[0])  # its fault was counted by fetch
+            return None
+        try:
+            return _Kept(row, [self._picture(image, files) for image in row["images"]])
+        except BadImage as error:
+            out.reject(error.reason)
+            return None
+
+    def _what_is_left(self, row: dict[str, Any], about: dict[str, Any], files: _Files, out: Out) -> _Kept | None:
+        """A document with the pictures that can be had, matched again if one can't."""
+        pictures: dict[int, images.Picture] = {}
+        gone: dict[int, str] = {}
+        faults = []
+        for at, image in enumerate(row["images"]):
+            if image["outcome"] != "ok":
+                gone[at] = image["outcome"]  # its fault was counted by fetch
+                continue
+            try:
+                pictures[at] = self._picture(image, files)
+            except BadImage as error:
+                gone[at] = error.reason
+                faults.append(error.reason)
+        order, reason = list(pictures), None
+        if gone and not pictures:
+            reason = next(iter(gone.values()))
+        elif gone:
+            try:
+                messages, order = interleaved.document(
+                    about[interleaved.SENTENCES], about[interleaved.SIMILARITY], len(row["images"]), gone
+                )
+            except SourceError:
+                reason = "similarity"
+                faults.append(reason)
+            else:
+                row = {**row, "messages": encode(messages).decode(), _DROPPED: len(gone)}
+        out.fail(faults)
+        if reason is not None:
+            out.drop(reason)
+            return None
+        return _Kept({**row, "images": [row["images"][at] for at in order]}, [pictures[at] for at in order])
 
     def _picture(self, image: dict[str, Any], files: _Files) -> images.Picture:
         data = files.read(image)
@@ -109,6 +178,15 @@ class Pack(Stage):
             "json_bytes": len(record),
             "text_chars": sum(len(p.text or "") for m in messages for p in m.content),
         }
+
+
+def _working(schema: pa.Schema) -> tuple[str, ...]:
+    """The columns by which documents are matched again; none when the rows aren't documents."""
+    names = (interleaved.SENTENCES, interleaved.SIMILARITY)
+    if not set(names) <= set(schema.names):
+        return ()
+    sentences, similarity = (schema.field(name).type for name in names)
+    return names if pa.types.is_list(sentences) and pa.types.is_list(similarity) else ()
 
 
 def _caption(messages: list[Message]) -> str | None:

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datakit import catalogue, manifest, mix, pipeline
@@ -14,18 +14,39 @@ from datakit.errors import MixError
 from datakit.fingerprint import changes
 from datakit.run import Run
 from datakit.shards import ranges, shard_name
-from datakit.stage import known_file
+from datakit.stage import Step, known_file
+from datakit.stages.fetch import ENGINES, Engine, Fetch
 from datakit.store import Store
 from datakit.web.hosts import Hosts
 
 _TRIAL = re.compile(r"([a-z0-9_-]+)@limit-(\d+)")
 
 
-def open_run(store: Store, name: str, *, recipe: str | None = None, limit: int | None = None, **rest: Any) -> Run:
-    """The run of a dataset under its own recipe, or another."""
+def open_run(
+    store: Store,
+    name: str,
+    *,
+    recipe: str | None = None,
+    limit: int | None = None,
+    engine: Engine | None = None,
+    **rest: Any,
+) -> Run:
+    """The run of a dataset under its own recipe, or another.
+
+    Pictures that were fetched by another engine stay that engine's, unless `engine` names one.
+    """
     about = manifest.load(name)
     chosen = recipe or about.recipe
-    return Run(store=store, manifest=about, recipe=chosen, steps=pipeline.steps(chosen, about), limit=limit, **rest)
+    run = Run(store=store, manifest=about, recipe=chosen, steps=pipeline.steps(chosen, about), limit=limit, **rest)
+    return replace(run, steps=tuple(_by_engine(run, step, engine) for step in run.steps))
+
+
+def _by_engine(run: Run, step: Step, engine: Engine | None) -> Step:
+    if not isinstance(step.stage, Fetch):
+        return step
+    recorded = (run.ledger(step).recipe() or {}).get("engine")
+    known = next((one for one in ENGINES if one == recorded), step.stage.engine)
+    return replace(step, stage=replace(step.stage, engine=engine or known))
 
 
 def runs(store: Store, name: str | None = None) -> Iterator[Run]:
@@ -51,6 +72,7 @@ class StepStatus:
     size_bytes: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    by_url: bool = False  # so that `fetch --retry` may help
     differs: list[str] = field(default_factory=list)  # fields in which the folder's recipe isn't today's
 
     def plain(self) -> dict[str, Any]:
@@ -75,7 +97,7 @@ def status(run: Run) -> list[StepStatus]:
     run = run.snapshot()
     known = run.known_shards()
     for place, step in enumerate(run.steps):
-        one = StepStatus(run.folder, step.name)
+        one = StepStatus(run.folder, step.name, by_url=isinstance(step.stage, Fetch))
         ledger = run.ledger(step)
         old = ledger.recipe()
         one.differs = changes(old, run.step_recipe(step)) if old is not None else []

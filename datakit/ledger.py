@@ -12,6 +12,7 @@ made again. Two workers on one shard are harmless: they write the same bytes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -40,9 +41,11 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     table: File
     tar: File | None = None
+    patches: list[File] = []  # tars with the pictures that later tries got
+    tries: int = 0  # how often failed URLs were tried again
 
     def files(self) -> list[File]:
-        return [self.table, *([self.tar] if self.tar else [])]
+        return [self.table, *([self.tar] if self.tar else []), *self.patches]
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,11 +137,24 @@ class Ledger:
         """Declares a shard or part done. What an earlier commit of it had more of is removed before."""
         old = self._decoded(name)
         if old is not None:
-            kept = {part.name for part in commit.parts}
+            kept = {file.name for part in commit.parts for file in part.files()}
+            names = {part.name for part in commit.parts}
             for part in old.parts:
-                if part.name not in kept:
+                if part.name not in names:
                     self.remove(part.name)
-                    self.forget(part)
+                    self.store.remove(f"{self.folder}/log/{part.name}.parquet")
+                self._drop(file.name for file in part.files() if file.name not in kept)
+        self.put(name, commit)
+
+    def patch(self, old: Commit, names: dict[str, Commit]) -> None:
+        """Replaces the commits of a part and of its shard, and then removes the files that only `old` had."""
+        for name, commit in names.items():
+            self.put(name, commit)
+        kept = {file.name for commit in names.values() for part in commit.parts for file in part.files()}
+        self._drop(file.name for part in old.parts for file in part.files() if file.name not in kept)
+
+    def put(self, name: str, commit: Commit) -> None:
+        """Publishes a commit, and touches nothing else."""
         self.store.write(f"{self.folder}/{name}.commit.json", _pretty(commit))
 
     def remove(self, name: str) -> None:
@@ -154,9 +170,12 @@ class Ledger:
             self.forget(part)
 
     def forget(self, part: Part) -> None:
-        """Removes the files of a part."""
-        for file in part.files():
-            self.store.remove(f"{self.folder}/{file.name}")
+        """Removes the files of a part, and the log beside them."""
+        self._drop([*(file.name for file in part.files()), f"log/{part.name}.parquet"])
+
+    def _drop(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.store.remove(f"{self.folder}/{name}")
 
     def commits(self) -> dict[int, Commit]:
         """Readable commits by shard."""

@@ -32,6 +32,7 @@ class Run:
     tolerates: float | None = None  # share of faults, instead of what each step says
     books: dict[str, Ledger] = field(default_factory=dict, compare=False, repr=False)  # snapshots, by step
     limit: int | None = None
+    imports: str | None = None  # an output folder of img2dataset, from which fetch takes the pictures
 
     @property
     def folder(self) -> str:
@@ -48,7 +49,8 @@ class Run:
         return replace(self, books=books)
 
     def work(self, step: Step, tell: Tell = silent) -> Work:
-        return Work(self.store, self.manifest, self.folder, step.name, self.hosts, self.limits, self.limit, tell)
+        place = (self.store, self.manifest, self.folder, step.name, self.hosts, self.limits, self.limit)
+        return Work(*place, imports=self.imports, tell=tell)
 
     def step_recipe(self, step: Step) -> dict[str, Any]:
         """What recipe.json of a step says."""

@@ -24,7 +24,7 @@ from datakit.run import Run
 from datakit.shards import ranges, shard_name
 from datakit.stage import Out, Step, Tell, Work, silent
 from datakit.store import Sink
-from datakit.tables import Rows, TableWriter
+from datakit.tables import Rows, TableWriter, write_log
 
 log = logging.getLogger(__name__)
 
@@ -145,33 +145,37 @@ def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
     upstream = run.ledger(run.steps[place - 1]).read(shard_name(shard)) if place else None
     rows = _upstream_rows(run, place, shard, upstream)
     tolerates = step.tolerates if run.tolerates is None else run.tolerates
-    per_part = step.stage.rows_per_part
-    n_parts = 1 if per_part is None else max(1, -(-len(rows) // per_part))
+    per_part = step.stage.rows_per_part or max(1, len(rows))
+    n_parts = max(1, -(-len(rows) // per_part))
+    spans = [
+        replace(rows, start=at, stop=min(at + per_part, len(rows))) for at in range(0, max(1, len(rows)), per_part)
+    ]
+    names = [shard_name(shard, part if n_parts > 1 else None) for part in range(n_parts)]
+    inputs = run.inputs(place, shard)
+    finished: dict[str, Commit] = {}
+    if n_parts > 1 and inputs:
+        finished = {
+            name: commit
+            for name in names
+            if ledger.state(name, recipe, inputs) == "done" and (commit := ledger.read(name)) is not None
+        }
+    todo = [span for name, span in zip(names, spans, strict=True) if name not in finished]
     commits = []
-    for part in range(n_parts):
-        name = shard_name(shard, part if n_parts > 1 else None)
-        span = (
-            rows
-            if per_part is None
-            else replace(rows, start=part * per_part, stop=min((part + 1) * per_part, len(rows)))
-        )
-        inputs = run.inputs(place, shard)
-        if n_parts > 1 and inputs and ledger.state(name, recipe, inputs) == "done":
-            commit = ledger.read(name)
-            if commit is not None:
-                commits.append(commit)
-                tell(step.name, "rows", commit.rows)
+    with step.stage.opened(todo, work) as source:
+        for name, span in zip(names, spans, strict=True):
+            if name in finished:
+                commits.append(finished[name])
+                tell(step.name, "rows", finished[name].rows)
                 continue
-        tell(step.name, "total", len(span))
-        made = _make_part(step, span, work, ledger, name, tolerates)
-        tell(step.name, "total", made["rows"] - len(span))  # what was dropped is done, too
-        inputs = run.inputs(place, shard)  # asked again: a listing learns its file's hash while it reads it
-        if inputs is None:
-            raise Incomplete(f"what {ledger.folder}/{name} was made from was removed meanwhile: run again")
-        commit = Commit(recipe=recipe, inputs=inputs, made_by=_maker(), **made)
-        commits.append(commit)
-        if n_parts > 1:
-            ledger.write(name, commit)
+            tell(step.name, "total", len(span))
+            made = _make_part(step, span, work, ledger, name, tolerates, source)
+            tell(step.name, "total", made["rows"] - len(span))  # what was dropped is done, too
+            inputs = run.inputs(place, shard)  # asked again: a listing learns its file's hash while it reads it
+            if inputs is None:
+                raise Incomplete(f"what {ledger.folder}/{name} was made from was removed meanwhile: run again")
+            commits.append(Commit(recipe=recipe, inputs=inputs, made_by=maker(), **made))
+            if n_parts > 1:
+                ledger.write(name, commits[-1])
     whole = commits[0] if n_parts == 1 else _joined(commits)
     ledger.write(shard_name(shard), whole)
     log.info(
@@ -192,7 +196,9 @@ def _upstream_rows(run: Run, place: int, shard: int, upstream: Commit | None) ->
     return Rows(run.store, shard, files, 0, upstream.rows)
 
 
-def _make_part(step: Step, rows: Rows, work: Work, ledger: Ledger, name: str, tolerates: float) -> dict[str, Any]:
+def _make_part(
+    step: Step, rows: Rows, work: Work, ledger: Ledger, name: str, tolerates: float, source: Any
+) -> dict[str, Any]:
     """Runs the stage over some rows and publishes tar, then table; the commit is the caller's."""
     with ExitStack() as published:
         table = published.enter_context(work.store.publish(work.path(f"{name}.parquet")))
@@ -202,7 +208,7 @@ def _make_part(step: Step, rows: Rows, work: Work, ledger: Ledger, name: str, to
             # Entered after the table, so left before it: the tar is there when the table is.
             return published.enter_context(work.store.publish(tar_name))
 
-        out = Out(open_tar, tar_name)
+        out = Out(open_tar, tar_name, source)
         if step.stage.tars:
             _ = out.tar
         writer = TableWriter(table, step.stage.schema(rows, work.manifest))
@@ -218,7 +224,9 @@ def _make_part(step: Step, rows: Rows, work: Work, ledger: Ledger, name: str, to
         _hold_ceiling(out, writer.rows, tolerates, f"{ledger.folder}/{name}")
         writer.close()
         out.close()
-    files: dict[str, File] = {}
+        if out.log:
+            write_log(work.store, work.path(f"log/{name}.parquet"), out.log)
+    files: dict[str, Any] = {}
     for kind, sink in (("table", table), ("tar", out.sink)):
         if sink is not None and sink.written is not None:
             ending = "parquet" if kind == "table" else "tar"
@@ -260,5 +268,5 @@ def _joined(commits: list[Commit]) -> Commit:
     )
 
 
-def _maker() -> str:
+def maker() -> str:
     return f"datakit {__version__}, pyarrow {pa.__version__}"

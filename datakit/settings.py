@@ -5,6 +5,10 @@
     DATAKIT_ALLOW_HOSTS    allow_hosts    HOST or HOST:PORT that may be private (the same)
     DATAKIT_JOBS           jobs           processes
     DATAKIT_TIMEOUT_S      timeout_s      seconds that one picture may take in all, default 30
+    DATAKIT_IN_FLIGHT      in_flight      URLs that a process asks for at once, at the most; default 2048
+    DATAKIT_PER_HOST       per_host       requests that a host has to bear from a process at once, default 8
+    DATAKIT_PER_HOST_PER_S per_host_per_s and in a second, default 50
+    DATAKIT_ROBOTS         robots         1 (true in the file): ask each host for its robots.txt, and obey
     DATAKIT_CATALOGUE      catalogue      folders with manifests/ and pipelines/ of your own (joined like PATH)
 
 `datakit.toml` is looked for in the current folder.
@@ -31,6 +35,10 @@ KINDS: dict[str, type] = {
     "allow_hosts": list,
     "jobs": int,
     "timeout_s": int,
+    "in_flight": int,
+    "per_host": int,
+    "per_host_per_s": int,
+    "robots": bool,
     "catalogue": list,
 }
 
@@ -48,10 +56,10 @@ def load(
     root: str | None = None,
     mirrors: tuple[str, ...] = (),
     allow_hosts: tuple[str, ...] = (),
-    jobs: int | None = None,
-    timeout_s: int | None = None,
+    robots: bool = False,
     environ: Mapping[str, str] = os.environ,
     folder: Path | None = None,
+    **numbers: int | None,
 ) -> Settings:
     """Flags over environment over file. Raises UsageError or ManifestError, naming what is wrong where."""
     file = read_file((folder or Path.cwd()) / FILE)
@@ -59,14 +67,33 @@ def load(
         os.environ["DATAKIT_CATALOGUE"] = os.pathsep.join(file["catalogue"])
     mirror_text = ",".join(mirrors) or environ.get("DATAKIT_MIRRORS") or ",".join(file.get("mirrors", []))
     allow_text = ",".join(allow_hosts) or environ.get("DATAKIT_ALLOW_HOSTS") or ",".join(file.get("allow_hosts", []))
-    count = _number("jobs", jobs, environ.get("DATAKIT_JOBS"), file.get("jobs"), os.cpu_count() or 1)
-    timeout = _number("timeout_s", timeout_s, environ.get("DATAKIT_TIMEOUT_S"), file.get("timeout_s"), TIMEOUT_S)
+
+    def number(name: str, default: int) -> int:
+        return _number(name, numbers.get(name), environ.get(f"DATAKIT_{name.upper()}"), file.get(name), default)
+
+    timeout_s, most = number("timeout_s", TIMEOUT_S), number("in_flight", Limits.window[1])
     return Settings(
         root=root or environ.get("DATAKIT_ROOT") or file.get("root") or "data",
         hosts=Hosts(mirrors=parse_mirrors(mirror_text), allowed=parse_allowed(allow_text)),
-        jobs=count,
-        limits=Limits(total_s=timeout, connect_s=min(10, timeout), read_s=min(20, timeout)),
+        jobs=number("jobs", os.cpu_count() or 1),
+        limits=Limits(
+            total_s=timeout_s,
+            connect_s=min(10, timeout_s),
+            read_s=min(20, timeout_s),
+            window=(min(Limits.window[0], most), most),
+            per_host=number("per_host", Limits.per_host),
+            per_host_per_s=number("per_host_per_s", int(Limits.per_host_per_s)),
+            robots=robots or _switch("robots", environ.get("DATAKIT_ROBOTS"), file.get("robots", False)),
+        ),
     )
+
+
+def _switch(name: str, text: str | None, otherwise: bool) -> bool:
+    if text in (None, ""):
+        return otherwise
+    if text not in ("0", "1"):
+        raise UsageError(f"{name} should be 1 or 0, not {text!r}")
+    return text == "1"
 
 
 def _number(name: str, *given: int | str | None) -> int:

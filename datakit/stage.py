@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,11 +62,17 @@ class Work:
     hosts: Hosts
     limits: Limits  # deadlines and sizes of a crawl
     limit: int | None = None  # rows of each annotation file that a trial reads
+    imports: str | None = None  # an output folder of img2dataset to take pictures from
     tell: Tell = silent
 
     def path(self, name: str) -> str:
         """A name of this step's folder, relative to the root."""
         return f"{self.folder}/{self.step}/{name}"
+
+    @property
+    def scratch(self) -> Path:
+        """A folder on the disk of the root, or of the cache beside a bucket, for what is only needed meanwhile."""
+        return self.store.downloads.parent
 
     def download(self, address: str) -> downloads.Downloaded:
         """A whole, checked upstream file; fetched if it isn't there. Raises DownloadError."""
@@ -101,10 +108,12 @@ class Work:
 
 @dataclass
 class Out:
-    """What a stage writes to besides the rows it yields: counters, and a tar if it wants one."""
+    """What a stage writes to besides the rows it yields: counters, a log, and a tar if it wants one."""
 
     open_tar: Callable[[], Sink]
     tar_name: str  # relative to the root
+    source: Any = None  # what `Stage.opened` gave
+    log: list[dict[str, Any]] = field(default_factory=list)  # tables.LOG: what differs from run to run
     dropped: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     bad_rows: int = 0  # rows with a fault, which the step's ceiling is for
@@ -172,6 +181,10 @@ class Stage:
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         """The schema of what `rows` yields."""
         return rows.schema()
+
+    def opened(self, parts: list[Rows], work: Work) -> AbstractContextManager[Any]:
+        """What the parts of a shard share while they are made, one after the other; `rows` finds it in `out.source`."""
+        return nullcontext()
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         """The rows that this stage makes of its input rows."""

@@ -1,6 +1,7 @@
 """Tables: Parquet files of records, written and read in batches so that memory stays small.
 
-Every table has these columns, and any other column is an attribute of the record:
+Every table has these columns, and any other column is an attribute of the record (but the `sentences` and
+`similarity` of interleaved documents, which pack may have to match again):
 
     key       string
     messages  string, JSON (datakit/record.py)
@@ -47,6 +48,17 @@ LOCATED = pa.list_(
             ("status", pa.int16()),
         ]
     )
+)
+
+# The log beside a table of fetch: what differs from run to run, so it isn't part of what a commit vouches for.
+LOG = pa.schema(
+    [
+        ("key", pa.string()),
+        ("url", pa.string()),
+        ("outcome", pa.string()),
+        ("status", pa.int16()),
+        ("ms", pa.int32()),  # from the first request to the picture, redirects and retries included
+    ]
 )
 
 # One picture in a packed tar.
@@ -100,6 +112,14 @@ class TableWriter:
         if self._held_rows:
             self._flush(self._held_rows)
         self._writer.close()
+
+
+def write_log(store: Store, name: str, rows: list[dict[str, Any]]) -> None:
+    """Publishes a log."""
+    with store.publish(name) as sink:
+        writer = TableWriter(sink, LOG)
+        writer.write(pa.RecordBatch.from_pylist(rows, LOG))
+        writer.close()
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ def settings(miniature: Miniature, root: Path, **more: str) -> dict[str, str]:
 
 
 def everything(root: Path) -> dict[str, bytes]:
-    """Every published file of a root; downloads without their sidecars' times, locks left out."""
+    """Every published file of a root whose bytes are promised: without locks, and without fetch's logs of times."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and not path.name.startswith(".") and path.suffix != ".lock"
+        if path.is_file() and not path.name.startswith(".") and path.suffix != ".lock" and path.parent.name != "log"
     }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import load_settings, open_run, placed
+from datakit.commands.options import load_settings, open_run, paced, placed
 from datakit.errors import ManifestError
+
+if TYPE_CHECKING:
+    from datakit.forecast import Forecast
+    from datakit.run import Run
 
 
 @click.command("list")
@@ -80,6 +84,7 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
     from datakit import audit
     from datakit.shards import ranges
     from datakit.store import Store
+    from datakit.web.outcomes import may_pass
 
     settings = load_settings(**place)
     if name:
@@ -101,11 +106,114 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
         click.echo(f"{line}; {one.rows:,} rows")
         for field in one.differs:
             click.echo(f"    made by another recipe: {field}")
+        came = max(1, one.rows + sum(one.dropped.values()))
         for what, counts in (("dropped", one.dropped), ("failed", one.faults)):
             for reason, n in counts.most_common():
-                click.echo(
-                    f"    {what:8} {reason:18} {n:>12,}  {n / max(1, one.rows + sum(one.dropped.values())):6.1%}"
-                )
+                again = "  --retry may help" if what == "failed" and one.by_url and may_pass(reason) else ""
+                click.echo(f"    {what:8} {reason:18} {n:>12,}  {n / came:6.1%}{again}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--sample", type=click.IntRange(1), default=1000, metavar="N", help="Rows to try. [1000]")
+@click.option("--shards", metavar="RANGE", help="Draw them from these. [those that are listed, else 0]")
+@click.option("--seed", type=int, default=0, help="Of the draw. [0]")
+@click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@paced
+@placed
+def doctor(
+    name: str, sample: int, shards: str | None, seed: int, recipe: str | None, as_json: bool, **flags: Any
+) -> None:
+    """Forecast a fetch from a sample, before days are spent.
+
+    Tries some URLs and says which share can be had, why the others can't, and what time and disk all of them will
+    take. For a dataset in archives it asks upstream for each file and its size.
+    """
+    from datakit.progress import Progress
+    from datakit.shards import parse_shards
+
+    settings = load_settings(**flags)
+    run = open_run(settings, name, recipe=recipe)
+    if run.manifest.images.by == "path":
+        _archives(run, as_json)
+        return
+    from datakit.forecast import forecast
+
+    with Progress(run.folder, noun="URLs") as progress:
+        found = forecast(
+            run,
+            sample=sample,
+            jobs=settings.jobs,
+            shards=parse_shards(shards) if shards is not None else None,
+            seed=seed,
+            tell=progress.tell,
+        )
+    if as_json:
+        _json(found.plain())
+        return
+    _show_forecast(run, found, settings.jobs)
+
+
+def _show_forecast(run: Run, found: Forecast, jobs: int) -> None:
+    from datakit.progress import size_text, time_text
+    from datakit.shards import ranges
+
+    click.echo(f"{run.folder}: tried {found.sampled:,} URLs of shards {ranges(found.shards)} in {found.spent_s:.0f} s")
+    for outcome, n in found.outcomes.most_common():
+        interval = f"  (95 %: {found.ok.low:.1%} to {found.ok.high:.1%})" if outcome == "ok" else ""
+        click.echo(f"    {outcome:18} {n:>8,}  {n / found.sampled:6.1%}{interval}")
+    of = f"{found.n_shards} shards" if found.n_shards > 1 else "the shard"
+    click.echo(f"forecast for {of}, about {found.urls:,.0f} URLs, on this machine with --jobs {jobs}:")
+    pictures, disk, time_s = found.pictures, found.disk_bytes, found.seconds
+    click.echo(f"    pictures  {pictures.value:,.0f}  ({pictures.low:,.0f} to {pictures.high:,.0f})")
+    line = f"    disk      {size_text(disk.value)}  ({size_text(disk.low)} to {size_text(disk.high)})"
+    click.echo(f"{line}, and as much again for `build-mix` until `clean`")
+    if found.free_bytes is not None:
+        short = "  NOT ENOUGH" if found.free_bytes < 2 * disk.value else ""
+        click.echo(f"    free      {size_text(found.free_bytes)}{short}")
+    if found.per_s.value:
+        line = f"    time      {time_text(time_s.value)}  ({time_text(time_s.low)} to {time_text(time_s.high)})"
+        click.echo(f"{line} at {found.per_s.value:,.0f} URLs/s, held up by {found.held_by.rstrip(',')}")
+    click.echo("More machines: --slice I/N. What a sample can't show: how the network bears the load of days.")
+
+
+def _archives(run: Run, as_json: bool) -> None:
+    """What upstream says of each file of a dataset in archives, and whether there is room for them."""
+    import shutil
+
+    from datakit.errors import DownloadError
+    from datakit.progress import size_text
+    from datakit.stage import intact
+    from datakit.web import downloads
+
+    work = run.work(run.steps[0])
+    found: list[dict[str, Any]] = []
+    for label, address in run.manifest.addresses().items():
+        one: dict[str, Any] = {"name": label, "address": address, "here": intact(work.local(address))}
+        try:
+            one["bytes"] = downloads.head(address, hosts=run.hosts).size_bytes
+        except DownloadError as error:
+            one["problem"] = str(error)
+        found.append(one)
+    missing = sum(one.get("bytes") or 0 for one in found if not one["here"])
+    folder = run.store.downloads
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if as_json:
+        _json({"files": found, "bytes_to_download": missing, "free_bytes": free})
+    else:
+        for one in found:
+            size = size_text(one["bytes"]) if one.get("bytes") is not None else "size unknown"
+            state = one.get("problem") or ("here" if one["here"] else "can be had")
+            click.echo(f"    {one['name']:24} {size:>12}  {state}")
+        short = "  NOT ENOUGH" if free < 2 * missing else ""
+        click.echo(
+            f"to download {size_text(missing)}, and about as much again for `build-mix`; free {size_text(free)}{short}"
+        )
+    if any("problem" in one for one in found):
+        sys.exit(1)
 
 
 @click.command()

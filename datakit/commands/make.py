@@ -9,18 +9,33 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datakit.commands.options import Task, load_settings, open_run, placed, working
+from datakit.errors import UsageError
 
 if TYPE_CHECKING:
     from datakit.mix import Mix
     from datakit.run import Run
     from datakit.runner import Report
+    from datakit.stages.fetch import Engine
+
+
+ENGINE = click.Choice(["datakit", "img2dataset"])
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--shards", metavar="RANGE", help="Which shards, e.g. 0-127 or 0,4-6. [all]")
+@click.option("--retry", is_flag=True, help="Try failed URLs of fetched shards again, and patch these.")
+@click.option("--where", multiple=True, metavar="KEY=VALUE", help="Retry only these: outcome=dns,timeout_*, host=NAME.")
+@click.option("--engine", type=ENGINE, help="Who fetches pictures by URL. [who began, else datakit]")
 @working
-def fetch(names: tuple[str, ...], shards: str | None, task: Task) -> None:
+def fetch(
+    names: tuple[str, ...],
+    shards: str | None,
+    retry: bool,
+    where: tuple[str, ...],
+    engine: Engine | None,
+    task: Task,
+) -> None:
     """Download datasets: list, choose, fetch pictures.
 
     Annotations are listed, chosen from, and their pictures fetched or found. Run it again to go on after a
@@ -28,9 +43,67 @@ def fetch(names: tuple[str, ...], shards: str | None, task: Task) -> None:
     """
     from datakit.shards import parse_shards
 
+    if where and not retry:
+        raise UsageError("--where chooses among failed URLs, so it needs --retry")
     chosen = parse_shards(shards) if shards is not None else None
-    for run in [task.run(name) for name in names]:
+    if retry:
+        for name in names:
+            _retry(task.run(name), task, where=where, engine=engine, shards=chosen)
+        return
+    for run in [task.run(name, engine=engine) for name in names]:
         _execute(run, task, upto="fetch", shards=chosen)
+
+
+def _retry(run: Run, task: Task, *, where: tuple[str, ...], engine: Engine | None, shards: list[int] | None) -> None:
+    from datakit.progress import Progress
+    from datakit.retry import parse_where, retry
+    from datakit.shards import parse_slice, ranges
+
+    with Progress(run.folder, noun="URLs") as progress:
+        report = retry(
+            run,
+            where=parse_where(where),
+            engine=engine,
+            shards=shards,
+            slice_of=parse_slice(task.slice_of) if task.slice_of else (0, 1),
+            jobs=task.settings.jobs,
+            tell=progress.tell,
+        )
+    tried, got = report.before.total(), report.after["ok"]
+    click.echo(f"{run.folder}: tried {tried:,} URLs again, {got:,} are ok now ({got / max(1, tried):.1%})")
+    for outcome, n in report.after.most_common():
+        if outcome != "ok":
+            click.echo(f"    failed   {outcome:18} {n:>12,}")
+    if report.left:
+        left = ", ".join(f"{outcome} {n:,}" for outcome, n in report.left.most_common())
+        click.echo(f"  not tried: {left} (--where 'outcome=*' tries all)")
+    if report.behind:
+        click.echo(
+            f"  not tried: shards {ranges(report.behind)}, which were tried more often than the others; "
+            "run again to try all"
+        )
+    if got:
+        click.echo(f"  `datakit build-mix {run.manifest.name}` packs the patched shards anew")
+
+
+@click.command("import")
+@click.argument("engine", type=click.Choice(["img2dataset"]))
+@click.argument("folder", type=click.Path(exists=True, file_okay=False), metavar="DIR")
+@click.argument("name")
+@click.option("--shards", metavar="RANGE", help="Which shards, e.g. 0-127 or 0,4-6. [all]")
+@working
+def import_(engine: Engine, folder: str, name: str, shards: str | None, task: Task) -> None:
+    """Take over what img2dataset has downloaded.
+
+    Pictures of DIR become those of dataset NAME, found by their URL; no picture is downloaded. URLs that DIR
+    doesn't have get the outcome not_imported, which `fetch --retry` then tries.
+    """
+    from pathlib import Path
+
+    from datakit.shards import parse_shards
+
+    run = task.run(name, engine=engine, imports=str(Path(folder).absolute()), tolerates=1.0)
+    _execute(run, task, upto="fetch", shards=parse_shards(shards) if shards is not None else None)
 
 
 @click.command("build-mix")

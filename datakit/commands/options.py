@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datakit.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
+PLACE = ("root", "mirrors", "allow_hosts")
+PACE = ("jobs", "timeout_s", "in_flight", "per_host", "per_host_per_s", "robots")
 
 
 def placed(command: F) -> F:
@@ -53,8 +55,10 @@ class Task:
     recipe: str | None
     tolerates: float | None
 
-    def run(self, name: str) -> Run:
-        return open_run(self.settings, name, recipe=self.recipe, limit=self.limit, tolerates=self.tolerates)
+    def run(self, name: str, **choices: Any) -> Run:
+        return open_run(
+            self.settings, name, recipe=self.recipe, limit=self.limit, **{"tolerates": self.tolerates, **choices}
+        )
 
 
 def working(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,19 +67,14 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_task(
         *args: Any,
-        jobs: int | None,
-        timeout_s: int | None,
         slice_of: str | None,
         limit: int | None,
         rebuild: bool,
         recipe: str | None,
         tolerates: float | None,
-        root: str | None,
-        mirrors: tuple[str, ...],
-        allow_hosts: tuple[str, ...],
         **rest: Any,
     ) -> Any:
-        settings = load_settings(root=root, mirrors=mirrors, allow_hosts=allow_hosts, jobs=jobs, timeout_s=timeout_s)
+        settings = load_settings(**{name: rest.pop(name) for name in (*PLACE, *PACE)})
         if tolerates is not None and math.isnan(tolerates):
             raise UsageError("--tolerate should be a share from 0 to 1, not nan")
         if rebuild and slice_of:
@@ -85,8 +84,6 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, task=task, **rest)
 
     for option in (
-        click.option("--jobs", type=int, help="Processes. [DATAKIT_JOBS, else one a core]"),
-        click.option("--timeout", "timeout_s", type=int, metavar="S", help="Seconds for one picture. [30]"),
         click.option("--slice", "slice_of", metavar="I/N", help="Every Nth shard from the Ith on, from 0."),
         click.option("--limit", type=click.IntRange(1), metavar="N", help="A trial: N rows of each annotation file."),
         click.option(
@@ -100,7 +97,21 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's."),
     ):
         with_task = option(with_task)
-    return placed(with_task)
+    return placed(paced(with_task))
+
+
+def paced(command: F) -> F:
+    """Options that say how much is done at once."""
+    for option in (
+        click.option("--jobs", type=int, help="Processes. [DATAKIT_JOBS, else one a core]"),
+        click.option("--timeout", "timeout_s", type=int, metavar="S", help="Seconds for one picture. [30]"),
+        click.option("--in-flight", type=int, metavar="N", help="URLs of a process at once, at most. [2048]"),
+        click.option("--per-host", type=int, metavar="N", help="Requests of a process to one host at once. [8]"),
+        click.option("--rate", "per_host_per_s", type=int, metavar="N", help="The same in a second. [50]"),
+        click.option("--robots", is_flag=True, help="Ask each host for its robots.txt, and obey."),
+    ):
+        command = option(command)
+    return command
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -1,6 +1,6 @@
 """Headers of pictures: what bytes are, how large a picture they hold, and which way is up; nothing is decoded.
 
-`size` is all that most callers need. `jpeg_segments` and `png_chunks` walk a file for those who go on to decode it.
+`size` is all that a header tells. `jpeg_segments` and `png_chunks` walk a file for those who go on to decode it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from datakit.errors import BadImage
 
+_MAX_STEPS = 1 << 18  # of a walk; a PNG of 2 GiB in chunks of 8 KiB, 0.1 s
+_EXTENT = re.compile(rb"ispe\0{4}(.{8})", re.DOTALL)
 _UNREADABLE = {"heic", "ico", "psd", "jp2", "jxl"}
 
 
@@ -46,23 +48,35 @@ _MAGIC = {
 }  # fmt: skip
 
 
-def size(data: bytes) -> tuple[str, int, int]:
-    """Type, width and height as the header states them; nothing is decoded.
-
-    The first kilobytes of a file will do, unless a JPEG carries much before its frame. Raises BadImage.
-    """
+def sniffed(data: bytes) -> str:
+    """The type of bytes that are a picture which is read; raises BadImage for all others."""
     kind = sniff(data)
     if kind in (None, "html", "svg"):
         raise BadImage("not_an_image", kind or ("no known header" if data else "no bytes"))
     if kind in _UNREADABLE:
         raise BadImage("unsupported", str(kind))
+    return str(kind)
+
+
+def size(data: bytes) -> tuple[str, int, int]:
+    """Type, width and height as the header states them; nothing is decoded.
+
+    The first kilobytes of a file will do, unless a JPEG carries much before its frame. Raises BadImage.
+    """
+    kind = sniffed(data)
     try:
-        width, height = _SIZES[str(kind)](data)
+        width, height = SIZES[kind](data)
     except (struct.error, IndexError) as error:
         raise BadImage("truncated", f"the {kind} header is cut short") from error
     if width <= 0 or height <= 0:
         raise BadImage("not_an_image", f"{kind} of {width} x {height} pixels")
-    return str(kind), width, height
+    return kind, width, height
+
+
+def steps(kind: str) -> Iterator[int]:
+    """As many steps as a walk through a file may take, whatever lengths it states; one more raises BadImage."""
+    yield from range(_MAX_STEPS)
+    raise BadImage("corrupt", f"{kind} of more than {_MAX_STEPS} blocks")
 
 
 # JPEG
@@ -81,7 +95,7 @@ class Frame(NamedTuple):
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, first byte of its body, end) of every segment of a JPEG up to and with the first SOS."""
     at = 2
-    while True:
+    for _ in steps("jpg"):
         if at + 4 > len(data):
             raise BadImage("truncated", f"JPEG headers end at byte {len(data)}")
         marker = data[at + 1]
@@ -107,11 +121,19 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             at = end
 
 
+def jpeg_sof(data: bytes, segment: tuple[int, int, int]) -> Frame | None:
+    """What a segment says about the frame; None when it is of another kind."""
+    marker, start, _ = segment
+    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        return Frame(marker, *struct.unpack_from(">BHHB", data, start))
+    return None
+
+
 def jpeg_frame(data: bytes) -> Frame:
     """What the first SOF segment says. Raises BadImage."""
-    for marker, start, _end in jpeg_segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return Frame(marker, *struct.unpack_from(">BHHB", data, start))
+    for segment in jpeg_segments(data):
+        if (frame := jpeg_sof(data, segment)) is not None:
+            return frame
     raise BadImage("corrupt", "a JPEG without a frame")
 
 
@@ -120,8 +142,9 @@ def jpeg_frame(data: bytes) -> Frame:
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(name, start, end of its body) of every chunk of a PNG, each checked against its CRC, up to and with IEND."""
-    at, view, name = 8, memoryview(data), b""
+    at, view, name, left_steps = 8, memoryview(data), b"", steps("png")
     while name != b"IEND":
+        next(left_steps)
         if at + 12 > len(data):
             raise BadImage("truncated", f"PNG ends at byte {len(data)} without an end mark")
         length = int.from_bytes(view[at : at + 4])
@@ -154,6 +177,9 @@ def orientation(exif: bytes) -> int:
             need = _TIFF_BYTES.get(kind, 0) * count
             if need > 4 and struct.unpack_from(f"{order}I", tiff, at)[0] + need > len(tiff):
                 return 0
+        if order:  # where the next folder is; Pillow warns when it is cut off
+            start = struct.unpack_from(f"{order}I", tiff, 4)[0]
+            struct.unpack_from(f"{order}I", tiff, start + 2 + 12 * struct.unpack_from(f"{order}H", tiff, start)[0])
     except struct.error:
         return 0
     return (turn if 1 <= turn <= 8 else 1) if order else 0
@@ -176,7 +202,8 @@ def _entries(tiff: bytes, order: str) -> Iterator[tuple[int, int, int, int]]:
 def _webp_size(data: bytes) -> tuple[int, int]:
     kind = data[12:16]
     if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + struct.unpack_from("<HB", data, 27)[0]
+        wide, high = struct.unpack_from("<3s3s", data, 24)
+        return 1 + int.from_bytes(wide, "little"), 1 + int.from_bytes(high, "little")
     if kind == b"VP8L":
         bits: int = struct.unpack_from("<I", data, 21)[0]
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
@@ -200,16 +227,21 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     return found[256], found[257]
 
 
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    frame = jpeg_frame(data)
+    return frame.width, frame.height
+
+
 def _avif_size(data: bytes) -> tuple[int, int]:
     """The largest of the sizes that the `ispe` properties state: the whole, not a tile or a preview."""
-    found = [struct.unpack(">II", m[1]) for m in re.finditer(rb"ispe\0{4}(.{8})", data[: 1 << 20], re.DOTALL)]
+    found = [struct.unpack(">II", m[1]) for m in _EXTENT.finditer(data, 0, 1 << 20)]
     if not found:
         raise IndexError("no ispe")
     return max(found, key=lambda wh: wh[0] * wh[1])
 
 
-_SIZES: dict[str, Any] = {
-    "jpg": lambda data: (jpeg_frame(data).width, jpeg_frame(data).height),
+SIZES: dict[str, Any] = {
+    "jpg": _jpeg_size,
     "png": lambda data: struct.unpack_from(">II", data, 16),
     "gif": lambda data: struct.unpack_from("<HH", data, 6),
     "webp": _webp_size,

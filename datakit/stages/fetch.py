@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import pyarrow as pa
 
@@ -16,6 +18,28 @@ from datakit.stage import Out, Stage, Work
 from datakit.tables import LOCATED, Rows, failures, with_images
 from datakit.web.crawl import Fetched, crawl
 
+if TYPE_CHECKING:
+    from datakit.interop.img2dataset import Output
+
+Engine = Literal["datakit", "img2dataset"]
+THREADS = 2  # of codecs in each process, so that one can read while another writes its result
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """A picture as it will be stored, with its hash."""
+
+    data: bytes
+    ext: str
+    width: int
+    height: int
+    sha256: str
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch(Stage):
@@ -23,65 +47,117 @@ class Fetch(Stage):
 
     Every row is kept; a picture that couldn't be had has its outcome instead of a place in the tar, and `pack`
     leaves such rows out. Time-outs and concurrency are not part of the recipe: they change who answers, not
-    what a byte means.
+    what a byte means. What does differ from run to run, the milliseconds, stands in a log beside the table.
     """
 
     version: ClassVar[int] = 1
-    rows_per_part: ClassVar[int | None] = 10_000  # a killed job loses at most this much, about 20 s of crawl
+    rows_per_part: ClassVar[int | None] = 10_000  # a killed job loses little more than this, about 20 s of crawl
     tars: ClassVar[bool] = True
-    max_short_side_px: int | None = None  # longer ones are shrunk; None keeps the bytes as they came
+    max_short_side_px: int | None = None  # longer ones are shrunk; None keeps the bytes as they came, for `pack`
     quality: int = 95  # of the JPEG when a picture has to be written anew
+    resize: Literal["area", "linear"] = "area"  # images.normalise: img2dataset's pixels, or others in less time
+    engine: Engine = "datakit"  # img2dataset: the real one does the crawl, and the shrinking
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         return with_images(rows.schema(), LOCATED)
 
-    def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
-        schema = self.schema(rows, work.manifest)
-        prepare = partial(images.normalise, max_short_side_px=self.max_short_side_px, quality=self.quality)
-        urls = (ref for batch in rows.batches(["images"]) for ref in _refs(batch))
-        fetched = crawl(urls, hosts=work.hosts, limits=work.limits, work=prepare)
+    @contextmanager
+    def opened(self, parts: list[Rows], work: Work) -> Iterator[Generator[Fetched[Got]]]:
+        """One crawl for all the parts: the next one's URLs are asked for while the last of this one hang."""
+        urls = (ref for rows in parts for batch in rows.batches(["images"]) for ref in refs_of(batch))
+        fetched = self.crawled(urls, work)
         try:
-            for batch in rows.batches(size=256):
-                places = [
-                    [self._place(next(fetched), key, at, len(refs), out, work) for at, _ in enumerate(refs)]
-                    for key, refs in zip(batch["key"].to_pylist(), batch["images"].to_pylist(), strict=True)
-                ]
-                for row in places:
-                    out.fail(failures(row))
-                column = pa.array(places, LOCATED)
-                work.tell(work.step, "bytes", sum(p["size_bytes"] or 0 for row in places for p in row))
-                yield pa.RecordBatch.from_arrays(
-                    [column if name == "images" else batch[name] for name in schema.names], schema=schema
-                )
+            yield fetched
         finally:
             fetched.close()
 
-    def _place(self, got: Fetched[images.Picture], key: str, at: int, n: int, out: Out, work: Work) -> dict[str, Any]:
+    def crawled(self, urls: Iterable[str], work: Work) -> Generator[Fetched[Got]]:
+        """What became of each URL, in their order."""
+        prepare = partial(_prepared, max_short_side_px=self.max_short_side_px, quality=self.quality, resize=self.resize)
+        if work.imports is not None:
+            from datakit.interop import img2dataset
+
+            return img2dataset.imported(urls, _output(work.imports), prepare, threads=THREADS)
+        if self.engine == "img2dataset":
+            from datakit.interop import img2dataset
+
+            return img2dataset.crawled(
+                urls,
+                scratch=work.scratch,
+                hosts=work.hosts,
+                limits=work.limits,
+                work=prepare,
+                max_short_side_px=self.max_short_side_px,
+                quality=self.quality,
+                threads=THREADS,
+            )
+        return crawl(urls, hosts=work.hosts, limits=work.limits, work=prepare, threads=THREADS, scratch=work.scratch)
+
+    def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
+        schema = self.schema(rows, work.manifest)
+        for batch in rows.batches(size=256):
+            places = [
+                [self.place(next(out.source), key, at, len(refs), out) for at in range(len(refs))]
+                for key, refs in zip(batch["key"].to_pylist(), batch["images"].to_pylist(), strict=True)
+            ]
+            for row in places:
+                out.fail(failures(row))
+            column = pa.array(places, LOCATED)
+            work.tell(work.step, "bytes", sum(p["size_bytes"] or 0 for row in places for p in row))
+            yield pa.RecordBatch.from_arrays(
+                [column if name == "images" else batch[name] for name in schema.names], schema=schema
+            )
+
+    def place(self, got: Fetched[Got], key: str, at: int, n: int, out: Out) -> dict[str, Any]:
+        """Where picture `at` of the `n` of a row stands, once it is written; or why it doesn't."""
         place: dict[str, Any] = {
             "ref": got.url,
             "outcome": got.outcome,
             "final_url": got.final_url if got.final_url != got.url else None,  # so only a redirect's
             "status": got.status,
         }
+        out.log.append({"key": key, "url": got.url, "outcome": got.outcome, "status": got.status, "ms": got.ms})
         picture = got.value
         if got.outcome != "ok" or picture is None:
-            return {**dict.fromkeys(LOCATED.value_type.names), **place}
+            return _NOWHERE | place
         name = f"{key}.{picture.ext}" if n == 1 else f"{key}.{at}.{picture.ext}"
-        offset = out.tar.add(name, picture.data)
-        return {
-            **place,
-            "file": out.tar_name,
-            "offset": offset,
-            "stored_bytes": len(picture.data),
-            "size_bytes": len(picture.data),
-            "method": 0,
-            "checked": True,
-            "ext": picture.ext,
-            "width": picture.width,
-            "height": picture.height,
-            "sha256": sha256(picture.data).hexdigest(),
-        }
+        return (
+            _NOWHERE
+            | place
+            | {
+                "file": out.tar_name,
+                "offset": out.tar.add(name, picture.data),
+                "stored_bytes": len(picture.data),
+                "size_bytes": len(picture.data),
+                "method": 0,
+                "checked": self.max_short_side_px is not None,
+                "ext": picture.ext,
+                "width": picture.width,
+                "height": picture.height,
+                "sha256": picture.sha256,
+            }
+        )
 
 
-def _refs(batch: pa.RecordBatch) -> Iterator[str]:
-    yield from batch["images"].flatten().field("ref").to_pylist()
+_NOWHERE: dict[str, Any] = dict.fromkeys(LOCATED.value_type.names)
+
+
+@lru_cache(maxsize=1)  # a process takes many shards from one folder, and its index takes a while
+def _output(folder: str) -> Output:
+    from datakit.interop.img2dataset import Output
+
+    return Output.open(Path(folder))
+
+
+def _prepared(data: bytes, *, max_short_side_px: int | None, quality: int, resize: Literal["area", "linear"]) -> Got:
+    """A body as it is stored. Raises BadImage."""
+    if max_short_side_px is None:
+        kind, width, height = images.inspect(data)
+        return Got(data, kind, width, height, sha256(data).hexdigest())
+    made = images.normalise(data, max_short_side_px=max_short_side_px, quality=quality, resize=resize)
+    return Got(made.data, made.ext, made.width, made.height, sha256(made.data).hexdigest())
+
+
+def refs_of(batch: pa.RecordBatch) -> list[str]:
+    """The URLs of a batch of rows, in order."""
+    return batch["images"].flatten().field("ref").to_pylist()  # type: ignore[no-any-return]

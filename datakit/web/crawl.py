@@ -1,10 +1,11 @@
 """Crawl: pictures by URL, many at once, given back in the order in which they were asked for.
 
 1. The consumer's thread reads URLs a window ahead and hands them to an event loop in a thread of its own.
-2. Each URL becomes one task: look up, check, ask, follow redirects by hand, read up to a ceiling, try again.
+2. A URL waits until the window and its host have room; then it becomes one task: look up, check, ask, follow
+   redirects by hand, read up to a ceiling, try again.
 3. What was read goes to `work` in a pool of threads, so that no picture is decoded on the event loop.
-4. Results wait for their turn. How many bytes wait or are being read is bounded; the oldest URL is never
-   held up by that bound, so there is always one that moves.
+4. Results wait for their turn, in memory or in the spool. How many bytes are being read is bounded; the oldest
+   URL is never held up by that bound, so there is always one that moves.
 
 The proxies, netrc and cookies of the environment are not used (`trust_env=False`): through a proxy the
 address that was checked would not be the one connected to, and no credential should meet a URL of a dataset.
@@ -13,39 +14,31 @@ address that was checked would not be the one connected to, and no credential sh
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
+import resource
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
-
-from datakit.web import hosts as policy
+from datakit.web.asking import Asker, Job
 from datakit.web.hosts import Hosts, RefusedUrl
-from datakit.web.outcomes import PACKED, Stop, stop_for, target, worked
-from datakit.web.pacing import Limits, Room, size_of
+from datakit.web.outcomes import Stop, worked
+from datakit.web.pacing import TICK_S, Host, Limits, Room, Window, size_of
+from datakit.web.spool import Spool, Spooled
 
 __all__ = ["Fetched", "Limits", "crawl"]
 
 T = TypeVar("T")
 
-BACKOFF_S = 0.5  # before the first retry; doubled for each more
-AHEAD = 32  # times `in_flight` URLs may be started or finished before the oldest one is done
+AHEAD = 32  # times the widest window: URLs that may be started or finished before the oldest one is done
 BATCH = 32  # URLs handed to the loop at once
-LOOKUPS = 32  # names resolved at once; each blocks a thread
-KEEP_ALIVE_S = 2.0  # a crawl meets so many hosts that idle connections would use up all file handles
-
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
-TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+HANDLES_KEPT = 256  # for all that isn't a connection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,87 +65,48 @@ def crawl(
     limits: Limits,
     work: Callable[[bytes], T],
     threads: int = 2,
+    scratch: Path | None = None,
 ) -> Generator[Fetched[T], None, None]:
     """Fetches each URL and gives it to `work`; yields one `Fetched` per URL, in the order given.
 
     `work` runs in one of `threads` threads. The reason of a BadImage that it raises becomes the outcome;
-    any other exception of it comes out here, when its URL's turn comes. Closing the generator stops all.
+    any other exception of it comes out here, when its URL's turn comes. Values that come long before their turn
+    are pickled into nameless files in `scratch` (the system's temporary folder if None). Closing the generator
+    stops all.
     """
-    engine = _Engine(hosts, limits, work, threads)
+    engine = _Engine(hosts, limits, work, threads, Spool(scratch, limits.spool_bytes))
     try:
         yield from engine.results(iter(urls))
     finally:
         engine.close()
 
 
-@dataclass(slots=True)
-class _Job:
-    """A URL on its way."""
-
-    place: int
-    url: str
-    left_s: float
-    began: float = 0.0
-    final_url: str = ""
-    status: int = 0
-    held: int = 0  # bytes that count against bytes_ahead
-    deadline: asyncio.Timeout | None = None
-    waited_s: float = 0.0  # for our own limits, during the present request
-
-
-class _Resolver(AbstractResolver):
-    """Gives aiohttp the addresses that passed the check; it connects to these and looks nothing up itself."""
-
-    def __init__(self, hosts: Hosts, pool: ThreadPoolExecutor) -> None:
-        self._hosts = hosts
-        self._pool = pool
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        addresses = await loop.run_in_executor(self._pool, self._hosts.addresses, host, port)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=ip,
-                port=port,
-                family=socket.AF_INET6 if ":" in ip else socket.AF_INET,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for ip in addresses
-        ]
-
-    async def close(self) -> None:
-        """Nothing is held; the pool belongs to the engine."""
-
-
 class _Engine(Generic[T]):
     """The event loop's thread, and both sides of the border to it."""
 
-    def __init__(self, hosts: Hosts, limits: Limits, work: Callable[[bytes], T], threads: int) -> None:
-        self._hosts, self._limits, self._work = hosts, limits, work
-        self._out: SimpleQueue[Fetched[T] | BaseException] = SimpleQueue()
+    def __init__(self, hosts: Hosts, limits: Limits, work: Callable[[bytes], T], threads: int, spool: Spool) -> None:
+        self._hosts, self._limits, self._work, self._spool = hosts, limits, work, spool
+        self._out: SimpleQueue[Fetched[Any] | BaseException] = SimpleQueue()
         self._pool = ThreadPoolExecutor(threads, "crawl-work")
-        self._lookups = ThreadPoolExecutor(LOOKUPS, "crawl-dns")
+        self._window = Window(_with_handles(limits.window))
+        self._ahead = AHEAD * self._window.most
         # From here on all is the loop's own.
-        self._pending: deque[_Job] = deque()
-        self._running = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._done: dict[int, Fetched[T] | BaseException] = {}
+        self._pending: deque[Job] = deque()
+        self._ready: deque[Host[Job]] = deque()  # hosts that have room again, and somebody who waits
+        self._parked: dict[int, tuple[Job, Host[Job]]] = {}  # those who wait for their host
+        self._running = self._working = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._done: dict[int, Fetched[Any] | BaseException] = {}
         self._held: dict[int, int] = {}
         self._next_out = 0
         self._oldest = 0  # the first place that the consumer hasn't taken
         self._bytes = Room(limits.bytes_ahead, lambda: self._oldest)
-        self._host_rooms: dict[str, Room] = {}
-        self._waiting: dict[int, Room] = {}
         self._loop = _new_loop()
         self._stopping = asyncio.Event()
-        self._ready = threading.Event()
+        self._up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="crawl", daemon=True)
         self._thread.start()
-        self._ready.wait()
+        self._up.wait()
 
     # The consumer's side.
 
@@ -160,7 +114,7 @@ class _Engine(Generic[T]):
         fed = taken = unsaid = 0
         more = True
         while more or taken < fed:
-            room = AHEAD * self._limits.in_flight - (fed - taken)
+            room = self._ahead - (fed - taken)
             if more and room > 0:
                 batch = list(islice(urls, min(room, BATCH)))
                 more = bool(batch)
@@ -176,12 +130,14 @@ class _Engine(Generic[T]):
             if unsaid == BATCH or self._out.empty():
                 self._call(self._taken, unsaid)
                 unsaid = 0
+            if isinstance(item.value, Spooled):
+                item = replace(item, value=self._spool.take(item.value))
             yield item
 
     def close(self) -> None:
         self._call(self._stopping.set)
         self._thread.join()
-        self._lookups.shutdown(wait=False, cancel_futures=True)  # a lookup can't be called off
+        self._spool.close()
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -199,190 +155,207 @@ class _Engine(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise to: the consumer does it
             self._out.put(error)
         finally:
-            self._ready.set()
+            self._up.set()
 
     async def _serve(self) -> None:
-        connector = aiohttp.TCPConnector(
-            resolver=_Resolver(self._hosts, self._lookups),
-            ssl=policy.tls(),
-            limit=0,  # in_flight and per_host are counted here
-            keepalive_timeout=KEEP_ALIVE_S,
-            ttl_dns_cache=300,
-        )
-        session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": policy.USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(connect=self._limits.connect_s, sock_read=self._limits.read_s),
-            auto_decompress=False,
-            trust_env=False,
-            max_line_size=8190,
-            max_field_size=8190,
-        )
-        async with session:
-            self._session = session
-            self._ready.set()
+        self._asker = Asker(self._hosts, self._limits, self._window, self._bytes, self._ready.append)
+        try:
+            self._loop.call_later(TICK_S, self._tick, self._loop.time() + TICK_S)
+            self._up.set()
             await self._stopping.wait()
+        finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._asker.close()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _tick(self, due: float) -> None:
+        now = self._loop.time()
+        self._window.tick(late_s=now - due, backlog=self._working)
+        self._asker.forget_hosts()
+        self._loop.call_later(TICK_S, self._tick, now + TICK_S)
+        self._start()
+
     def _feed(self, place: int, urls: list[str]) -> None:
-        self._pending.extend(_Job(place + n, url, self._limits.total_s) for n, url in enumerate(urls))
+        self._pending.extend(Job(place + n, url, self._limits.total_s) for n, url in enumerate(urls))
         self._start()
 
     def _taken(self, n: int) -> None:
         for _ in range(n):
             self._bytes.give(self._held.pop(self._oldest))
             self._oldest += 1
-        if room := self._waiting.get(self._oldest):
-            room.let_in(self._oldest)
+        self._asker.let_in(self._oldest)
         self._start()
 
-    def _start(self) -> None:
-        """Starts what may start. From half of bytes_ahead on nothing new is, so that what was can end."""
-        while self._pending and self._running < self._limits.in_flight and not self._stopping.is_set():
-            job = self._pending[0]
-            if self._bytes.used * 2 >= self._limits.bytes_ahead and job.place != self._oldest:
-                break
-            self._pending.popleft()
-            self._running += 1
-            task = self._loop.create_task(self._handle(job))
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._ended, job))
+    # Who may start.
 
-    def _ended(self, job: _Job, task: asyncio.Task[None]) -> None:
+    def _start(self) -> None:
+        """Starts what may start. When memory or disk fill up nothing new is, so that what was can end."""
+        while not self._stopping.is_set():
+            crowded = self._bytes.used * 2 >= self._limits.bytes_ahead or self._spool.full
+            if crowded or self._running >= self._window.size:
+                if not crowded and (self._pending or self._ready):
+                    self._window.filled()
+                self._start_oldest()
+                return
+            job = self._next()
+            if job is None:
+                return
+            self._launch(*job)
+
+    def _next(self) -> tuple[Job, Host[Job]] | None:
+        """The next URL whose host has room: one that had to wait for it, or else the next in order."""
+        while self._ready:
+            host = self._ready.popleft()
+            if found := self._released(host):
+                return found
+        while self._pending:
+            if found := self._admitted(self._pending.popleft()):
+                return found
+        return None
+
+    def _admitted(self, job: Job) -> tuple[Job, Host[Job]] | None:
+        """The URL with its host; None when it has ended here, or waits for its host now."""
+        job.final_url = job.url
+        try:
+            job.asked, host = self._asker.asked(job.url)
+        except RefusedUrl as refused:
+            self._deliver(job, self._result(job, refused.outcome))
+            return None
+        now = self._loop.time()
+        if refusal := host.refuses(now):
+            self._deliver(job, self._result(job, refusal))
+            return None
+        if host.waiting or host.full or host.wait_s(now) > 0:
+            host.waiting.append(job)
+            self._parked[job.place] = (job, host)
+            if len(host.waiting) == 1:
+                self._wake(host)
+            return None
+        return job, host
+
+    def _released(self, host: Host[Job]) -> tuple[Job, Host[Job]] | None:
+        """The first who waits for a host, if it has room now; those whom it refuses end here."""
+        now = self._loop.time()
+        while host.waiting:
+            if refusal := host.refuses(now):
+                job = host.waiting.popleft()
+                del self._parked[job.place]
+                self._deliver(job, self._result(job, refusal))
+                continue
+            if host.full or host.wait_s(now) > 0:
+                self._wake(host)
+                return None
+            job = host.waiting.popleft()
+            del self._parked[job.place]
+            if host.waiting:
+                self._ready.append(host)
+            return job, host
+        return None
+
+    def _wake(self, host: Host[Job]) -> None:
+        """Makes sure that somebody looks at a host again: when its time has come, or when a request of it ends."""
+        if not host.full and not host.alarm:
+            host.alarm = True
+            self._loop.call_later(host.wait_s(self._loop.time()), self._look_again, host)
+
+    def _look_again(self, host: Host[Job]) -> None:
+        host.alarm = False
+        self._ready.append(host)
+        self._start()
+
+    def _start_oldest(self) -> None:
+        """The oldest URL goes beyond the window and its host's share: others may wait for bytes that wait for it."""
+        if self._oldest in self._parked:
+            job, host = self._parked[self._oldest]
+            if host.wait_s(self._loop.time()) > 0:
+                return  # it has a time at which it will be looked at again
+            host.waiting.remove(job)
+            del self._parked[self._oldest]
+            self._launch(job, host)
+        elif (
+            self._pending
+            and self._pending[0].place == self._oldest
+            and (found := self._admitted(self._pending.popleft()))
+        ):
+            self._launch(*found)
+
+    def _launch(self, job: Job, host: Host[Job]) -> None:
+        self._running += 1
+        host.begin(self._loop.time())
+        task = self._loop.create_task(self._handle(job, host))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._ended, job))
+
+    def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (bug := task.exception()):
             self._deliver(job, bug)
 
-    def _deliver(self, job: _Job, item: Fetched[T] | BaseException) -> None:
+    def _result(self, job: Job, outcome: str, size: int = 0, value: Any = None) -> Fetched[Any]:
+        return Fetched(
+            place=job.place,
+            url=job.url,
+            final_url=job.final_url,
+            outcome=outcome,
+            status=job.status,
+            ms=int((self._loop.time() - job.began) * 1000) if job.began else 0,
+            size_bytes=size,
+            value=value,
+        )
+
+    def _deliver(self, job: Job, item: Fetched[Any] | BaseException) -> None:
         self._done[job.place] = item
         self._held[job.place] = job.held
         while self._next_out in self._done:
             self._out.put(self._done.pop(self._next_out))
             self._next_out += 1
 
-    async def _handle(self, job: _Job) -> None:
+    # One URL.
+
+    async def _handle(self, job: Job, host: Host[Job]) -> None:
         job.began = self._loop.time()
-        job.final_url = job.url
         size, value = 0, None
         try:
             try:
-                body, encoding = await self._fetch(job)
+                body, encoding = await self._asker.fetch(job, host)
             finally:
                 self._running -= 1
-                self._start()
-            outcome, size, value = await self._loop.run_in_executor(
-                self._pool, worked, self._work, body, encoding, self._limits.max_bytes
-            )
+            self._working += 1
+            self._start()
+            try:
+                outcome, size, value = await self._loop.run_in_executor(self._pool, self._finish, job, body, encoding)
+            finally:
+                self._working -= 1
         except (Stop, RefusedUrl) as stop:
             outcome = stop.outcome
-        kept = 0 if value is None else size_of(value, job.held)
+        kept = 0 if value is None or isinstance(value, Spooled) else size_of(value, job.held)
         self._bytes.give(job.held - kept)
         job.held = kept
-        fetched = Fetched(
-            place=job.place,
-            url=job.url,
-            final_url=job.final_url,
-            outcome=outcome,
-            status=job.status,
-            ms=int((self._loop.time() - job.began) * 1000),
-            size_bytes=size,
-            value=value,
-        )
-        self._deliver(job, fetched)
+        self._deliver(job, self._result(job, outcome, size, value))
+        self._start()
 
-    async def _fetch(self, job: _Job) -> tuple[bytes, str]:
-        """The body and its encoding, through redirects and retries."""
-        url = self._hosts.first(job.url)
-        hops, tries = 0, 0
-        while True:
-            try:
-                answer = await self._hop(job, url)
-            except Stop as stop:
-                self._bytes.give(job.held)
-                job.held = 0
-                pause = BACKOFF_S * 2**tries if stop.after_s is None else stop.after_s
-                if not stop.again or tries == self._limits.retries or pause >= job.left_s:
-                    raise
-                tries += 1
-                job.left_s -= pause
-                await asyncio.sleep(pause)
-                continue
-            if not isinstance(answer, str):
-                return answer
-            hops += 1
-            if hops > self._limits.max_redirects:
-                raise Stop("redirects")
-            url = job.final_url = self._hosts.check_url(answer)
+    def _finish(self, job: Job, body: bytes, encoding: str) -> tuple[str, int, Any]:
+        """In the pool: the work, and the way to the disk for what comes long before its turn."""
+        outcome, size, value = worked(self._work, body, encoding, self._limits.max_bytes)
+        crowded = self._bytes.used * 4 >= self._limits.bytes_ahead
+        if value is not None and crowded and job.place != self._next_out and not self._spool.full:
+            return outcome, size, self._spool.put(value)
+        return outcome, size, value
 
-    async def _hop(self, job: _Job, url: str) -> tuple[bytes, str] | str:
-        """One request, at the pace of its host: a body with its encoding, or the URL to go to."""
-        host = policy.host_of(url)
-        room = self._host_rooms.setdefault(host, Room(self._limits.per_host, lambda: self._oldest))
-        await self._enter(room, job, 1)
-        began, job.waited_s = self._loop.time(), 0.0
-        try:
-            async with asyncio.timeout(job.left_s) as job.deadline:
-                return await self._ask(job, url)
-        except TimeoutError as error:
-            raise Stop("timeout_total") from error
-        finally:
-            job.deadline = None
-            job.left_s -= self._loop.time() - began - job.waited_s
-            room.give(1)
-            if room.idle:
-                self._host_rooms.pop(host, None)
 
-    async def _enter(self, room: Room, job: _Job, n: int) -> None:
-        """Waits for room; the URL's own deadline stands still meanwhile."""
-        if room.admits(job.place, n):
-            return
-        began = self._loop.time()
-        left = None if job.deadline is None else (job.deadline.when() or began) - began
-        if job.deadline is not None:
-            job.deadline.reschedule(None)
-        self._waiting[job.place] = room
-        try:
-            await room.wait(job.place, n)
-        finally:
-            del self._waiting[job.place]
-        job.waited_s += self._loop.time() - began
-        if job.deadline is not None and left is not None:
-            job.deadline.reschedule(self._loop.time() + left)
-
-    async def _ask(self, job: _Job, url: str) -> tuple[bytes, str] | str:
-        try:
-            async with self._session.get(URL(url, encoded=True), allow_redirects=False) as reply:
-                job.status = reply.status
-                if reply.status in REDIRECTS and "Location" in reply.headers:
-                    return target(url, reply.headers["Location"])
-                if reply.status != 200:
-                    again = reply.status in TRY_AGAIN
-                    after_s = policy.retry_after_s(reply.headers.get("Retry-After", ""))
-                    raise Stop(f"http_{reply.status}", again=again, after_s=after_s)
-                if policy.opted_out(reply.headers.getall("X-Robots-Tag", []), reply.headers.get("tdm-reservation")):
-                    raise Stop("opted_out")
-                return await self._read(job, reply)
-        except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:
-            raise stop_for(error) from error
-
-    async def _read(self, job: _Job, reply: aiohttp.ClientResponse) -> tuple[bytes, str]:
-        encoding = reply.headers.get("Content-Encoding", "").strip().lower()
-        if encoding in PACKED or "," in encoding:
-            raise Stop("encoding")
-        if (reply.content_length or 0) > self._limits.max_bytes:
-            raise Stop("too_large")
-        pieces: list[bytes] = []
-        async for piece in reply.content.iter_any():
-            if job.held + len(piece) > self._limits.max_bytes:
-                raise Stop("too_large")
-            await self._enter(self._bytes, job, len(piece))
-            job.held += len(piece)
-            pieces.append(piece)
-        return b"".join(pieces), encoding
+def _with_handles(window: tuple[int, int]) -> tuple[int, int]:
+    """The bounds of the window with as many file handles as the system grants this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * window[1] + HANDLES_KEPT  # connections that are kept alive for a while, too
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return window
+    most = max(1, min(window[1], (soft - HANDLES_KEPT) // 2))
+    return min(window[0], most), most
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

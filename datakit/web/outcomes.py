@@ -11,8 +11,9 @@ from typing import TypeVar
 from urllib.parse import quote, urljoin
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
-from datakit.errors import BadImage, DownloadError
+from datakit.errors import BadImage
 
 T = TypeVar("T")
 
@@ -29,11 +30,28 @@ OUTCOMES = (
     "redirects",  # too many
     "refused_url",  # the form of the URL or of a redirect's target
     "refused_address",  # not a public address
-    "reset",  # the connection broke, or what came was not HTTP
+    "reset",  # the connection broke
+    "protocol",  # what came was not HTTP, or more headers than allowed
     "encoding",  # a compressed body that can't be unpacked
     "opted_out",  # X-Robots-Tag or tdm-reservation
+    "robots",  # robots.txt forbids it, if it is asked
+    "host_down",  # the host failed ten times in a row and wasn't asked
 )
 """What can become of a URL; besides these, the reasons of `BadImage` that `work` raises."""
+
+# Answers that another try at another time may change; all others are how the world is.
+_PASSING = frozenset(
+    {
+        *("dns", "connect", "tls", "timeout_connect", "timeout_read", "timeout_total", "reset", "protocol"),
+        *("host_down", "http_408", "http_425", "http_429", "truncated", "not_imported"),
+    }
+)
+
+
+def may_pass(outcome: str) -> bool:
+    """Whether it makes sense to try such a URL again on another day."""
+    return outcome in _PASSING or outcome.startswith("http_5")
+
 
 PACKED = frozenset({"br", "zstd", "compress", "x-compress", "dcb", "dcz"})  # encodings we don't unpack
 NO_HANDLES = frozenset({errno.EMFILE, errno.ENFILE})
@@ -47,6 +65,13 @@ class Stop(Exception):
         self.outcome = outcome
         self.again = again
         self.after_s = after_s
+
+
+class NoHandles(Stop):
+    """The system gives no more file handles: fewer URLs in flight, and this one again."""
+
+    def __init__(self) -> None:
+        super().__init__("no_handles", again=True)
 
 
 def worked(work: Callable[[bytes], T], body: bytes, encoding: str, max_bytes: int) -> tuple[str, int, T | None]:
@@ -76,10 +101,10 @@ def _unpacked(body: bytes, max_bytes: int) -> bytes:
 
 def target(url: str, location: str) -> str:
     """Where a redirect leads; bytes that are no UTF-8 are quoted as they came."""
-    if any("\ud800" <= c <= "\udfff" for c in location):
-        raw = location.encode("utf-8", "surrogateescape")
-        location = quote(raw, safe="".join(map(chr, range(0x21, 0x7F))))
     try:
+        if any("\ud800" <= c <= "\udfff" for c in location):
+            raw = location.encode("utf-8", "surrogateescape")
+            location = quote(raw, safe="".join(map(chr, range(0x21, 0x7F))))
         return urljoin(url, location.strip(" "))
     except ValueError as error:
         raise Stop("refused_url") from error
@@ -88,9 +113,7 @@ def target(url: str, location: str) -> str:
 def stop_for(error: Exception) -> Stop:
     """The outcome of what aiohttp raises."""
     if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno in NO_HANDLES:
-        raise DownloadError(
-            "the crawl ran out of file handles: raise `ulimit -n`, or have fewer URLs in flight"
-        ) from error
+        return NoHandles()
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return Stop("dns", again=error.os_error.errno == socket.EAI_AGAIN)
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
@@ -100,7 +123,12 @@ def stop_for(error: Exception) -> Stop:
     if isinstance(error, aiohttp.ServerTimeoutError):
         return Stop("timeout_read")
     if isinstance(error, aiohttp.ClientConnectorError):
-        return Stop("connect")
+        broken = isinstance(error.os_error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
+        return Stop("reset", again=True) if broken else Stop("connect")
     if isinstance(error, aiohttp.InvalidURL):
         return Stop("refused_url")
-    return Stop("reset", again=not isinstance(error, aiohttp.ClientResponseError))
+    if isinstance(error, aiohttp.ClientResponseError) or (
+        isinstance(error.__cause__, HttpProcessingError) and "Not enough data" not in str(error)
+    ):
+        return Stop("protocol")
+    return Stop("reset", again=True)

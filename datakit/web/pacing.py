@@ -1,10 +1,23 @@
-"""Pacing: how much a crawl does at once, and who waits for whom."""
+"""Pacing: how much a crawl does at once, who waits for whom, and what one host is asked to bear."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+J = TypeVar("J")
+
+BREAK_AFTER = 10  # failures of a host in a row, after which it isn't asked for a while
+BREAK_S = 60.0  # doubled each time that it fails again, up to
+LONGEST_BREAK_S = 3600.0
+TICK_S = 0.25  # how often the window is set anew
+LAG_S = 0.1  # an event loop that comes so late has more to do than the machine can bear
+TROUBLE = 0.3  # share of connections that can't be made, above which the network has enough
+STEP = 16  # URLs by which the window grows in a tick, once it has shrunk for the first time
+SHRINK = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +31,141 @@ class Limits:
     """The whole URL with redirects, retries and back-off; waiting for our own limits is not counted."""
     max_bytes: int = 50 << 20
     max_redirects: int = 5
-    in_flight: int = 256
+    window: tuple[int, int] = (16, 2048)
+    """URLs in flight at once: at least, at most. In between it follows the machine and the network."""
     per_host: int = 8
-    bytes_ahead: int = 256 << 20
-    """Bytes being read, worked on or waiting for their turn. A value counts by its length or `nbytes`,
-    and as much as its body did when it has neither."""
+    """Requests that one host has to bear at once."""
+    per_host_per_s: float = 50
+    """Requests that one host has to bear in a second, on average."""
+    robots: bool = False
+    """Whether robots.txt is asked for and obeyed; the headers of pictures always are."""
+    bytes_ahead: int = 128 << 20
+    """Bytes of memory being read, worked on or waiting for their turn. A value counts by its length or
+    `nbytes`, and as much as its body did when it has neither."""
+    spool_bytes: int = 4 << 30
+    """Bytes of disk where values wait for their turn once they fill a quarter of `bytes_ahead`."""
     retries: int = 1
+
+
+class Window:
+    """How many URLs may be in flight: doubled each tick at first, then by additive increase, multiplicative decrease.
+
+    It grows only while it is what holds the crawl up. It shrinks when the event loop comes late or the codecs have
+    more to do than the window is wide (the machine has enough), and when too many connections fail (the network has).
+    """
+
+    def __init__(self, bounds: tuple[int, int]) -> None:
+        self.least, self.most = bounds
+        self.size = float(min(max(64, self.least), self.most))
+        self._slow_start = True
+        self._full = False
+        self._good = self._bad = 0
+
+    def filled(self) -> None:
+        """A URL was ready and had to wait for the window."""
+        self._full = True
+
+    def connected(self, well: bool) -> None:
+        """A request got an answer, or couldn't even be made."""
+        if well:
+            self._good += 1
+        else:
+            self._bad += 1
+
+    def tick(self, *, late_s: float, backlog: int) -> None:
+        """Sets the size anew; `backlog` is how many bodies wait for a thread."""
+        n = self._good + self._bad
+        network = self._bad >= 20 and self._bad > TROUBLE * n
+        if late_s > LAG_S or backlog > self.size / 2 + STEP or network:
+            self.shrink()
+        elif self._full and backlog <= STEP:
+            self.size = min(self.most, self.size * 2 if self._slow_start else self.size + STEP)
+        self._full = False
+        if n >= 100:  # enough to judge by; fewer are kept for the next tick
+            self._good = self._bad = 0
+
+    def shrink(self) -> None:
+        self.size = max(self.least, self.size * SHRINK)
+        self._slow_start = False
+        self._good = self._bad = 0
+
+
+class Host(Generic[J]):
+    """One host: the requests it bears now, who waits for it, and whether it is worth asking."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.running = 0
+        self.waiting: deque[J] = deque()
+        self.alarm = False  # whether it will be looked at again by itself
+        self.per_s = limits.per_host_per_s
+        self._most = limits.per_host
+        self._patience_s = limits.total_s
+        self._due = 0.0  # when the requests made so far will have kept the rate
+        self._paused_until = 0.0
+        self._failures = 0
+        self._breaks = 0
+        self._closed_until = 0.0
+        self._last = ""
+
+    @property
+    def full(self) -> bool:
+        return self.running >= self._most
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until the rate, or a Retry-After, permits another request."""
+        return max(self._due - now - self._most / self.per_s, self._paused_until - now, 0.0)
+
+    def begin(self, now: float) -> None:
+        self.running += 1
+        self._due = max(self._due, now) + 1 / self.per_s
+
+    def pause(self, now: float, after_s: float) -> None:
+        """The host asked for patience. When that is more than a URL has, it isn't asked until then."""
+        if after_s <= self._patience_s:
+            self._paused_until = max(self._paused_until, now + after_s)
+        else:
+            self._failures, self._last = BREAK_AFTER, "host_down"
+            self._closed_until = max(self._closed_until, now + min(after_s, LONGEST_BREAK_S))
+
+    def refuses(self, now: float) -> str:
+        """The outcome for a host that kept failing and isn't asked now; empty when it may be.
+
+        When its time is over one request goes through; the next ones follow if that one is answered.
+        """
+        if self._failures < BREAK_AFTER:
+            return ""
+        if now >= self._closed_until and not self.running:
+            return ""
+        return "dns" if self._last == "dns" else "host_down"
+
+    def ended(self, outcome: str, now: float) -> None:
+        """What became of a request: a failure in a row, or the end of the row."""
+        if not failed_host(outcome):
+            self._failures = self._breaks = 0
+            return
+        self._failures += 1
+        self._last = outcome
+        if self._failures >= BREAK_AFTER and now >= self._closed_until:
+            self._closed_until = now + min(BREAK_S * 2**self._breaks, LONGEST_BREAK_S)
+            self._breaks += 1
+
+    @property
+    def idle(self) -> bool:
+        return not self.running and not self.waiting
+
+    def forgettable(self, now: float) -> bool:
+        """Whether nothing is lost when this host is met as if for the first time."""
+        return self.idle and not self._failures and self.wait_s(now) == 0.0 and self._due <= now
+
+
+_HOST_FAULTS = frozenset(
+    {"dns", "connect", "tls", "timeout_connect", "timeout_read", "timeout_total", "reset", "protocol", "http_429"}
+)
+
+
+def failed_host(outcome: str) -> bool:
+    """Whether an outcome speaks against the host rather than against one URL."""
+    return outcome in _HOST_FAULTS or outcome.startswith("http_5")
 
 
 class Room:
@@ -32,16 +174,12 @@ class Room:
     def __init__(self, limit: int, oldest: Callable[[], int]) -> None:
         self.used = 0
         self._limit = limit
-        self._oldest = oldest
+        self.oldest = oldest
         self._waiting: dict[int, tuple[int, asyncio.Future[None]]] = {}
-
-    @property
-    def idle(self) -> bool:
-        return not self.used and not self._waiting
 
     def admits(self, place: int, n: int) -> bool:
         """Takes `n` at once if that is possible."""
-        if place != self._oldest() and (self._waiting or self.used + n > self._limit):
+        if place != self.oldest() and (self._waiting or self.used + n > self._limit):
             return False
         self.used += n
         return True

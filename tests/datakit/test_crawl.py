@@ -9,8 +9,8 @@ import zlib
 import pytest
 from unruly import Unruly, in_turn, reply, unruly_server
 
-from datakit.errors import BadImage
-from datakit.web import crawl as crawl_module
+from datakit.errors import BadImage, DownloadError
+from datakit.web import asking, pacing
 from datakit.web import hosts as hosts_module
 from datakit.web.crawl import Limits, crawl
 from datakit.web.hosts import Hosts
@@ -20,7 +20,7 @@ QUICK = Limits(max_bytes=100_000)
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(crawl_module, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(asking, "BACKOFF_S", 0.0)
     with unruly_server() as unruly:
         yield unruly
 
@@ -67,7 +67,7 @@ def test_results_come_in_the_order_of_the_urls(server):
     urls = [server.at(f"/{n}", reply(str(n).encode())) for n in range(30)]
     server.at("/0", first)
     server.at("/29", last)
-    limits = Limits(in_flight=30, per_host=30)
+    limits = Limits(window=(1, 30), per_host=30)
 
     found = fetch(server, *urls, limits=limits)
 
@@ -78,7 +78,7 @@ def test_results_come_in_the_order_of_the_urls(server):
 def test_every_url_has_a_result_even_with_the_tightest_limits(server):
     urls = [server.at(f"/{n}", reply(bytes([n]) * 5000)) for n in range(40)]
     urls[7:7] = ["nonsense", f"http://{server.place}/gone"]
-    limits = Limits(in_flight=4, per_host=1, bytes_ahead=1)
+    limits = Limits(window=(1, 4), per_host=1, bytes_ahead=1)
 
     found = fetch(server, *urls, limits=limits)
 
@@ -88,7 +88,7 @@ def test_every_url_has_a_result_even_with_the_tightest_limits(server):
 
 def test_a_slow_consumer_holds_up_the_crawl(server):
     urls = [server.at(f"/{n}", reply(b"x" * 1000)) for n in range(200)]
-    limits = Limits(in_flight=2, bytes_ahead=5000)
+    limits = Limits(window=(1, 2), bytes_ahead=5000)
     hosts = Hosts(allowed=(server.place,))
     worked = []
 
@@ -120,16 +120,15 @@ def test_a_passing_failure_is_tried_once_more(server, status):
 
 
 def test_retry_after_is_honoured_up_to_the_deadline(server, monkeypatch):
-    monkeypatch.setattr(crawl_module, "BACKOFF_S", 1e9)
+    monkeypatch.setattr(asking, "BACKOFF_S", 1e9)
     soon = server.at("/soon", in_turn(reply(b"", 429, Retry_After="0"), reply(b"ok")))
     date = "Wed, 21 Oct 2015 07:28:00 GMT"
     past = server.at("/past", in_turn(reply(b"", 503, Retry_After=date), reply(b"ok")))
-    late = server.at("/late", reply(b"", 429, Retry_After="3600"))
     odd = server.at("/odd", reply(b"", 429, Retry_After="later"))
+    late = server.at("/late", reply(b"", 429, Retry_After="3600"))
 
-    found = outcomes(server, soon, past, late, odd)
-
-    assert found == ["ok", "ok", "http_429", "http_429"]
+    assert outcomes(server, soon, past, odd) == ["ok", "ok", "http_429"]
+    assert outcomes(server, late, soon, past, limits=Limits(per_host=1)) == ["http_429", "host_down", "host_down"]
     assert sorted(server.paths()) == ["/late", "/odd", "/past", "/past", "/soon", "/soon"]
 
 
@@ -161,10 +160,10 @@ def test_a_connection_that_breaks_is_tried_once_more(server):
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
     ],
 )
-def test_what_is_not_http_is_a_reset(server, garbage):
+def test_what_is_not_http_is_a_fault_of_protocol(server, garbage):
     url = server.at("/x", lambda visit: visit.send(garbage))
 
-    assert outcomes(server, url) == ["reset"]
+    assert outcomes(server, url) == ["protocol"]
 
 
 def test_silence_ends_with_the_read_timeout(server):
@@ -435,7 +434,7 @@ def test_closing_early_stops_everything(server):
 
     urls = [server.at("/first", reply(b"x")), *[server.at(f"/{n}", half) for n in range(20)]]
     hosts = Hosts(allowed=(server.place,))
-    results = crawl(urls, hosts=hosts, limits=Limits(in_flight=4), work=bytes)
+    results = crawl(urls, hosts=hosts, limits=Limits(window=(1, 4)), work=bytes)
 
     first = next(results)
     results.close()
@@ -447,3 +446,74 @@ def test_closing_early_stops_everything(server):
 
 def crawl_threads():
     return [t.name for t in threading.enumerate() if t.name in ("crawl", "crawl-work")]
+
+
+def test_a_host_that_keeps_failing_is_left_alone_and_others_go_on(server):
+    dead = f"127.0.0.1:{server.door(lambda connection, closing: connection.close())}"
+    urls = [f"http://{dead}/{n}" for n in range(100)]
+    urls[50:50] = [server.at("/good", reply(b"picture"))]
+    limits = Limits(per_host=1, retries=0)
+    hosts = Hosts(allowed=(server.place, dead))
+
+    found = [f.outcome for f in crawl(urls, hosts=hosts, limits=limits, work=bytes)]
+
+    assert found[50] == "ok"
+    assert found.count("reset") == pacing.BREAK_AFTER
+    assert found.count("host_down") == 90
+
+
+def test_a_slow_host_doesn_t_hold_up_the_others(server):
+    free = threading.Event()
+
+    def slow(visit):
+        free.wait()
+        reply(b"slow")(visit)
+
+    def last(visit):
+        free.set()
+        reply(b"last")(visit)
+
+    slow_urls = [f"http://localhost:{server.port}/slow" for _ in range(20)]
+    server.at("/slow", slow)
+    urls = [*slow_urls, server.at("/last", last)]
+    limits = Limits(window=(3, 3), per_host=2)
+    hosts = Hosts(allowed=(server.place, f"localhost:{server.port}"))
+
+    found = [f.value for f in crawl(urls, hosts=hosts, limits=limits, work=bytes)]
+
+    assert found == [b"slow"] * 20 + [b"last"]
+
+
+def test_a_name_is_looked_up_once_for_many_urls(server, monkeypatch):
+    asked = []
+    look_up = hosts_module.look_up
+    monkeypatch.setattr(hosts_module, "look_up", lambda host, port: asked.append(host) or look_up(host, port))
+    server.at("/a", reply(b"picture"))
+    urls = [f"http://localhost:{server.port}/a?{n}" for n in range(30)]
+
+    found = [f.outcome for f in crawl(urls, hosts=Hosts(allowed=("localhost",)), limits=QUICK, work=bytes)]
+
+    assert found == ["ok"] * 30
+    assert asked == ["localhost"]
+
+
+def test_a_host_that_asks_for_patience_isn_t_asked_by_other_urls_meanwhile(server):
+    server.at("/busy", in_turn(reply(b"", 429, Retry_After="1"), reply(b"ok")))
+    urls = [f"http://{server.place}/busy?{n}" for n in range(3)]
+    limits = Limits(per_host=1)
+
+    found = [f.outcome for f in crawl(urls, hosts=Hosts(allowed=(server.place,)), limits=limits, work=bytes)]
+
+    assert found == ["ok"] * 3
+    assert len(server.visits) == 4
+
+
+def test_without_file_handles_the_crawl_waits_and_then_says_so(server, monkeypatch):
+    def refused(self, *args, **kwargs):
+        raise asking.NoHandles
+
+    url = server.at("/a", reply(b"picture"))
+    monkeypatch.setattr(asking.Asker, "_ask", refused)
+
+    with pytest.raises(DownloadError, match="ulimit -n"):
+        fetch(server, url, limits=Limits(per_host_per_s=1e9))

@@ -8,6 +8,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from datakit.errors import BadImage
-from datakit.images import MAX_PIXELS, Picture, normalise, size, sniff
+from datakit.images import MAX_FRAMES, MAX_PIXELS, Picture, inspect, normalise, size, sniff
 
 REAL = Path(__file__).parents[2].parent / "shared" / "real" / "images"
 
@@ -170,9 +171,9 @@ def test_exif_of_either_byte_order_is_read():
     assert sizes == {48}
 
 
-@pytest.mark.parametrize("broken", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage"])
+@pytest.mark.parametrize("broken", [b"", b"II*\0\xff\xff\xff\xff", b"garbage", exif(1)[6:-4]])
 def test_exif_that_makes_no_sense_turns_nothing_and_does_not_stay(broken):
-    picture = normalise(saved(drawing(), "JPEG", exif=broken))
+    picture = normalise(saved(drawing(), "JPEG", exif=b"Exif\0\0" + broken))
 
     assert picture.changed
     assert (picture.width, picture.height) == (48, 32)
@@ -463,6 +464,7 @@ def test_a_flipped_bit_of_a_png_is_noticed():
         saved(drawing(), "GIF")[:6] + struct.pack("<HH", 65_535, 65_535) + saved(drawing(), "GIF")[10:],
         saved(drawing(), "BMP")[:18] + struct.pack("<ii", 50_000, -50_000) + saved(drawing(), "BMP")[26:],
         b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2,
+        b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\0\0" + b"\xff\0\x80",
         b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIIHHII", 256, 4, 1, 50_000, 257, 4, 1, 50_000),
         b"\xff\xd8\xff\xc0\0\x11\x08" + struct.pack(">HH", 50_000, 50_000) + b"\x03\1\x11\0\2\x11\0\3\x11\0",
         b"\0\0\0\x1cftypavif\0\0\0\0avifmif1\0\0\0\x14ispe\0\0\0\0" + struct.pack(">II", 50_000, 50_000),
@@ -508,6 +510,154 @@ def test_a_jpeg_of_thousands_of_scans_is_refused():
     start = whole.index(b"\xff\xda")
 
     assert reason(whole[:start] + whole[start:-2] * 200 + whole[-2:]) == "corrupt"
+
+
+def theirs(data: bytes, short_px: int) -> bytes:
+    """img2dataset's recipe: decoded, shrunk under an area filter and written, all by OpenCV."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    high, wide = pixels.shape[:2]
+    size_px = (round(wide * short_px / min(high, wide)), round(high * short_px / min(high, wide)))
+    shrunk = cv2.resize(pixels, size_px, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", shrunk, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(drawing(331, 200), "JPEG", quality=85),
+        saved(drawing(331, 200), "JPEG", quality=98, subsampling=0),
+        saved(drawing(200, 1001), "JPEG", progressive=True),
+        saved(drawing(331, 200).convert("L"), "JPEG"),
+        saved(drawing(331, 200), "PNG"),
+        saved(drawing(331, 200).convert("L"), "PNG"),
+        saved(drawing(331, 200), "BMP"),
+    ],
+)
+@pytest.mark.parametrize("short_px", [199, 100, 61])
+def test_area_gives_the_bytes_that_img2dataset_writes(data, short_px):
+    assert normalise(data, max_short_side_px=short_px, resize="area").data == theirs(data, short_px)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 301), (201, 201), (1601, 803)])
+@pytest.mark.parametrize("short_px", [199, 100, 33])
+def test_linear_is_the_same_picture_of_the_same_size(kind, width, height, short_px):
+    data = saved(drawing(30, 20).resize((width, height), Image.BICUBIC), kind, quality=95)
+
+    picture, area = (normalise(data, max_short_side_px=short_px, resize=how) for how in ("linear", "area"))
+
+    assert (picture.width, picture.height) == (area.width, area.height)
+    assert far(opened(picture), opened(area)) < 2
+
+
+def test_linear_does_not_pass_over_pixels():
+    dots = Image.fromarray(np.tile(np.array([[0, 0, 0, 255]], np.uint8), (400, 100)))  # a quarter is white
+
+    for kind in ("JPEG", "PNG"):
+        data = saved(dots, kind, quality=100) if kind == "JPEG" else saved(dots, kind)
+        shrunk = np.asarray(opened(normalise(data, max_short_side_px=100, resize="linear")))
+
+        assert shrunk.mean() == pytest.approx(64, abs=2)
+        assert shrunk.std() < 3
+
+
+def test_another_filter_is_refused():
+    with pytest.raises(ValueError, match="'area' or 'linear', not 'cubic'"):
+        normalise(PLAIN, resize="cubic")
+
+
+@pytest.mark.parametrize("how", ["area", "linear"])
+def test_damage_is_seen_by_either_filter(how):
+    middle = (PLAIN.rindex(b"\xff\xda") + 14 + len(PLAIN)) // 2
+    while PLAIN[middle - 1] == 0xFF:
+        middle += 1
+    impossible = PLAIN[:middle] + b"\xff\0" * 40 + PLAIN[middle:]
+
+    assert reason(PLAIN[: len(PLAIN) * 2 // 3] + b"\xff\xd9", max_short_side_px=60, resize=how) == "truncated"
+    assert reason(impossible, max_short_side_px=60, resize=how) == "corrupt"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+def test_a_whole_file_passes_inspection_and_keeps_its_size(kind):
+    data = saved(drawing(61, 35), kind)
+
+    assert inspect(data) == (sniff(data), 61, 35)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF"])
+def test_every_cut_of_a_file_fails_inspection(kind):
+    whole = saved(drawing(), kind, **({"save_all": True, "append_images": [drawing()]} if kind == "WEBP" else {}))
+    passed = set()
+
+    for n in range(len(whole)):
+        try:
+            passed.add((n, inspect(whole[:n])))
+        except BadImage as error:
+            assert error.reason in {"not_an_image", "truncated"}
+
+    assert not passed
+
+
+def test_inspection_decodes_nothing():
+    whole = saved(drawing(), "JPEG")
+    start = whole.rindex(b"\xff\xda") + 14
+    blank = whole[:start] + bytes(len(whole) - start - 2) + whole[-2:]
+
+    assert inspect(blank) == ("jpg", 48, 32)
+    assert reason(blank) in {"truncated", "corrupt"}
+
+
+def test_a_first_frame_beyond_the_screen_makes_a_gif_larger():
+    larger = bytearray(saved(drawing(), "GIF"))
+    at = larger.index(b",\0\0\0\0")
+    larger[at + 1 : at + 5] = struct.pack("<HH", 10, 20)
+
+    assert inspect(bytes(larger)) == ("gif", 58, 52)
+    assert Image.open(io.BytesIO(bytes(larger))).size == (58, 52)
+
+
+def film(kind: str, n_frames: int) -> bytes:
+    """An animation of so many frames, each of one pixel's worth of bytes."""
+    if kind == "gif":
+        frame = b",\0\0\0\0\1\0\1\0\0\2\2\x44\1\0"
+        return b"GIF89a\1\0\1\0\x80\0\0" + bytes(6) + frame * n_frames + b";"
+    if kind == "webp":
+        still = saved(drawing(1, 1), "WEBP")[12:]
+        head = b"VP8X\x0a\0\0\0\2" + bytes(9) + b"ANIM\6\0\0\0" + bytes(6)
+        frames = (b"ANMF" + struct.pack("<I", 16 + len(still)) + bytes(12) + b"\1\0\0\0" + still) * n_frames
+        return b"RIFF" + struct.pack("<I", 4 + len(head + frames)) + b"WEBP" + head + frames
+    if kind == "avif":
+        moving = saved(drawing(8, 8), "AVIF", save_all=True, append_images=[drawing(8, 8)])
+        at = moving.index(b"stsz") + 12
+        return moving[:at] + struct.pack(">I", n_frames) + moving[at + 4 :]
+    stated = chunk(b"acTL", struct.pack(">II", n_frames, 0))
+    return png(1, 1, 8, 2, b"\0abc", *([stated] if kind == "png" else [chunk(b"fcTL", bytes(26))] * n_frames))
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "avif", "png", "png that doesn't say so"])
+def test_an_animation_of_too_many_frames_is_refused(kind):
+    most, more = film(kind, MAX_FRAMES), film(kind, MAX_FRAMES + 1)
+
+    assert inspect(most)[0] == kind[:4].strip()
+    assert reason(more) == "frames"
+    with pytest.raises(BadImage, match="at most 1000"):
+        inspect(more)
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"GIF89a\1\0\1\0\0\0\0!\xfe" + b"\1x" * 600_000 + b"\0;",
+        b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\0" * 300_000 + b";",
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", b"\0\0\0\1\0\0\0\1\x08\2\0\0\0") + chunk(b"teXt", b"") * 300_000,
+        b"RIFF\0\0\x40\0WEBPVP8X\x0a\0\0\0" + bytes(10) + b"EXIF\0\0\0\0" * 600_000,
+        b"\xff\xd8" + b"\xff" * 600_000,
+        b"\xff\xd8" + b"\xff\x01" * 600_000,
+        b"\0\0\0\x2cftypavif\0\0\0\0avifmif1\0\0\0\x14ispe\0\0\0\0\0\0\0\1\0\0\0\1" + b"\0\0\0\x08free" * 300_000,
+    ],
+)
+def test_a_walk_through_endless_blocks_ends(endless):
+    assert reason(endless) == "corrupt"
 
 
 SEEDS = [
@@ -564,7 +714,7 @@ def test_mutated_pictures_raise_nothing_but_bad_image(data):
     try:
         picture = normalise(candidate, max_short_side_px=data.draw(st.sampled_from([None, 8])))
     except BadImage as error:
-        assert error.reason in {"not_an_image", "unsupported", "pixels", "truncated", "corrupt"}
+        assert error.reason in {"not_an_image", "unsupported", "pixels", "frames", "truncated", "corrupt"}
     else:
         assert opened(picture).size == (picture.width, picture.height)
 

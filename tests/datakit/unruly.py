@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import socketserver
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 TICK_S = 0.02  # between two bytes of a slow answer
@@ -52,6 +53,7 @@ class Visit:
 
 
 Answer = Callable[[Visit], object]
+Greeting = Callable[[socket.socket, threading.Event], object]  # what a door does with a connection
 
 
 def reply(body: bytes = b"", status: int = 200, **headers: object) -> Answer:
@@ -101,6 +103,7 @@ class Unruly:
     answers: dict[str, Answer] = field(default_factory=dict)
     visits: list[Visit] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
+    doors: ExitStack = field(default_factory=ExitStack)
 
     @property
     def place(self) -> str:
@@ -111,52 +114,83 @@ class Unruly:
         self.answers[path] = answer
         return f"http://{self.place}{path}"
 
+    def door(
+        self,
+        greeting: Greeting | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        at: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> int:
+        """Opens one more port: `greeting` has it before anything is read, else it answers, after TLS if any."""
+        server = self.doors.enter_context(_Server(at, _Handler))
+        server.unruly, server.greeting, server.tls = self, greeting, tls
+        self.doors.enter_context(_served(server))
+        return int(server.server_address[1])
+
     def paths(self) -> list[str]:
         return [visit.path for visit in self.visits]
 
 
 class _Handler(socketserver.BaseRequestHandler):
+    server: _Server
+
     def handle(self) -> None:
-        unruly: Unruly = self.server.unruly  # type: ignore[attr-defined]
+        with suppress(ConnectionError, TimeoutError, ssl.SSLError):  # the client left first
+            if self.server.greeting:
+                self.server.greeting(self.request, self.server.unruly.closing)
+            elif self.server.tls:
+                with self.server.tls.wrap_socket(self.request, server_side=True) as self.request:
+                    self.answer(self.server.unruly)
+            else:
+                self.answer(self.server.unruly)
+
+    def answer(self, unruly: Unruly) -> None:
         head = b""
-        try:
-            while b"\r\n\r\n" not in head:
-                received = self.request.recv(65536)
-                if not received:
-                    return
-                head += received
-                if head.startswith(b"\x16"):  # a TLS handshake, and here is none
-                    self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                    return
-            first, *lines = head.split(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
-            method, path, _ = first.split(" ")
-            headers = {name.lower(): value.strip() for name, _, value in (li.partition(":") for li in lines)}
-            visit = Visit(method, path, headers, self.request, unruly.closing)
-            unruly.visits.append(visit)
-            unruly.answers.get(path.partition("?")[0], reply(b"none", 404))(visit)
-        except (ConnectionError, TimeoutError):
-            pass  # the client left first
+        while b"\r\n\r\n" not in head:
+            received = self.request.recv(65536)
+            if not received:
+                return
+            head += received
+            if head.startswith(b"\x16"):  # a TLS handshake, and here is none
+                self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                return
+        first, *lines = head.split(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        method, path, _ = first.split(" ")
+        headers = {name.lower(): value.strip() for name, _, value in (li.partition(":") for li in lines)}
+        visit = Visit(method, path, headers, self.request, unruly.closing)
+        unruly.visits.append(visit)
+        unruly.answers.get(path.partition("?")[0], reply(b"none", 404))(visit)
 
 
 class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 128
+    unruly: Unruly
+    greeting: Greeting | None = None
+    tls: ssl.SSLContext | None = None
 
     def handle_error(self, request: object, client_address: object) -> None:
         raise  # pytest reports what goes wrong in a thread
 
 
 @contextmanager
+def _served(server: _Server) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
 def unruly_server() -> Iterator[Unruly]:
     """Serves until the block ends; no thread and no socket is left behind."""
     with _Server(("127.0.0.1", 0), _Handler) as server:
-        unruly = Unruly(server.server_address[1])
-        server.unruly = unruly  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield unruly
-        finally:
-            unruly.closing.set()
-            server.shutdown()
-            thread.join()
+        unruly = server.unruly = Unruly(server.server_address[1])
+        with unruly.doors, _served(server):
+            try:
+                yield unruly
+            finally:
+                unruly.closing.set()

@@ -1,0 +1,270 @@
+"""Retry: tries the failed URLs of finished shards again, and patches the shards with what came this time.
+
+A part that is patched keeps its tar as it is. What came goes into a new tar beside it (`00042.r1.tar`), a new table
+(`00042.r1.parquet`) says where each picture is, and then the commit names both: until that moment the old table
+stands. So the keys of all others, and their bytes, don't change, and `build-mix` sees that it has to pack again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import pyarrow as pa
+
+from datakit.errors import Incomplete, UsageError
+from datakit.ledger import Commit, File, Ledger, Part
+from datakit.pool import pooled
+from datakit.run import Run
+from datakit.runner import maker
+from datakit.shards import ranges, shard_name
+from datakit.stage import Out, Tell, Work, silent
+from datakit.stages.fetch import Engine, Fetch
+from datakit.store import Sink, locked
+from datakit.tables import LOCATED, Rows, TableWriter, write_log
+from datakit.web.outcomes import may_pass
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which failed URLs are tried again: those of some outcomes, of some hosts; `*` stands for any characters."""
+
+    outcomes: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+    def matches(self, place: dict[str, Any]) -> bool:
+        outcome: str = place["outcome"]
+        if outcome == "ok":
+            return False
+        if not (any(fnmatchcase(outcome, p) for p in self.outcomes) if self.outcomes else may_pass(outcome)):
+            return False
+        return not self.hosts or any(fnmatchcase(_host(place["ref"]), p) for p in self.hosts)
+
+
+def parse_where(conditions: tuple[str, ...]) -> Where:
+    """`outcome=timeout_total`, `outcome=timeout_*,dns`, `host=*.example.org`. Raises UsageError."""
+    found: dict[str, tuple[str, ...]] = {}
+    for condition in conditions:
+        key, equals, value = condition.partition("=")
+        values = tuple(filter(None, (v.strip() for v in value.split(","))))
+        if key.strip() not in ("outcome", "host") or not equals or not values:
+            raise UsageError(
+                f"{condition!r} is no condition: write outcome=NAME or host=NAME, several with commas, * for any text"
+            )
+        found[key.strip()] = found.get(key.strip(), ()) + values
+    return Where(found.get("outcome", ()), found.get("host", ()))
+
+
+@dataclass
+class Report:
+    """What came of a retry."""
+
+    shards: list[int] = field(default_factory=list)
+    behind: list[int] = field(default_factory=list)  # tried more often than others: a retry that was cut goes on
+    before: Counter[str] = field(default_factory=Counter)  # outcomes of the URLs that were tried
+    after: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)  # outcomes of failed URLs that weren't
+
+
+def retry(
+    run: Run,
+    *,
+    where: Where,
+    engine: Engine | None = None,
+    shards: list[int] | None = None,
+    slice_of: tuple[int, int] = (0, 1),
+    jobs: int = 1,
+    tell: Tell = silent,
+) -> Report:
+    """Tries the failed URLs of the shards that are fetched again; a shard after the other is patched.
+
+    When it was killed and is run again, the parts that it had done are left out: it takes those that were tried
+    less often than others. `engine` says who tries, if not who fetched. Raises Incomplete when nothing is fetched,
+    UsageError for a dataset without URLs.
+    """
+    place = len(run.upto("fetch")) - 1
+    if not isinstance(run.steps[place].stage, Fetch):
+        raise UsageError(f"the pictures of {run.manifest.name!r} come in archives: there are no URLs to try again")
+    ledger = run.ledger(run.steps[place])
+    seen = run.snapshot()
+    commits = seen.ledger(run.steps[place]).commits()
+    if unknown := sorted(set(shards or []) - set(commits)):
+        raise UsageError(f"shards {ranges(unknown)} of {run.manifest.name!r} are not fetched yet")
+    chosen = [k for k in sorted(commits) if (shards is None or k in shards) and k % slice_of[1] == slice_of[0]]
+    unready = [k for k in chosen if not seen.done(place, k, files=True)]
+    if unready:
+        raise Incomplete(
+            f"shards {ranges(unready)} of {run.manifest.name!r} are not whole, were cleaned, or what they were made "
+            f"from has changed: run `datakit fetch {run.manifest.name}` first"
+        )
+    if not chosen:
+        raise Incomplete(f"nothing of {run.manifest.name!r} is fetched yet: run `datakit fetch {run.manifest.name}`")
+    least = min(part.tries for k in chosen for part in commits[k].parts)
+    todo = [k for k in chosen if any(part.tries == least for part in commits[k].parts)]
+    report = Report(shards=todo, behind=[k for k in chosen if k not in todo])
+    ledger.store.sweep(ledger.folder)
+    tell("", "shards", len(chosen))
+    tell("", "done", len(chosen) - len(todo))
+
+    def note(one: Report) -> None:
+        tell("", "done", 1)
+        report.before += one.before
+        report.after += one.after
+        report.left += one.left
+
+    tasks = [(run, place, k, where, least, engine) for k in todo]
+    if jobs <= 1 or len(tasks) <= 1:
+        for task in tasks:
+            note(retry_shard(*task, tell))
+    else:
+        pooled(retry_shard, tasks, min(jobs, len(tasks)), tell=tell, note=note)
+    return report
+
+
+def retry_shard(
+    run: Run, place: int, shard: int, where: Where, tries: int, engine: Engine | None, tell: Tell = silent
+) -> Report:
+    """Tries the failed URLs of those parts of a shard that were tried so often before; patches part after part."""
+    step = run.steps[place]
+    stage, ledger, work = step.stage, run.ledger(step), run.work(step, tell)
+    assert isinstance(stage, Fetch)  # retry has seen to it
+    stage = replace(stage, engine=engine or stage.engine)
+    lock = locked(run.store.path(work.path(f".{shard_name(shard)}.lock"))) if run.store.local else nullcontext()
+    report = Report()
+    with lock:
+        whole = ledger.read(shard_name(shard))
+        if whole is None:
+            raise Incomplete(f"shard {shard} of {run.manifest.name!r} was removed meanwhile")
+        todo = [part for part in whole.parts if part.tries == tries]
+        rows = {part.name: _rows(run, ledger, shard, part) for part in todo}
+        urls = (ref for part in todo for ref in _failed(rows[part.name], where))
+        fetched = stage.crawled(urls, work)
+        try:
+            for part in todo:
+                made, change = _patched(stage, part, rows[part.name], where, fetched, work, ledger, report)
+                whole = _commit(ledger, shard_name(shard), whole, part, made, change)
+        finally:
+            fetched.close()
+    return report
+
+
+def _rows(run: Run, ledger: Ledger, shard: int, part: Part) -> Rows:
+    return Rows(run.store, shard, ((f"{ledger.folder}/{part.table.name}", part.rows),), 0, part.rows)
+
+
+def _failed(rows: Rows, where: Where) -> Iterator[str]:
+    for batch in rows.batches(["images"]):
+        for places in batch["images"].to_pylist():
+            yield from (place["ref"] for place in places if where.matches(place))
+
+
+def _patched(
+    stage: Fetch, part: Part, rows: Rows, where: Where, fetched: Any, work: Work, ledger: Ledger, report: Report
+) -> tuple[Part, Counter[str]]:
+    """The part as it is now, and how its outcomes have changed."""
+    name = f"{part.name}.r{part.tries + 1}"
+    n_wanted = sum(1 for _ in _failed(rows, where))
+    work.tell(work.step, "total", n_wanted)
+    if not n_wanted:
+        report.left += _left(rows)
+        return msgspec.structs.replace(part, tries=part.tries + 1), Counter()
+    before: Counter[str] = Counter()
+    after: Counter[str] = Counter()
+    with ExitStack() as published:
+        table = published.enter_context(work.store.publish(work.path(f"{name}.parquet")))
+        tar_name = f"{ledger.folder}/{name}.tar"
+
+        def open_tar() -> Sink:
+            return published.enter_context(work.store.publish(tar_name))
+
+        out = Out(open_tar, tar_name)
+        schema = rows.schema()
+        writer = TableWriter(table, schema)
+        for batch in rows.batches(size=256):
+            n_tried = 0
+            listed = batch["images"].to_pylist()
+            for key, places in zip(batch["key"].to_pylist(), listed, strict=True):
+                for at, old in enumerate(places):
+                    if not where.matches(old):
+                        report.left[old["outcome"]] += old["outcome"] != "ok"
+                        continue
+                    places[at] = stage.place(next(fetched), key, at, len(places), out)
+                    before[old["outcome"]] += 1
+                    after[places[at]["outcome"]] += 1
+                    n_tried += 1
+            work.tell(work.step, "rows", n_tried)
+            column = pa.array(listed, LOCATED)
+            writer.write(
+                pa.RecordBatch.from_arrays(
+                    [column if column_name == "images" else batch[column_name] for column_name in schema.names],
+                    schema=schema,
+                )
+            )
+        writer.close()
+        out.close()
+        if out.log:
+            write_log(work.store, work.path(f"log/{name}.parquet"), out.log)
+    report.before += before
+    report.after += after
+    for outcome, n in after.items():
+        if outcome != "ok":
+            work.tell(work.step, f"fault {outcome}", n)
+    made = msgspec.structs.replace(
+        part,
+        tries=part.tries + 1,
+        table=_file(f"{name}.parquet", table),
+        patches=[*part.patches, *([_file(f"{name}.tar", out.sink)] if out.sink is not None else [])],
+    )
+    change = Counter(after)
+    change.subtract(before)
+    return made, change
+
+
+def _left(rows: Rows) -> Counter[str]:
+    outcomes: Counter[str] = Counter()
+    for batch in rows.batches(["images"]):
+        outcomes.update(batch["images"].flatten().field("outcome").to_pylist())
+    del outcomes["ok"]
+    return outcomes
+
+
+def _file(name: str, sink: Sink) -> File:
+    assert sink.written is not None  # set by publish
+    return File(name, sink.written.size_bytes, sink.written.sha256)
+
+
+def _commit(ledger: Ledger, shard: str, whole: Commit, old: Part, made: Part, change: Counter[str]) -> Commit:
+    """Declares a part patched, in its shard's commit and in its own when it has one."""
+    new = _replaced(whole, made, change)
+    names = {shard: new}
+    if old.name != shard and (own := ledger.read(old.name)) is not None:
+        names = {old.name: _replaced(own, made, change), shard: new}
+    ledger.patch(whole, names)
+    return new
+
+
+def _replaced(commit: Commit, made: Part, change: Counter[str]) -> Commit:
+    faults = Counter(commit.faults)
+    faults.update({outcome: n for outcome, n in change.items() if outcome != "ok"})
+    return msgspec.structs.replace(
+        commit,
+        parts=[made if part.name == made.name else part for part in commit.parts],
+        faults={outcome: n for outcome, n in sorted(faults.items()) if n > 0},
+        made_by=maker(),
+    )
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

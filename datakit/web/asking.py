@@ -1,0 +1,319 @@
+"""Asking: one URL from the first request to the last byte, through redirects, retries and robots.txt."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import BadHttpMessage
+from yarl import URL
+
+from datakit.errors import DownloadError
+from datakit.web import hosts as policy
+from datakit.web.hosts import Hosts, RefusedUrl
+from datakit.web.outcomes import PACKED, NoHandles, Stop, stop_for, target
+from datakit.web.pacing import Host, Limits, Room, Window
+from datakit.web.robots import MAX_BYTES as ROBOTS_BYTES
+from datakit.web.robots import Robots
+
+BACKOFF_S = 0.5  # before the first retry; doubled for each more
+LOOKUPS = 128  # names resolved at once; each blocks a thread, for ten seconds or more where a name server is dead
+LOOKUPS_KEPT_S = 600  # for which an address, once checked, is used
+LOOKUPS_KEPT = 100_000  # names
+KEEP_ALIVE_S = 2.0  # a crawl meets so many hosts that idle connections would use up all file handles
+HOSTS_KEPT = 10_000  # hosts remembered before those with nothing to remember are forgotten
+HEADER_BYTES, HEADERS = 8190, 128  # the longest header line, and how many there may be
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A URL on its way."""
+
+    place: int
+    url: str
+    left_s: float
+    asked: str = ""  # the URL as it is sent: checked and mirrored
+    began: float = 0.0
+    final_url: str = ""
+    status: int = 0
+    held: int = 0  # bytes that count against bytes_ahead
+    deadline: asyncio.Timeout | None = None
+    waited_s: float = 0.0  # for our own limits, during the present request
+
+
+class Resolver(AbstractResolver):
+    """Gives aiohttp the addresses that passed the check; it connects to these and looks nothing up itself."""
+
+    def __init__(self, hosts: Hosts, pool: ThreadPoolExecutor) -> None:
+        self._hosts = hosts
+        self._pool = pool
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        addresses = await loop.run_in_executor(self._pool, self._hosts.addresses, host, port)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=ip,
+                port=port,
+                family=socket.AF_INET6 if ":" in ip else socket.AF_INET,
+                proto=socket.IPPROTO_TCP,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for ip in addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held; the pool belongs to the engine."""
+
+
+class _Connection(ResponseHandler):
+    """A connection that is dropped at once where it is closed, and that bears few answers to one request."""
+
+    def close(self) -> None:
+        self.abort()  # a TLS connection would be read on for 30 s, for the other side's farewell
+
+    def is_connected(self) -> bool:
+        """False where something came while nothing was asked: it must not answer the next request."""
+        return super().is_connected() and not self._buffer and not self._tail
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if len(self._buffer) > 8:  # 1xx answers without end
+            self.set_exception(BadHttpMessage("too many answers"))
+            if self.transport is not None:
+                self.transport.pause_reading()
+
+
+class Asker:
+    """Asks for URLs on the running event loop, at the pace of their hosts."""
+
+    def __init__(
+        self, hosts: Hosts, limits: Limits, window: Window, room: Room, has_room: Callable[[Host[Job]], None]
+    ) -> None:
+        self._hosts, self._limits, self._window, self._room, self._has_room = hosts, limits, window, room, has_room
+        self._loop = asyncio.get_running_loop()
+        self._lookups = ThreadPoolExecutor(LOOKUPS, "crawl-dns")
+        self._known: dict[str, Host[Job]] = {}
+        self._robots = Robots()
+        self._waiting: set[int] = set()  # places that wait for bytes
+        connector = aiohttp.TCPConnector(
+            resolver=Resolver(hosts, self._lookups),
+            ssl=policy.tls(),
+            limit=0,  # the window and per_host are counted here
+            keepalive_timeout=KEEP_ALIVE_S,
+            ttl_dns_cache=LOOKUPS_KEPT_S,
+            dns_cache_max_size=LOOKUPS_KEPT,
+        )
+        connector._factory = partial(_Connection, loop=self._loop)  # type: ignore[assignment]
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": policy.USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"},
+            timeout=aiohttp.ClientTimeout(connect=limits.connect_s, sock_read=limits.read_s),
+            auto_decompress=False,
+            trust_env=False,
+            max_line_size=HEADER_BYTES,
+            max_field_size=HEADER_BYTES,
+            max_headers=HEADERS,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+        self._lookups.shutdown(wait=False, cancel_futures=True)  # a lookup can't be called off
+
+    def asked(self, url: str) -> tuple[str, Host[Job]]:
+        """The URL as it is sent, and its host. Raises RefusedUrl."""
+        sent = self._hosts.first(url)
+        return sent, self.host(sent)
+
+    def host(self, url: str) -> Host[Job]:
+        """What is known of the host of a checked URL."""
+        name = policy.host_of(url)
+        host = self._known.get(name)
+        if host is None:
+            host = self._known[name] = Host(self._limits)
+        return host
+
+    def forget_hosts(self) -> None:
+        """Keeps the memory of hosts small."""
+        if len(self._known) > HOSTS_KEPT:
+            now = self._loop.time()
+            self._known = {name: host for name, host in self._known.items() if not host.forgettable(now)}
+
+    def let_in(self, place: int) -> None:
+        """The oldest URL doesn't wait for bytes any more."""
+        if place in self._waiting:
+            self._room.let_in(place)
+
+    async def fetch(self, job: Job, host: Host[Job]) -> tuple[bytes, str]:
+        """The body and its encoding, through redirects and retries. `host` has begun the first request."""
+        url = job.asked
+        hops, tries = 0, 0
+        while True:
+            try:
+                answer = await self._hop(job, url, host)
+            except NoHandles as stop:
+                self._window.shrink()
+                job.left_s -= 1.0  # however short the pause, there is an end to it
+                if job.left_s < 0:
+                    raise DownloadError(
+                        "the system grants the crawl no file handles: raise `ulimit -n`, or run fewer --jobs"
+                    ) from stop
+                await asyncio.sleep(BACKOFF_S)
+                host = await self._entered(host, job)
+                continue
+            except Stop as stop:
+                self._room.give(job.held)
+                job.held = 0
+                pause = BACKOFF_S * 2**tries if stop.after_s is None else stop.after_s
+                if not stop.again or tries == self._limits.retries or pause >= job.left_s:
+                    raise
+                tries += 1
+                job.left_s -= pause
+                await asyncio.sleep(pause)
+                host = await self._entered(host, job)
+                continue
+            if not isinstance(answer, str):
+                return answer
+            hops += 1
+            if hops > self._limits.max_redirects:
+                raise Stop("redirects")
+            url = job.final_url = self._hosts.check_url(answer)
+            host = await self._entered(self.host(url), job)
+
+    async def _entered(self, host: Host[Job], job: Job) -> Host[Job]:
+        """Begins a further request when the host permits it. Redirects and retries go before those who wait."""
+        while True:
+            now = self._loop.time()
+            if refusal := host.refuses(now):
+                raise Stop(refusal)
+            pause = host.wait_s(now)
+            if pause == 0 and (not host.full or job.place == self._room.oldest()):
+                host.begin(now)
+                return host
+            if pause >= job.left_s:
+                raise Stop("timeout_total")
+            await asyncio.sleep(pause or 0.05)
+
+    async def _hop(self, job: Job, url: str, host: Host[Job]) -> tuple[bytes, str] | str:
+        """One request: a body with its encoding, or the URL to go to."""
+        outcome = "ok"
+        try:
+            if self._limits.robots:
+                await self._obey(job, url, host)
+            began, job.waited_s = self._loop.time(), 0.0
+            try:
+                async with asyncio.timeout(job.left_s) as job.deadline:
+                    return await self._ask(job, url, host)
+            except TimeoutError as error:
+                raise Stop("timeout_total") from error
+            finally:
+                job.deadline = None
+                job.left_s -= self._loop.time() - began - job.waited_s
+        except Stop as stop:
+            outcome = stop.outcome
+            raise
+        except RefusedUrl as refused:
+            outcome = refused.outcome
+            raise
+        finally:
+            host.running -= 1
+            host.ended(outcome, self._loop.time())
+            self._window.connected(outcome != "timeout_connect")
+            if host.waiting:
+                self._has_room(host)
+
+    async def _obey(self, job: Job, url: str, host: Host[Job]) -> None:
+        allowed, delay_s = await self._robots.allows(url, partial(self._robots_txt, job.place))
+        if delay_s:
+            host.per_s = min(host.per_s, 1 / delay_s)
+        if not allowed:
+            raise Stop("robots")
+
+    async def _robots_txt(self, place: int, url: str) -> tuple[int, bytes]:
+        """Status and body of a robots.txt. It goes beyond its host's share: others wait for it."""
+        job = Job(place, url, self._limits.total_s, url)
+        try:
+            for _ in range(self._limits.max_redirects + 1):
+                async with asyncio.timeout(self._limits.total_s) as job.deadline:
+                    answer = await self._ask(job, url, self.host(url), most=ROBOTS_BYTES)
+                if not isinstance(answer, str):
+                    return job.status, answer[0]
+                url = self._hosts.check_url(answer)
+        except TimeoutError as error:
+            raise Stop("timeout_total") from error
+        except Stop as stop:
+            if stop.outcome.startswith("http_") or stop.outcome in ("opted_out", "encoding"):
+                return job.status, b""
+            raise
+        finally:
+            self._room.give(job.held)
+        return 404, b""  # RFC 9309, 2.3.1.2: more than five redirects count as none being there
+
+    async def _enter(self, job: Job, n: int) -> None:
+        """Waits for room for bytes; the URL's own deadline stands still meanwhile."""
+        if self._room.admits(job.place, n):
+            return
+        began = self._loop.time()
+        left = None if job.deadline is None else (job.deadline.when() or began) - began
+        if job.deadline is not None:
+            job.deadline.reschedule(None)
+        self._waiting.add(job.place)
+        try:
+            await self._room.wait(job.place, n)
+        finally:
+            self._waiting.discard(job.place)
+        job.waited_s += self._loop.time() - began
+        if job.deadline is not None and left is not None:
+            job.deadline.reschedule(self._loop.time() + left)
+
+    async def _ask(self, job: Job, url: str, host: Host[Job], most: int | None = None) -> tuple[bytes, str] | str:
+        try:
+            async with self._session.get(URL(url, encoded=True), allow_redirects=False) as reply:
+                job.status = reply.status
+                if reply.status in REDIRECTS and "Location" in reply.headers:
+                    return target(url, reply.headers["Location"])
+                if reply.status != 200:
+                    again = reply.status in TRY_AGAIN
+                    after_s = policy.retry_after_s(reply.headers.get("Retry-After", ""))
+                    if again and after_s is not None:
+                        host.pause(self._loop.time(), after_s)
+                    raise Stop(f"http_{reply.status}", again=again, after_s=after_s)
+                if policy.opted_out(reply.headers.getall("X-Robots-Tag", []), reply.headers.get("tdm-reservation")):
+                    raise Stop("opted_out")
+                return await self._read(job, reply, most)
+        except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:
+            raise stop_for(error) from error
+
+    async def _read(self, job: Job, reply: aiohttp.ClientResponse, most: int | None) -> tuple[bytes, str]:
+        """The body up to the ceiling; beyond `most`, if that is given, the rest isn't read."""
+        encoding = reply.headers.get("Content-Encoding", "").strip().lower()
+        if encoding in PACKED or "," in encoding:
+            raise Stop("encoding")
+        if (reply.content_length or 0) > self._limits.max_bytes and most is None:
+            raise Stop("too_large")
+        pieces: list[bytes] = []
+        async for piece in reply.content.iter_any():
+            if job.held + len(piece) > self._limits.max_bytes:
+                raise Stop("too_large")
+            await self._enter(job, len(piece))
+            job.held += len(piece)
+            pieces.append(piece)
+            if most is not None and job.held >= most:
+                reply.close()
+                break
+        return b"".join(pieces), encoding

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import xxhash
+
 from datakit import catalogue, manifest, mix, pipeline
 from datakit.errors import MixError
 from datakit.fingerprint import changes
@@ -143,7 +145,7 @@ def verify(run: Run) -> Iterator[str | Broken]:
                 where = f"{ledger.folder}/{file.name}"
                 if file.name in cleaned and run.store.size(where) is None:
                     continue
-                wrong = _wrong(run.store, where, file.size_bytes, file.sha256)
+                wrong = _wrong(run.store, where, file.size_bytes, file.xxh3)
                 yield Broken(where, wrong, cure, step.name, int(shard)) if wrong else where
 
 
@@ -156,29 +158,28 @@ def verify_downloads(run: Run) -> Iterator[str | Broken]:
         if said is None or not path.is_file():
             continue
         with path.open("rb") as file:
-            same = _sha256(file) == said["sha256"]
+            same = _digest(file, hashlib.sha256()) == said["sha256"]
         if not same:
             yield Broken(f"downloads/{name}", "the bytes aren't those that were downloaded", cure)
         else:
             yield f"downloads/{name}"
 
 
-def _wrong(store: Store, name: str, size: int, sha256: str) -> str | None:
+def _wrong(store: Store, name: str, size: int, xxh3: str) -> str | None:
     found = store.size(name)
     if found is None:
         return "the file is missing"
     if found != size:
         return f"the file has {found:,} bytes, its commit says {size:,}"
     with store.open(name) as file:
-        same = _sha256(file) == sha256
+        same = _digest(file, xxhash.xxh3_128()) == xxh3
     return None if same else "the bytes aren't those that were committed"
 
 
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
+def _digest(file: Any, digest: Any) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def verify_mixes(store: Store) -> Iterator[str | Broken]:

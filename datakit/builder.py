@@ -62,8 +62,8 @@ def part(run: Run, repeats: int) -> MixPart:
             index=f"../../{ledger.folder}/{one.table.name}",
             samples=one.rows,
             size_bytes=one.tar.size_bytes,
-            sha256=one.tar.sha256,
-            index_sha256=one.table.sha256,
+            xxh3=one.tar.xxh3,
+            index_xxh3=one.table.xxh3,
         )
         for _, commit in sorted(ours.items())
         for one in commit.parts

@@ -31,7 +31,7 @@ class File(msgspec.Struct, frozen=True):
 
     name: str
     size_bytes: int
-    sha256: str
+    xxh3: str  # of 128 bits
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +61,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
 
     def digest(self) -> str:
         """What the next step takes as its input: the data, not who made it."""
-        return fingerprint([self.recipe, self.rows, [[f.sha256 for f in p.files()] for p in self.parts]])
+        return fingerprint([self.recipe, self.rows, [[f.xxh3 for f in p.files()] for p in self.parts]])
 
 
 class Ledger:

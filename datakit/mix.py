@@ -28,8 +28,8 @@ class MixShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     index: str
     samples: int
     size_bytes: int
-    sha256: str  # of the tar
-    index_sha256: str
+    xxh3: str  # of the tar, 128 bits
+    index_xxh3: str
 
 
 class MixPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,9 +85,7 @@ def make(name: str, parts: list[MixPart]) -> Mix:
 def _identity(parts: list[MixPart]) -> tuple[int, str]:
     """Samples of an epoch, and the fingerprint of what is in it."""
     samples = sum(part.samples * part.repeats for part in parts)
-    identity = [
-        [part.dataset, part.repeats, [[s.sha256, s.samples] for s in part.shards if s.samples]] for part in parts
-    ]
+    identity = [[part.dataset, part.repeats, [[s.xxh3, s.samples] for s in part.shards if s.samples]] for part in parts]
     return samples, fingerprint(identity)
 
 

@@ -239,7 +239,7 @@ def _left(rows: Rows) -> Counter[str]:
 
 def _file(name: str, sink: Sink) -> File:
     assert sink.written is not None  # set by publish
-    return File(name, sink.written.size_bytes, sink.written.sha256)
+    return File(name, sink.written.size_bytes, sink.written.xxh3)
 
 
 def _commit(ledger: Ledger, shard: str, whole: Commit, old: Part, made: Part, change: Counter[str]) -> Commit:

@@ -230,7 +230,7 @@ def _make_part(
     for kind, sink in (("table", table), ("tar", out.sink)):
         if sink is not None and sink.written is not None:
             ending = "parquet" if kind == "table" else "tar"
-            files[kind] = File(f"{name}.{ending}", sink.written.size_bytes, sink.written.sha256)
+            files[kind] = File(f"{name}.{ending}", sink.written.size_bytes, sink.written.xxh3)
     part = Part(name=name, rows=writer.rows, **files)
     return {
         "rows": writer.rows,

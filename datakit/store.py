@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import io
 import os
 import secrets
@@ -22,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import xxhash
+
 from datakit.errors import StorageError
 
 _HOST = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
@@ -31,10 +32,13 @@ _BROKEN = {errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENXIO, errno.ELOOP, errno
 
 @dataclass(frozen=True)
 class Written:
-    """What was published: its size and the hash of its bytes."""
+    """What was published: its size and the hash of its bytes, XXH3 of 128 bits.
+
+    It is there to find damage, and costs nothing; sha256, at 1.6 GB/s, took a sixth of a crawl's CPU.
+    """
 
     size_bytes: int
-    sha256: str
+    xxh3: str
 
 
 class Sink(io.RawIOBase):
@@ -44,7 +48,7 @@ class Sink(io.RawIOBase):
         super().__init__()
         self._raw = raw
         self._name = name
-        self._hash = hashlib.sha256()
+        self._hash = xxhash.xxh3_128()
         self._size = 0
         self._abandoned = False
         self.written: Written | None = None
@@ -276,7 +280,7 @@ def _publish_local(final: Path) -> Iterator[Sink]:
     temporary = final.with_name(f".{final.name}.{_HOST}~{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        raw = temporary.open("wb", buffering=1 << 20)
+        raw = temporary.open("wb", buffering=1 << 16)
     try:
         try:
             with _finished(Sink(raw, final)) as sink:

@@ -12,7 +12,6 @@ What it does not do: batching, sharing between ranks, decoding. `trainer/data.py
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from datakit import mix as mixes
 from datakit.errors import MixError
@@ -145,7 +145,7 @@ class Stream:
         shard = self._entries[entry]
         where = mixes.locate(self._folder, shard.index)
         data = self._remote(where).cat_file(where) if "://" in where else _read_file(where)
-        if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        if xxhash.xxh3_128(data).hexdigest() != shard.index_xxh3:
             raise MixError(_CHANGED.format(where))
         table = pq.read_table(pa.BufferReader(data), columns=["json_offset", "json_bytes", "images"])
         images = table["images"].combine_chunks()

@@ -34,7 +34,10 @@ class TarWriter:
     def add(self, name: str, data: bytes) -> int:
         """Writes one member and returns the offset of its first byte."""
         pad = -len(data) % BLOCK
-        self._file.write(header(name, len(data)) + data + _ZEROS[:pad])
+        self._file.write(header(name, len(data)))
+        self._file.write(data)
+        if pad:
+            self._file.write(_ZEROS[:pad])
         offset = self._at + BLOCK
         self._at = offset + len(data) + pad
         return offset

@@ -140,9 +140,12 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
 
 
 def _execute(run: Run, task: Task, *, upto: str, first: str | None = None, shards: list[int] | None = None) -> None:
+    from datakit.pool import spare_collector
     from datakit.progress import Progress
     from datakit.runner import execute
     from datakit.shards import parse_slice
+
+    spare_collector()
 
     with Progress(run.folder) as progress:
         report = execute(

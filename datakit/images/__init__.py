@@ -19,7 +19,7 @@ import struct
 import threading
 import warnings
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,6 +58,8 @@ _PILLOW_FAULTS = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError,
     ArithmeticError, RuntimeError, AssertionError, struct.error, zlib.error, Warning,
 )  # fmt: skip
+_BIG_PIXELS = 12 << 20  # from there on pictures are decoded one at a time, so that memory stays small
+_big_lock = threading.Lock()
 _tiff_lock = threading.Lock()  # warnings can only be silenced for one thread at a time
 
 
@@ -104,7 +106,14 @@ def normalise(
         raise ValueError(f"resize is 'area' or 'linear', not {resize!r}")
     data = bytes(data)
     seen = walked(data, max_pixels)
-    wanted = _shrunk(seen.width, seen.height, max_short_side_px)
+    with _big_lock if seen.width * seen.height > _BIG_PIXELS else nullcontext():
+        return _stored(data, seen, max_short_side_px, quality, max_pixels, resize)
+
+
+def _stored(
+    data: bytes, seen: Structure, short_px: int | None, quality: int, max_pixels: int, resize: Resize
+) -> Picture:
+    wanted = _shrunk(seen.width, seen.height, short_px)
     if seen.kind == "jpg":
         found = _jpeg(data, seen, wanted, resize, max_pixels)
     elif seen.kind == "png":
@@ -114,13 +123,17 @@ def normalise(
     if found is None:
         return Picture(data, seen.kind, seen.width, seen.height, changed=False)
     pixels, turn = found
-    wanted = wanted if seen.kind == "jpg" else _shrunk(pixels.shape[1], pixels.shape[0], max_short_side_px)
-    pixels = np.ascontiguousarray(_TURNS[turn](_resized(pixels, wanted, resize)))
+    del found  # a big picture is in memory once, not twice
+    wanted = wanted if seen.kind == "jpg" else _shrunk(pixels.shape[1], pixels.shape[0], short_px)
+    pixels = _resized(pixels, wanted, resize)
+    pixels = np.ascontiguousarray(_TURNS[turn](pixels))
     if max(pixels.shape[:2]) > MAX_SIDE_PX:
         raise BadImage("unsupported", f"a side of {max(pixels.shape[:2])} pixels; JPEG ends at {MAX_SIDE_PX}")
+    height, width = pixels.shape[:2]
     bgr = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    del pixels
     written = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-    return Picture(written, "jpg", pixels.shape[1], pixels.shape[0], changed=True)
+    return Picture(written, "jpg", width, height, changed=True)
 
 
 _TURNS: dict[int, Any] = {  # EXIF orientation -> how to bring the picture upright

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import pyarrow as pa
 
 from datakit import images
+from datakit.errors import BadImage
 from datakit.manifest import Manifest
 from datakit.stage import Out, Stage, Work
 from datakit.tables import LOCATED, Rows, failures, with_images
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from datakit.interop.img2dataset import Output
 
 Engine = Literal["datakit", "img2dataset"]
+OTHERS_PIXELS = 16 << 20  # of a PNG or WebP that is to be shrunk: its decoder needs 20 bytes for each, a JPEG's needs 3
 THREADS = 2  # of codecs in each process, so that one can read while another writes its result
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
@@ -91,7 +93,15 @@ class Fetch(Stage):
                 quality=self.quality,
                 threads=THREADS,
             )
-        return crawl(urls, hosts=work.hosts, limits=work.limits, work=prepare, threads=THREADS, scratch=work.scratch)
+        return crawl(
+            urls,
+            hosts=work.hosts,
+            limits=work.limits,
+            work=prepare,
+            threads=THREADS,
+            light=self.max_short_side_px is None,
+            scratch=work.scratch,
+        )
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         schema = self.schema(rows, work.manifest)
@@ -151,9 +161,11 @@ def _output(folder: str) -> Output:
 
 def _prepared(data: bytes, *, max_short_side_px: int | None, quality: int, resize: Literal["area", "linear"]) -> Got:
     """A body as it is stored. Raises BadImage."""
+    kind, width, height = images.inspect(data)
     if max_short_side_px is None:
-        kind, width, height = images.inspect(data)
         return Got(data, kind, width, height, sha256(data).hexdigest())
+    if kind != "jpg" and width * height > OTHERS_PIXELS:
+        raise BadImage("pixels", f"{kind} of {width} x {height} pixels, at most {OTHERS_PIXELS} in a crawl")
     made = images.normalise(data, max_short_side_px=max_short_side_px, quality=quality, resize=resize)
     return Got(made.data, made.ext, made.width, made.height, sha256(made.data).hexdigest())
 

@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 AHEAD = 32  # times the widest window: URLs that may be started or finished before the oldest one is done
 BATCH = 32  # URLs handed to the loop at once
+GATHER_S = 0.004  # for which results are gathered: to wake the consumer costs as much as to write a picture
+LIGHT_BYTES = 1 << 20
 HANDLES_KEPT = 256  # for all that isn't a connection
 
 
@@ -65,16 +67,18 @@ def crawl(
     limits: Limits,
     work: Callable[[bytes], T],
     threads: int = 2,
+    light: bool = False,
     scratch: Path | None = None,
 ) -> Generator[Fetched[T], None, None]:
     """Fetches each URL and gives it to `work`; yields one `Fetched` per URL, in the order given.
 
-    `work` runs in one of `threads` threads. The reason of a BadImage that it raises becomes the outcome;
+    `work` runs in one of `threads` threads; if it is `light`, less work than the way to a thread and back, on the
+    event loop for bodies up to a mebibyte. The reason of a BadImage that it raises becomes the outcome;
     any other exception of it comes out here, when its URL's turn comes. Values that come long before their turn
     are pickled into nameless files in `scratch` (the system's temporary folder if None). Closing the generator
     stops all.
     """
-    engine = _Engine(hosts, limits, work, threads, Spool(scratch, limits.spool_bytes))
+    engine = _Engine(hosts, limits, work, threads, light, Spool(scratch, limits.spool_bytes))
     try:
         yield from engine.results(iter(urls))
     finally:
@@ -84,12 +88,16 @@ def crawl(
 class _Engine(Generic[T]):
     """The event loop's thread, and both sides of the border to it."""
 
-    def __init__(self, hosts: Hosts, limits: Limits, work: Callable[[bytes], T], threads: int, spool: Spool) -> None:
-        self._hosts, self._limits, self._work, self._spool = hosts, limits, work, spool
-        self._out: SimpleQueue[Fetched[Any] | BaseException] = SimpleQueue()
+    def __init__(
+        self, hosts: Hosts, limits: Limits, work: Callable[[bytes], T], threads: int, light: bool, spool: Spool
+    ) -> None:
+        self._hosts, self._limits, self._work, self._light, self._spool = hosts, limits, work, light, spool
+        self._out: SimpleQueue[list[Fetched[Any] | BaseException]] = SimpleQueue()
         self._pool = ThreadPoolExecutor(threads, "crawl-work")
         self._window = Window(_with_handles(limits.window))
         self._ahead = AHEAD * self._window.most
+        self._n_taken = 0  # written by the consumer alone
+        self._starved = False  # whether the loop waits for the consumer
         # From here on all is the loop's own.
         self._pending: deque[Job] = deque()
         self._ready: deque[Host[Job]] = deque()  # hosts that have room again, and somebody who waits
@@ -98,6 +106,7 @@ class _Engine(Generic[T]):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._done: dict[int, Fetched[Any] | BaseException] = {}
         self._held: dict[int, int] = {}
+        self._due: list[Fetched[Any] | BaseException] = []  # whose turn has come
         self._next_out = 0
         self._oldest = 0  # the first place that the consumer hasn't taken
         self._bytes = Room(limits.bytes_ahead, lambda: self._oldest)
@@ -111,10 +120,10 @@ class _Engine(Generic[T]):
     # The consumer's side.
 
     def results(self, urls: Iterator[str]) -> Iterator[Fetched[T]]:
-        fed = taken = unsaid = 0
+        fed = 0
         more = True
-        while more or taken < fed:
-            room = self._ahead - (fed - taken)
+        while more or self._n_taken < fed:
+            room = self._ahead - (fed - self._n_taken)
             if more and room > 0:
                 batch = list(islice(urls, min(room, BATCH)))
                 more = bool(batch)
@@ -122,17 +131,16 @@ class _Engine(Generic[T]):
                 fed += len(batch)
                 if self._out.empty():
                     continue
-            item = self._out.get()
-            if isinstance(item, BaseException):
-                raise item
-            taken += 1
-            unsaid += 1
-            if unsaid == BATCH or self._out.empty():
-                self._call(self._taken, unsaid)
-                unsaid = 0
-            if isinstance(item.value, Spooled):
-                item = replace(item, value=self._spool.take(item.value))
-            yield item
+            for item in self._out.get():
+                if isinstance(item, BaseException):
+                    raise item
+                self._n_taken += 1
+                if self._starved:
+                    self._starved = False
+                    self._call(self._start)
+                if isinstance(item.value, Spooled):
+                    item = replace(item, value=self._spool.take(item.value))
+                yield item
 
     def close(self) -> None:
         self._call(self._stopping.set)
@@ -153,7 +161,7 @@ class _Engine(Generic[T]):
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._serve())
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise to: the consumer does it
-            self._out.put(error)
+            self._out.put([*self._due, error])
         finally:
             self._up.set()
 
@@ -181,19 +189,24 @@ class _Engine(Generic[T]):
         self._pending.extend(Job(place + n, url, self._limits.total_s) for n, url in enumerate(urls))
         self._start()
 
-    def _taken(self, n: int) -> None:
-        for _ in range(n):
+    def _settle(self) -> None:
+        """Gives back the bytes of what the consumer has taken, which it tells by a number alone."""
+        while self._oldest < self._n_taken:
             self._bytes.give(self._held.pop(self._oldest))
             self._oldest += 1
         self._asker.let_in(self._oldest)
-        self._start()
 
     # Who may start.
 
     def _start(self) -> None:
         """Starts what may start. When memory or disk fill up nothing new is, so that what was can end."""
+        self._settle()
         while not self._stopping.is_set():
-            crowded = self._bytes.used * 2 >= self._limits.bytes_ahead or self._spool.full
+            crowded = self._crowded()
+            if crowded and not self._starved:
+                self._starved = True  # from here on the consumer says when it takes something; so much it took before:
+                self._settle()
+                crowded = self._crowded()
             if crowded or self._running >= self._window.size:
                 if not crowded and (self._pending or self._ready):
                     self._window.filled()
@@ -203,6 +216,9 @@ class _Engine(Generic[T]):
             if job is None:
                 return
             self._launch(*job)
+
+    def _crowded(self) -> bool:
+        return self._bytes.used * 2 >= self._limits.bytes_ahead or self._spool.full
 
     def _next(self) -> tuple[Job, Host[Job]] | None:
         """The next URL whose host has room: one that had to wait for it, or else the next in order."""
@@ -309,8 +325,14 @@ class _Engine(Generic[T]):
         self._done[job.place] = item
         self._held[job.place] = job.held
         while self._next_out in self._done:
-            self._out.put(self._done.pop(self._next_out))
+            if not self._due:
+                self._loop.call_later(GATHER_S, self._hand_over)
+            self._due.append(self._done.pop(self._next_out))
             self._next_out += 1
+
+    def _hand_over(self) -> None:
+        self._out.put(self._due)
+        self._due = []
 
     # One URL.
 
@@ -322,12 +344,16 @@ class _Engine(Generic[T]):
                 body, encoding = await self._asker.fetch(job, host)
             finally:
                 self._running -= 1
-            self._working += 1
-            self._start()
-            try:
-                outcome, size, value = await self._loop.run_in_executor(self._pool, self._finish, job, body, encoding)
-            finally:
-                self._working -= 1
+            if self._light and not encoding and len(body) <= LIGHT_BYTES:
+                outcome, size, value = self._finish(job, body, encoding)
+            else:
+                self._working += 1
+                self._start()
+                try:
+                    work = self._loop.run_in_executor(self._pool, self._finish, job, body, encoding)
+                    outcome, size, value = await work
+                finally:
+                    self._working -= 1
         except (Stop, RefusedUrl) as stop:
             outcome = stop.outcome
         kept = 0 if value is None or isinstance(value, Spooled) else size_of(value, job.held)

@@ -12,7 +12,7 @@ def ledger(tmp_path):
 
 def commit(ledger, name="00001", recipe="r", inputs=None, data=b"rows"):
     written = ledger.store.write(f"{ledger.folder}/{name}.parquet", data)
-    part = Part(name=name, rows=3, table=File(f"{name}.parquet", written.size_bytes, written.sha256))
+    part = Part(name=name, rows=3, table=File(f"{name}.parquet", written.size_bytes, written.xxh3))
     made = Commit(recipe=recipe, inputs=inputs or {"list": "d"}, rows=3, dropped={"x": 2}, parts=[part])
     ledger.write(name, made)
     return made

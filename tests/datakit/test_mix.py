@@ -13,8 +13,8 @@ def part(dataset, repeats=1, samples=(3, 4)):
             index="x",
             samples=n,
             size_bytes=1,
-            sha256=f"{dataset}{k}",
-            index_sha256="i",
+            xxh3=f"{dataset}{k}",
+            index_xxh3="i",
         )
         for k, n in enumerate(samples)
     ]

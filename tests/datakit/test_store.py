@@ -1,8 +1,8 @@
-import hashlib
 import subprocess
 import sys
 
 import pytest
+import xxhash
 
 from datakit.errors import StorageError
 from datakit.store import Store
@@ -25,7 +25,7 @@ def test_what_is_published_has_the_hash_and_size_that_is_told(tmp_path):
     written = store.write("a.bin", b"hello")
 
     assert store.read("a.bin") == b"hello"
-    assert (written.size_bytes, written.sha256) == (5, hashlib.sha256(b"hello").hexdigest())
+    assert (written.size_bytes, written.xxh3) == (5, xxhash.xxh3_128(b"hello").hexdigest())
 
 
 def test_a_process_killed_while_writing_leaves_nothing_that_counts_and_is_swept_up(tmp_path):

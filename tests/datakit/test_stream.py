@@ -1,9 +1,9 @@
-import hashlib
 import pickle
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from datakit import mix
 from datakit.errors import MixError
@@ -44,8 +44,8 @@ def packed(folder, dataset, sizes):
                 index=f"{tar_name}.parquet",
                 samples=n,
                 size_bytes=(place / f"{shard:05d}.tar").stat().st_size,
-                sha256=hashlib.sha256((place / f"{shard:05d}.tar").read_bytes()).hexdigest(),
-                index_sha256=hashlib.sha256((place / f"{shard:05d}.parquet").read_bytes()).hexdigest(),
+                xxh3=xxhash.xxh3_128((place / f"{shard:05d}.tar").read_bytes()).hexdigest(),
+                index_xxh3=xxhash.xxh3_128((place / f"{shard:05d}.parquet").read_bytes()).hexdigest(),
             )
         )
     return mix.MixPart(dataset=dataset, repeats=1, recipe="r", samples=sum(sizes), shards=shards)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from PIL import Image
 
 from datakit import mix
@@ -89,6 +89,6 @@ def _write_shard(path: Path, samples: range) -> mix.MixShard:
         index=f"../../toy/pack/{path.stem}.parquet",
         samples=len(rows),
         size_bytes=path.stat().st_size,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        index_sha256=hashlib.sha256(path.with_suffix(".parquet").read_bytes()).hexdigest(),
+        xxh3=xxhash.xxh3_128(path.read_bytes()).hexdigest(),
+        index_xxh3=xxhash.xxh3_128(path.with_suffix(".parquet").read_bytes()).hexdigest(),
     )

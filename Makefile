@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check bench wheel clean
+.PHONY: demo test check bench bench-crawl soak wheel clean
 
 # Made anew when what is to be installed changes.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -29,6 +29,12 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/listing.py
+
+bench-crawl: $(VENV)/installed
+	$(BIN)/python benchmarks/crawl.py
+
+soak: $(VENV)/installed
+	$(BIN)/python benchmarks/soak.py
 
 wheel: $(VENV)/installed
 	$(BIN)/python -m build --wheel

@@ -435,7 +435,7 @@ def main() -> int:
             results["client"] = [in_process(requesting, urls) for _ in range(args.repeat)]
         if "huge" in chosen:
             with Web(webserver.pictures(6, width=(5200, 5600), grain=9)) as large:
-                urls = large.urls(args.images or 200)
+                urls = large.urls(args.images or 400)
                 for name, fetch in (("keep", {}), ("area", SHRINK)):
                     results["huge"][name] = in_process(fetching, scratch / "huge", urls, fetch, "http")
                     shutil.rmtree(scratch / "huge")

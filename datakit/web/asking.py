@@ -108,6 +108,7 @@ class Asker:
         self._loop = asyncio.get_running_loop()
         self._lookups = ThreadPoolExecutor(LOOKUPS, "crawl-dns")
         self._known: dict[str, Host[Job]] = {}
+        self._forget_at = HOSTS_KEPT
         self._robots = Robots()
         self._waiting: set[int] = set()  # places that wait for bytes
         connector = aiohttp.TCPConnector(
@@ -149,10 +150,11 @@ class Asker:
         return host
 
     def forget_hosts(self) -> None:
-        """Keeps the memory of hosts small."""
-        if len(self._known) > HOSTS_KEPT:
+        """Keeps the memory of hosts small, without looking through all of them each time."""
+        if len(self._known) > self._forget_at:
             now = self._loop.time()
             self._known = {name: host for name, host in self._known.items() if not host.forgettable(now)}
+            self._forget_at = max(HOSTS_KEPT, 2 * len(self._known))
 
     def let_in(self, place: int) -> None:
         """The oldest URL doesn't wait for bytes any more."""

@@ -331,7 +331,9 @@ class _Engine(Generic[T]):
             self._next_out += 1
 
     def _hand_over(self) -> None:
-        self._out.put(self._due)
+        # In small lots, so that the consumer hands on new URLs between them.
+        for at in range(0, len(self._due), BATCH):
+            self._out.put(self._due[at : at + BATCH])
         self._due = []
 
     # One URL.
@@ -344,7 +346,7 @@ class _Engine(Generic[T]):
                 body, encoding = await self._asker.fetch(job, host)
             finally:
                 self._running -= 1
-            if self._light and not encoding and len(body) <= LIGHT_BYTES:
+            if self._light and not encoding and len(body) <= LIGHT_BYTES and not self._spooling():
                 outcome, size, value = self._finish(job, body, encoding)
             else:
                 self._working += 1
@@ -365,10 +367,13 @@ class _Engine(Generic[T]):
     def _finish(self, job: Job, body: bytes, encoding: str) -> tuple[str, int, Any]:
         """In the pool: the work, and the way to the disk for what comes long before its turn."""
         outcome, size, value = worked(self._work, body, encoding, self._limits.max_bytes)
-        crowded = self._bytes.used * 4 >= self._limits.bytes_ahead
-        if value is not None and crowded and job.place != self._next_out and not self._spool.full:
+        if value is not None and self._spooling() and job.place != self._next_out:
             return outcome, size, self._spool.put(value)
         return outcome, size, value
+
+    def _spooling(self) -> bool:
+        """Whether values go to the disk until their turn comes."""
+        return self._bytes.used * 4 >= self._limits.bytes_ahead and not self._spool.full
 
 
 def _with_handles(window: tuple[int, int]) -> tuple[int, int]:

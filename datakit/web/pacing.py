@@ -149,13 +149,10 @@ class Host(Generic[J]):
             self._closed_until = now + min(BREAK_S * 2**self._breaks, LONGEST_BREAK_S)
             self._breaks += 1
 
-    @property
-    def idle(self) -> bool:
-        return not self.running and not self.waiting
-
     def forgettable(self, now: float) -> bool:
         """Whether nothing is lost when this host is met as if for the first time."""
-        return self.idle and not self._failures and self.wait_s(now) == 0.0 and self._due <= now
+        idle = not self.running and not self.waiting
+        return idle and not self._failures and self.wait_s(now) == 0.0 and self._due <= now
 
 
 _HOST_FAULTS = frozenset(

@@ -58,11 +58,15 @@ def output(upstream, user, tmp_path):
     """An output folder of img2dataset with half of shard 0's pictures, and one failure."""
     user("doctor coyo --shards 0 --sample 1")  # lists and chooses
     urls = list(listed(user.root).values())
-    folder = tmp_path / "theirs"
+    return output_of(upstream, urls[: len(urls) // 2 + 1], tmp_path / "theirs")
+
+
+def output_of(upstream, urls, folder):
+    """What img2dataset would have made of some URLs, the first of them a failure."""
     folder.mkdir()
     made, table = io.BytesIO(), []
     with tarfile.open(fileobj=made, mode="w") as tar:
-        for n, url in enumerate(urls[: len(urls) // 2 + 1]):
+        for n, url in enumerate(urls):
             answer = None if n == 0 else upstream.answer(url)
             ok = answer is not None and answer.status == 200 and answer.body.startswith(b"\xff\xd8")
             status, error = ("success", None) if ok else ("failed_to_download", "HTTP Error 404: Not Found")
@@ -106,6 +110,29 @@ def test_what_a_folder_lacks_is_fetched_by_a_retry_and_all_of_it_is_packed(upstr
     assert outcomes(user.root)["ok"] > before["ok"]
     assert "another recipe" not in status
     assert "coyo/pack: 1 done" in status
+
+
+def test_a_second_folder_fills_what_the_first_one_lacked(upstream, user, output, tmp_path):
+    user(f"import img2dataset {output} coyo --shards 0")
+    before = outcomes(user.root)
+    n_before = len(upstream.requests)
+    lacking = [i["ref"] for row in rows(user.root) for i in row["images"] if i["outcome"] == "not_imported"]
+    second = output_of(upstream, lacking, tmp_path / "more")
+
+    got = user(f"import img2dataset {second} coyo --shards 0")
+
+    assert got.code == 0, got
+    assert len(upstream.requests) == n_before
+    assert outcomes(user.root)["not_imported"] == 0
+    assert outcomes(user.root)["ok"] > before["ok"]
+
+
+def test_engines_and_imports_mean_nothing_to_archives(user, output):
+    for command in ("fetch qinstruct --engine img2dataset", f"import img2dataset {output} qinstruct"):
+        got = user(command)
+
+        assert got.code == 2
+        assert "archives" in got.err
 
 
 def test_a_folder_that_is_none_is_refused(user, tmp_path):

@@ -268,6 +268,7 @@ def test_a_retry_says_what_it_needs(upstream, user):
     archives = user("fetch qinstruct --retry")
     words = user("fetch coyo --retry --where timeout")
     alone = user("fetch coyo --where outcome=dns")
+    both = user("fetch coyo --retry --rebuild")
     user("build-mix coyo")
     user("clean coyo")
     cleaned = user("fetch coyo --retry")
@@ -277,6 +278,7 @@ def test_a_retry_says_what_it_needs(upstream, user):
     assert archives.code == 2 and "archives" in archives.err
     assert words.code == 2 and "outcome=NAME" in words.err
     assert alone.code == 2 and "--retry" in alone.err
+    assert both.code == 2 and "--rebuild" in both.err
     assert cleaned.code == 1 and "cleaned" in cleaned.err
 
 

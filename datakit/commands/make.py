@@ -45,13 +45,25 @@ def fetch(
 
     if where and not retry:
         raise UsageError("--where chooses among failed URLs, so it needs --retry")
+    if retry and task.rebuild:
+        raise UsageError("--retry keeps what there is and --rebuild removes it: give one of them")
     chosen = parse_shards(shards) if shards is not None else None
-    if retry:
-        for name in names:
-            _retry(task.run(name), task, where=where, engine=engine, shards=chosen)
-        return
-    for run in [task.run(name, engine=engine) for name in names]:
-        _execute(run, task, upto="fetch", shards=chosen)
+    # A retry leaves the recipe as it is, whoever tries.
+    runs = [task.run(name, engine=None if retry else engine) for name in names]
+    for run in runs:
+        if engine:
+            _by_url(run)
+    for run in runs:
+        if retry:
+            _retry(run, task, where=where, engine=engine, shards=chosen)
+        else:
+            _execute(run, task, upto="fetch", shards=chosen)
+
+
+def _by_url(run: Run) -> None:
+    """Raises UsageError for a dataset to which engines mean nothing."""
+    if run.manifest.images.by != "url":
+        raise UsageError(f"the pictures of {run.manifest.name!r} come in archives: no engine crawls for them")
 
 
 def _retry(run: Run, task: Task, *, where: tuple[str, ...], engine: Engine | None, shards: list[int] | None) -> None:
@@ -96,14 +108,17 @@ def import_(engine: Engine, folder: str, name: str, shards: str | None, task: Ta
     """Take over what img2dataset has downloaded.
 
     Pictures of DIR become those of dataset NAME, found by their URL; no picture is downloaded. URLs that DIR
-    doesn't have get the outcome not_imported, which `fetch --retry` then tries.
+    doesn't have get the outcome not_imported, which another import or `fetch --retry` then tries.
     """
     from pathlib import Path
 
     from datakit.shards import parse_shards
 
     run = task.run(name, engine=engine, imports=str(Path(folder).absolute()), tolerates=1.0)
-    _execute(run, task, upto="fetch", shards=parse_shards(shards) if shards is not None else None)
+    _by_url(run)
+    kept = _execute(run, task, upto="fetch", shards=parse_shards(shards) if shards is not None else None).kept
+    if kept:
+        _retry(run, task, where=("outcome=not_imported",), engine=engine, shards=kept)
 
 
 @click.command("build-mix")
@@ -139,7 +154,7 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
     _show_mix(mix, where)
 
 
-def _execute(run: Run, task: Task, *, upto: str, first: str | None = None, shards: list[int] | None = None) -> None:
+def _execute(run: Run, task: Task, *, upto: str, first: str | None = None, shards: list[int] | None = None) -> Report:
     from datakit.pool import spare_collector
     from datakit.progress import Progress
     from datakit.runner import execute
@@ -159,6 +174,7 @@ def _execute(run: Run, task: Task, *, upto: str, first: str | None = None, shard
             tell=progress.tell,
         )
     _show_report(run, report, upto)
+    return report
 
 
 def _show_report(run: Run, report: Report, upto: str) -> None:

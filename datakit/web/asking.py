@@ -242,7 +242,7 @@ class Asker:
     async def _obey(self, job: Job, url: str, host: Host[Job]) -> None:
         allowed, delay_s = await self._robots.allows(url, partial(self._robots_txt, job.place))
         if delay_s:
-            host.per_s = min(host.per_s, 1 / delay_s)
+            host.slow(delay_s)
         if not allowed:
             raise Stop("robots")
 

@@ -91,14 +91,18 @@ class Window:
 
 
 class Host(Generic[J]):
-    """One host: the requests it bears now, who waits for it, and whether it is worth asking."""
+    """One host: the requests it bears now, who waits for it, and whether it is worth asking.
+
+    What it is asked to bear is halved, down to one request at once and one a second, whenever it says that it has
+    too much or breaks connections; each answer brings back a little, up to the limits.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.running = 0
         self.waiting: deque[J] = deque()
         self.alarm = False  # whether it will be looked at again by itself
-        self.per_s = limits.per_host_per_s
-        self._most = limits.per_host
+        self.per_s = self._fastest = limits.per_host_per_s
+        self._most = self._widest = float(limits.per_host)
         self._patience_s = limits.total_s
         self._due = 0.0  # when the requests made so far will have kept the rate
         self._paused_until = 0.0
@@ -109,7 +113,7 @@ class Host(Generic[J]):
 
     @property
     def full(self) -> bool:
-        return self.running >= self._most
+        return self.running >= int(self._most)
 
     def wait_s(self, now: float) -> float:
         """Seconds until the rate, or a Retry-After, permits another request."""
@@ -118,6 +122,11 @@ class Host(Generic[J]):
     def begin(self, now: float) -> None:
         self.running += 1
         self._due = max(self._due, now) + 1 / self.per_s
+
+    def slow(self, delay_s: float) -> None:
+        """The host's robots.txt names the seconds between two requests."""
+        self._fastest = min(self._fastest, 1 / delay_s)
+        self.per_s = min(self.per_s, self._fastest)
 
     def pause(self, now: float, after_s: float) -> None:
         """The host asked for patience. When that is more than a URL has, it isn't asked until then."""
@@ -140,6 +149,12 @@ class Host(Generic[J]):
 
     def ended(self, outcome: str, now: float) -> None:
         """What became of a request: a failure in a row, or the end of the row."""
+        if outcome in _TOO_MUCH:
+            self._most = max(1.0, self._most / 2)
+            self.per_s = max(min(1.0, self._fastest), self.per_s / 2)
+        elif not failed_host(outcome):
+            self._most = min(self._widest, self._most + 1 / self._most)
+            self.per_s = min(self._fastest, self.per_s + self._fastest / 100)
         if not failed_host(outcome):
             self._failures = self._breaks = 0
             return
@@ -152,9 +167,12 @@ class Host(Generic[J]):
     def forgettable(self, now: float) -> bool:
         """Whether nothing is lost when this host is met as if for the first time."""
         idle = not self.running and not self.waiting
-        return idle and not self._failures and self.wait_s(now) == 0.0 and self._due <= now
+        return (
+            idle and self._most == self._widest and not self._failures and self.wait_s(now) == 0.0 and self._due <= now
+        )
 
 
+_TOO_MUCH = frozenset({"http_429", "http_503", "reset", "connect", "timeout_connect"})
 _HOST_FAULTS = frozenset(
     {"dns", "connect", "tls", "timeout_connect", "timeout_read", "timeout_total", "reset", "protocol", "http_429"}
 )

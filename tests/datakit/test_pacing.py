@@ -84,6 +84,36 @@ def test_a_host_bears_a_burst_and_then_its_rate():
     assert host.wait_s(13.0) == 0
 
 
+@pytest.mark.parametrize("outcome", ["http_429", "http_503", "reset", "timeout_connect"])
+def test_a_host_that_has_too_much_is_asked_for_half_as_much_and_gets_it_back_bit_by_bit(outcome):
+    host = Host(Limits(per_host=8, per_host_per_s=64))
+
+    def bears(n: int) -> bool:
+        host.running = n - 1
+        return not host.full
+
+    host.ended(outcome, 0.0)
+    assert bears(4) and not bears(5)
+    assert host.per_s == 32
+    for _ in range(6):
+        host.ended(outcome, 0.0)
+    assert bears(1) and not bears(2)
+    assert host.per_s == 1
+    for _ in range(100):
+        host.ended("ok", 0.0)
+    assert bears(8) and not bears(9)
+    assert host.per_s == 64
+
+
+def test_a_delay_of_robots_txt_is_a_rate_that_doesn_t_grow_again():
+    host = Host(Limits())
+
+    host.slow(2.0)
+    host.ended("ok", 0.0)
+
+    assert host.per_s == 0.5
+
+
 def test_a_host_that_asks_for_patience_gets_it():
     host = Host(Limits())
 

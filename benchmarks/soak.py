@@ -25,6 +25,7 @@ import webserver
 from crawl import head, run_of
 from webserver import Web
 
+from datakit import memory
 from datakit.runner import execute
 
 EVERY_S = 5
@@ -108,7 +109,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--urls", type=int, default=20_000, help="of a shard")
     args = parser.parse_args()
-    print(head())
+    print(head(), flush=True)
+    memory.spare()  # as the command line does
     with (
         tempfile.TemporaryDirectory(prefix="datakit-soak-") as scratch,
         Web(webserver.pictures()) as web,

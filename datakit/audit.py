@@ -126,6 +126,7 @@ class Broken:
     cure: str
     step: str = ""
     shard: int | None = None
+    part: str | None = None
 
 
 def verify(run: Run) -> Iterator[str | Broken]:
@@ -141,12 +142,12 @@ def verify(run: Run) -> Iterator[str | Broken]:
                     f"{ledger.folder}/{shard}.commit.json", "the commit is damaged", cure, step.name, int(shard)
                 )
                 continue
-            for file in (f for part in commit.parts for f in part.files()):
+            for part, file in ((p.name, f) for p in commit.parts for f in p.files()):
                 where = f"{ledger.folder}/{file.name}"
                 if file.name in cleaned and run.store.size(where) is None:
                     continue
                 wrong = _wrong(run.store, where, file.size_bytes, file.xxh3)
-                yield Broken(where, wrong, cure, step.name, int(shard)) if wrong else where
+                yield Broken(where, wrong, cure, step.name, int(shard), part) if wrong else where
 
 
 def verify_downloads(run: Run) -> Iterator[str | Broken]:
@@ -202,7 +203,7 @@ def verify_mixes(store: Store) -> Iterator[str | Broken]:
 
 
 def repair(run: Run, broken: list[Broken]) -> list[str]:
-    """Removes the commits and files of broken shards, so that the next run makes them again. Returns their names."""
+    """Removes the commits and files of broken parts, so that the next run makes these again. Returns their names."""
     names = []
     for one in broken:
         if one.where.startswith("downloads/"):
@@ -216,9 +217,8 @@ def repair(run: Run, broken: list[Broken]) -> list[str]:
         if one.shard is None or not one.where.startswith(f"{run.folder}/"):
             continue
         step = next(s for s in run.steps if s.name == one.step)
-        name = shard_name(one.shard)
-        run.ledger(step).discard(name)
-        names.append(f"{run.folder}/{step.name}/{name}")
+        run.ledger(step).discard(shard_name(one.shard), one.part)
+        names.append(f"{run.folder}/{step.name}/{one.part or shard_name(one.shard)}")
     return sorted(set(names))
 
 

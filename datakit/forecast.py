@@ -1,7 +1,8 @@
 """Forecast: what fetching a dataset will give and cost, from a sample of its URLs, before anyone spends days.
 
 The sample is drawn at random from the rows that the recipe has chosen, and goes through the same crawl, limits and
-codecs as `datakit fetch`; nothing of it is kept. Shares have Wilson's interval, means the normal one, both of 95 %.
+codecs as `datakit fetch`; nothing of it is kept. Shares have Wilson's interval, means the normal one, both of 95 %;
+what the cores or a busy host permit is one figure without an interval.
 What a small sample can't show: that a network gets slower under the load of days, and other shards' rot.
 """
 
@@ -68,6 +69,7 @@ class Forecast:
     shards: list[int]  # that the sample was drawn from
     n_shards: int  # of the whole dataset
     sampled: int  # URLs
+    all_rows: bool  # whether the sample is all there is in these shards
     urls: float  # of the whole, as far as the shards looked at tell
     spent_s: float
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -145,7 +147,9 @@ def forecast(
     urls = _sampled(tables, min(sample, rows), seed)
     n_shards = max(len(run.known_shards()), run.manifest.annotations.shards or 0, len(shards))
     whole = len(urls) / min(sample, rows) * rows / len(shards) * n_shards
-    found = Forecast(shards=shards, n_shards=n_shards, sampled=len(urls), urls=whole, spent_s=0.0)
+    found = Forecast(
+        shards=shards, n_shards=n_shards, sampled=len(urls), all_rows=sample >= rows, urls=whole, spent_s=0.0
+    )
     work = run.work(run.steps[place], tell)
     tell(run.steps[place].name, "total", len(urls))
     seconds, sizes = [], []

@@ -161,13 +161,17 @@ class Ledger:
         """Takes back the word that a shard or part is done; its data stays."""
         self.store.remove(f"{self.folder}/{name}.commit.json")
 
-    def discard(self, name: str) -> None:
-        """Removes a shard's commit, then its parts' commits and files."""
+    def discard(self, name: str, part: str | None = None) -> None:
+        """Removes a shard's commit, then the commits and files of its parts, or of one of them.
+
+        The other parts keep their commits, so the shard is joined again from them and the one that is made anew.
+        """
         commit = self.read(name)
         self.remove(name)
-        for part in commit.parts if commit else []:
-            self.remove(part.name)
-            self.forget(part)
+        for one in commit.parts if commit else []:
+            if part in (None, one.name):
+                self.remove(one.name)
+                self.forget(one)
 
     def forget(self, part: Part) -> None:
         """Removes the files of a part, and the log beside them."""

@@ -5,7 +5,6 @@ Workers are fresh interpreters: a fork would copy threads and locks of the paren
 
 from __future__ import annotations
 
-import gc
 import logging
 import multiprocessing
 import os
@@ -16,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from datakit import memory
 from datakit.errors import DatakitError
 from datakit.stage import Tell
 
@@ -70,15 +70,6 @@ def _relay(queue: Any, tell: Tell) -> None:
         tell(*message)
 
 
-def spare_collector() -> None:
-    """Has the garbage collector look at what is new, and less often: some tenth of a crawl's CPU was its.
-
-    Thousands of URLs in flight are many objects that live for seconds; none of them is in a cycle.
-    """
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-
-
 _queue: Any = None
 
 
@@ -86,7 +77,7 @@ def _begin(queue: Any) -> None:
     """In a new worker: Ctrl-C is the parent's to handle, and a worker doesn't outlive its parent."""
     global _queue
     _queue = queue
-    spare_collector()
+    memory.spare()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -8,6 +8,7 @@ stands. So the keys of all others, and their bytes, don't change, and `build-mix
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 import pyarrow as pa
 
-from datakit.errors import Incomplete, UsageError
+from datakit.errors import Incomplete, UsageError, nearest
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.pool import pooled
 from datakit.run import Run
@@ -29,7 +30,7 @@ from datakit.stage import Out, Tell, Work, silent
 from datakit.stages.fetch import Engine, Fetch
 from datakit.store import Sink, locked
 from datakit.tables import LOCATED, Rows, TableWriter, write_log
-from datakit.web.outcomes import may_pass
+from datakit.web.outcomes import KNOWN, may_pass
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,19 @@ def parse_where(conditions: tuple[str, ...]) -> Where:
             raise UsageError(
                 f"{condition!r} is no condition: write outcome=NAME or host=NAME, several with commas, * for any text"
             )
+        if key.strip() == "outcome":
+            for value in values:
+                _check_outcome(value)
         found[key.strip()] = found.get(key.strip(), ()) + values
     return Where(found.get("outcome", ()), found.get("host", ()))
+
+
+def _check_outcome(pattern: str) -> None:
+    """Raises UsageError for what no failed URL can have."""
+    if pattern == "ok":
+        raise UsageError("outcome=ok names the pictures that are there: name a failure")
+    if not (re.match(r"http_[\d*?]", pattern) or any(fnmatchcase(name, pattern) for name in KNOWN)):
+        raise UsageError(f"no URL has the outcome {pattern!r}. {nearest(pattern, KNOWN)}")
 
 
 @dataclass
@@ -151,7 +163,8 @@ def retry_shard(
         try:
             for part in todo:
                 made, change = _patched(stage, part, rows[part.name], where, fetched, work, ledger, report)
-                whole = _commit(ledger, shard_name(shard), whole, part, made, change)
+                now = _failures(_rows(run, ledger, shard, made))
+                whole = _commit(ledger, shard_name(shard), whole, made, change, now)
         finally:
             fetched.close()
     return report
@@ -175,10 +188,11 @@ def _patched(
     n_wanted = sum(1 for _ in _failed(rows, where))
     work.tell(work.step, "total", n_wanted)
     if not n_wanted:
-        report.left += _left(rows)
+        report.left += _failures(rows)
         return msgspec.structs.replace(part, tries=part.tries + 1), Counter()
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
+    work.store.remove(work.path(f"{name}.tar"))  # of a try that was killed before its commit
     with ExitStack() as published:
         table = published.enter_context(work.store.publish(work.path(f"{name}.parquet")))
         tar_name = f"{ledger.folder}/{name}.tar"
@@ -229,7 +243,7 @@ def _patched(
     return made, change
 
 
-def _left(rows: Rows) -> Counter[str]:
+def _failures(rows: Rows) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     for batch in rows.batches(["images"]):
         outcomes.update(batch["images"].flatten().field("outcome").to_pylist())
@@ -242,25 +256,24 @@ def _file(name: str, sink: Sink) -> File:
     return File(name, sink.written.size_bytes, sink.written.xxh3)
 
 
-def _commit(ledger: Ledger, shard: str, whole: Commit, old: Part, made: Part, change: Counter[str]) -> Commit:
-    """Declares a part patched, in its shard's commit and in its own when it has one."""
-    new = _replaced(whole, made, change)
-    names = {shard: new}
-    if old.name != shard and (own := ledger.read(old.name)) is not None:
-        names = {old.name: _replaced(own, made, change), shard: new}
-    ledger.patch(whole, names)
-    return new
+def _commit(ledger: Ledger, shard: str, whole: Commit, made: Part, change: Counter[str], now: Counter[str]) -> Commit:
+    """Declares a part patched, in its shard's commit and in its own when it has one.
 
-
-def _replaced(commit: Commit, made: Part, change: Counter[str]) -> Commit:
-    faults = Counter(commit.faults)
+    The part's own is counted anew (`now`): it may be that of a try that was killed before the shard's was written.
+    """
+    faults = Counter(whole.faults)
     faults.update({outcome: n for outcome, n in change.items() if outcome != "ok"})
-    return msgspec.structs.replace(
-        commit,
-        parts=[made if part.name == made.name else part for part in commit.parts],
-        faults={outcome: n for outcome, n in sorted(faults.items()) if n > 0},
-        made_by=maker(),
-    )
+    parts = [made if part.name == made.name else part for part in whole.parts]
+    names = {shard: _changed(whole, parts, faults)}
+    if made.name != shard and (own := ledger.read(made.name)) is not None:
+        names = {made.name: _changed(own, [made], now), **names}
+    ledger.patch(whole, names)
+    return names[shard]
+
+
+def _changed(commit: Commit, parts: list[Part], faults: Counter[str]) -> Commit:
+    counts = {outcome: n for outcome, n in sorted(faults.items()) if n > 0}
+    return msgspec.structs.replace(commit, parts=parts, faults=counts, made_by=maker())
 
 
 def _host(url: str) -> str:

@@ -29,6 +29,7 @@ from datakit.web.hosts import Hosts, parse_allowed, parse_mirrors
 
 FILE = "datakit.toml"
 TIMEOUT_S = 30  # for one picture, redirects included; VILA gives 10, img2dataset 10 to each read
+FLAGS = {"timeout_s": "--timeout", "per_host_per_s": "--rate"}  # the others have the name of their key
 KINDS: dict[str, type] = {
     "root": str,
     "mirrors": list,
@@ -69,7 +70,13 @@ def load(
     allow_text = ",".join(allow_hosts) or environ.get("DATAKIT_ALLOW_HOSTS") or ",".join(file.get("allow_hosts", []))
 
     def number(name: str, default: int) -> int:
-        return _number(name, numbers.get(name), environ.get(f"DATAKIT_{name.upper()}"), file.get(name), default)
+        given = {
+            FLAGS.get(name, f"--{name.replace('_', '-')}"): numbers.get(name),
+            f"DATAKIT_{name.upper()}": environ.get(f"DATAKIT_{name.upper()}"),
+            f"{name!r} of {FILE}": file.get(name),
+            name: default,
+        }
+        return _number(given)
 
     timeout_s, most = number("timeout_s", TIMEOUT_S), number("in_flight", Limits.window[1])
     return Settings(
@@ -96,11 +103,11 @@ def _switch(name: str, text: str | None, otherwise: bool) -> bool:
     return text == "1"
 
 
-def _number(name: str, *given: int | str | None) -> int:
-    """The first that is given, as a whole number from 1. Raises UsageError."""
-    value = next(v for v in given if v not in (None, ""))
+def _number(given: dict[str, int | str | None]) -> int:
+    """The first that is given, as a whole number from 1. Raises UsageError, naming where it was given."""
+    where, value = next((where, v) for where, v in given.items() if v not in (None, ""))
     if not str(value).isdecimal() or int(str(value)) < 1:
-        raise UsageError(f"{name} should be a whole number from 1, not {value!r}")
+        raise UsageError(f"{where} should be a whole number from 1, not {value!r}")
     return int(str(value))
 
 

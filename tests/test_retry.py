@@ -267,6 +267,8 @@ def test_a_retry_says_what_it_needs(upstream, user):
     unknown = user("fetch coyo --retry --shards 0-1")
     archives = user("fetch qinstruct --retry")
     words = user("fetch coyo --retry --where timeout")
+    unknown_outcome = user("fetch coyo --retry --where outcome=timeout_totl")
+    fine = user("fetch coyo --retry --where outcome=ok")
     alone = user("fetch coyo --where outcome=dns")
     both = user("fetch coyo --retry --rebuild")
     user("build-mix coyo")
@@ -277,6 +279,8 @@ def test_a_retry_says_what_it_needs(upstream, user):
     assert unknown.code == 2 and "shards 1 " in unknown.err
     assert archives.code == 2 and "archives" in archives.err
     assert words.code == 2 and "outcome=NAME" in words.err
+    assert unknown_outcome.code == 2 and "'timeout_total'" in unknown_outcome.err
+    assert fine.code == 2 and "failure" in fine.err
     assert alone.code == 2 and "--retry" in alone.err
     assert both.code == 2 and "--rebuild" in both.err
     assert cleaned.code == 1 and "cleaned" in cleaned.err
@@ -313,3 +317,52 @@ def test_an_answer_that_fails_again_leaves_the_row_with_its_new_outcome(upstream
     user("fetch coyo --retry --where outcome=http_500")
 
     assert {image["outcome"] for (_, url), image in places(user.root).items() if url in urls} == {"http_404"}
+
+
+def test_a_damaged_patch_costs_its_part_alone(upstream, user, small_parts):
+    user("fetch coyo --shards 0-3")
+    cure(upstream, user.root)
+    user("fetch coyo --retry")
+    before = everything(user.root)
+    tar = next((user.root / "coyo/fetch").glob("*.r1.tar"))
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
+    n_before = len(upstream.requests)
+
+    told = user("verify coyo --repair")
+    got = user("fetch coyo --shards 0-3")
+
+    part = tar.name.partition(".")[0]
+    assert told.code == 1 and f"forgotten: coyo/fetch/{part}" in told.out
+    assert got.code == 0
+    others = {n for n in before if n.startswith("coyo/fetch/") and n.endswith(".tar") and part not in n}
+    assert {n: everything(user.root)[n] for n in others} == {n: before[n] for n in others}
+    assert 0 < len(upstream.requests) - n_before < 4 * 8  # one part of four rows, redirects and second tries included
+    assert user("verify coyo").code == 0
+
+
+def test_a_retry_killed_between_the_commits_of_part_and_shard_counts_right(upstream, user, small_parts, monkeypatch):
+    user("fetch coyo --shards 0-3")
+    cure(upstream, user.root)
+    put = Ledger.put
+    left = [1]
+
+    def dies(self, name, commit):
+        left[0] -= 1
+        if left[0] < 0:
+            raise InterruptedError
+        put(self, name, commit)
+
+    monkeypatch.setattr(Ledger, "put", dies)
+    with pytest.raises(InterruptedError):
+        user("fetch coyo --retry")
+    monkeypatch.setattr(Ledger, "put", put)
+
+    user("fetch coyo --retry")
+
+    ledger = Ledger(Store(str(user.root)), "coyo/fetch")
+    for commit in ledger.commits().values():
+        own = [ledger.read(part.name) for part in commit.parts]
+        assert sum((Counter(one.faults) for one in own), Counter()) == Counter(commit.faults)
+    assert sum((Counter(c.faults) for c in ledger.commits().values()), Counter()) == outcomes(user.root) - Counter(
+        ok=outcomes(user.root)["ok"]
+    )

@@ -159,7 +159,10 @@ def _show_forecast(run: Run, found: Forecast, jobs: int) -> None:
     from datakit.progress import size_text, time_text
     from datakit.shards import ranges
 
-    click.echo(f"{run.folder}: tried {found.sampled:,} URLs of shards {ranges(found.shards)} in {found.spent_s:.0f} s")
+    every = "all " if found.all_rows else ""
+    where = f"{every}{found.sampled:,} URLs of shards {ranges(found.shards)}"
+    more = ", which have no more; name others with --shards" if found.all_rows else ""
+    click.echo(f"{run.folder}: tried {where} in {found.spent_s:.0f} s{more}")
     for outcome, n in found.outcomes.most_common():
         interval = f"  (95 %: {found.ok.low:.1%} to {found.ok.high:.1%})" if outcome == "ok" else ""
         click.echo(f"    {outcome:18} {n:>8,}  {n / found.sampled:6.1%}{interval}")
@@ -173,7 +176,8 @@ def _show_forecast(run: Run, found: Forecast, jobs: int) -> None:
         short = "  NOT ENOUGH" if found.free_bytes < 2 * disk.value else ""
         click.echo(f"    free      {size_text(found.free_bytes)}{short}")
     if found.per_s.value:
-        line = f"    time      {time_text(time_s.value)}  ({time_text(time_s.low)} to {time_text(time_s.high)})"
+        low, high = time_text(time_s.low), time_text(time_s.high)
+        line = f"    time      {time_text(time_s.value)}" + (f"  ({low} to {high})" if low != high else "")
         click.echo(f"{line} at {found.per_s.value:,.0f} URLs/s, held up by {found.held_by.rstrip(',')}")
     click.echo("More machines: --slice I/N. What a sample can't show: how the network bears the load of days.")
 

@@ -67,10 +67,12 @@ def _by_url(run: Run) -> None:
 
 
 def _retry(run: Run, task: Task, *, where: tuple[str, ...], engine: Engine | None, shards: list[int] | None) -> None:
+    from datakit import memory
     from datakit.progress import Progress
     from datakit.retry import parse_where, retry
     from datakit.shards import parse_slice, ranges
 
+    memory.spare()
     with Progress(run.folder, noun="URLs") as progress:
         report = retry(
             run,
@@ -155,12 +157,12 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
 
 
 def _execute(run: Run, task: Task, *, upto: str, first: str | None = None, shards: list[int] | None = None) -> Report:
-    from datakit.pool import spare_collector
+    from datakit import memory
     from datakit.progress import Progress
     from datakit.runner import execute
     from datakit.shards import parse_slice
 
-    spare_collector()
+    memory.spare()
 
     with Progress(run.folder) as progress:
         report = execute(

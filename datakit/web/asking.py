@@ -250,12 +250,12 @@ class Asker:
         """Status and body of a robots.txt. It goes beyond its host's share: others wait for it."""
         job = Job(place, url, self._limits.total_s, url)
         try:
-            for _ in range(self._limits.max_redirects + 1):
-                async with asyncio.timeout(self._limits.total_s) as job.deadline:
+            async with asyncio.timeout(self._limits.total_s) as job.deadline:
+                for _ in range(self._limits.max_redirects + 1):
                     answer = await self._ask(job, url, self.host(url), most=ROBOTS_BYTES)
-                if not isinstance(answer, str):
-                    return job.status, answer[0]
-                url = self._hosts.check_url(answer)
+                    if not isinstance(answer, str):
+                        return job.status, answer[0]
+                    url = self._hosts.check_url(answer)
         except TimeoutError as error:
             raise Stop("timeout_total") from error
         except Stop as stop:

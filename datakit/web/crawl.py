@@ -26,6 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
+from datakit import memory
 from datakit.web.asking import Asker, Job
 from datakit.web.hosts import Hosts, RefusedUrl
 from datakit.web.outcomes import Stop, worked
@@ -146,6 +147,7 @@ class _Engine(Generic[T]):
         self._call(self._stopping.set)
         self._thread.join()
         self._spool.close()
+        memory.give_back()
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -166,6 +168,7 @@ class _Engine(Generic[T]):
             self._up.set()
 
     async def _serve(self) -> None:
+        self._loop.set_exception_handler(self._broken)
         self._asker = Asker(self._hosts, self._limits, self._window, self._bytes, self._ready.append)
         try:
             self._loop.call_later(TICK_S, self._tick, self._loop.time() + TICK_S)
@@ -177,6 +180,13 @@ class _Engine(Generic[T]):
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._asker.close()
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback of ours raised: without a word to the consumer it would wait for ever."""
+        if "handle" in context and isinstance(bug := context.get("exception"), Exception):
+            self._out.put([bug])
+        else:
+            loop.default_exception_handler(context)
 
     def _tick(self, due: float) -> None:
         now = self._loop.time()
@@ -238,6 +248,9 @@ class _Engine(Generic[T]):
             job.asked, host = self._asker.asked(job.url)
         except RefusedUrl as refused:
             self._deliver(job, self._result(job, refused.outcome))
+            return None
+        except Exception as bug:  # noqa: BLE001 - a callback of the loop has nobody to raise to: the consumer does it
+            self._deliver(job, bug)
             return None
         now = self._loop.time()
         if refusal := host.refuses(now):

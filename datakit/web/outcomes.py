@@ -39,6 +39,13 @@ OUTCOMES = (
 )
 """What can become of a URL; besides these, the reasons of `BadImage` that `work` raises."""
 
+KNOWN = (
+    *(name for name in OUTCOMES if name not in ("ok", "http_<status>")),
+    *("not_an_image", "unsupported", "pixels", "frames", "truncated", "corrupt"),  # images.normalise
+    *("not_imported", "img2dataset_error", "img2dataset_filtered"),  # datakit/interop
+)
+"""Outcomes of failed URLs in a table of fetch, besides http_404 and its like."""
+
 # Answers that another try at another time may change; all others are how the world is.
 _PASSING = frozenset(
     {

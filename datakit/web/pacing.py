@@ -28,7 +28,8 @@ class Limits:
     read_s: float = 20
     """Silence that is borne on an open connection."""
     total_s: float = 60
-    """The whole URL with redirects, retries and back-off; waiting for our own limits is not counted."""
+    """The whole URL with redirects, retries and back-off; waiting for our own limits and for robots.txt, which has
+    as much, is not counted."""
     max_bytes: int = 50 << 20
     max_redirects: int = 5
     window: tuple[int, int] = (16, 2048)
@@ -117,7 +118,8 @@ class Host(Generic[J]):
 
     def wait_s(self, now: float) -> float:
         """Seconds until the rate, or a Retry-After, permits another request."""
-        return max(self._due - now - self._most / self.per_s, self._paused_until - now, 0.0)
+        burst_s = (int(self._most) - 1) / self.per_s
+        return max(self._due - now - burst_s, self._paused_until - now, 0.0)
 
     def begin(self, now: float) -> None:
         self.running += 1
@@ -125,6 +127,7 @@ class Host(Generic[J]):
 
     def slow(self, delay_s: float) -> None:
         """The host's robots.txt names the seconds between two requests."""
+        self._most = self._widest = 1.0
         self._fastest = min(self._fastest, 1 / delay_s)
         self.per_s = min(self.per_s, self._fastest)
 

@@ -517,3 +517,23 @@ def test_without_file_handles_the_crawl_waits_and_then_says_so(server, monkeypat
 
     with pytest.raises(DownloadError, match="ulimit -n"):
         fetch(server, url, limits=Limits(per_host_per_s=1e9))
+
+
+@pytest.mark.parametrize("url", [None, 7])
+def test_a_url_that_is_no_text_stops_the_crawl_with_an_error_instead_of_for_ever(server, url):
+    good = server.at("/a", reply(b"picture"))
+
+    with pytest.raises((AttributeError, TypeError)):
+        fetch(server, good, url, good)
+
+
+def test_a_fault_in_a_callback_of_the_loop_comes_out(server, monkeypatch):
+    def broken(self, *args, **kwargs):
+        raise RuntimeError("a bug")
+
+    url = server.at("/a", reply(b"picture"))
+    monkeypatch.setattr(pacing.Window, "tick", broken)
+    server.at("/a", lambda visit: visit.hang())
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        fetch(server, url)

@@ -80,7 +80,7 @@ def test_a_host_bears_a_burst_and_then_its_rate():
         waits.append(host.wait_s(10.0))
         host.begin(10.0)
 
-    assert waits == pytest.approx([0, 0, 0, 0, 0, 0.5, 1.0])
+    assert waits == pytest.approx([0, 0, 0, 0, 0.5, 1.0, 1.5])
     assert host.wait_s(13.0) == 0
 
 
@@ -109,9 +109,11 @@ def test_a_delay_of_robots_txt_is_a_rate_that_doesn_t_grow_again():
     host = Host(Limits())
 
     host.slow(2.0)
+    host.begin(0.0)
     host.ended("ok", 0.0)
 
     assert host.per_s == 0.5
+    assert host.wait_s(0.0) == 2.0
 
 
 def test_a_host_that_asks_for_patience_gets_it():

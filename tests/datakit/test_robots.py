@@ -3,7 +3,7 @@
 import pytest
 from unruly import in_turn, reply, unruly_server
 
-from datakit.web import asking
+from datakit.web import asking, robots
 from datakit.web.crawl import Limits, crawl
 from datakit.web.hosts import Hosts
 
@@ -72,7 +72,7 @@ def test_a_host_without_robots_txt_permits_all(server, status):
 def test_a_host_whose_robots_txt_can_t_be_read_permits_nothing(server, status):
     server.at("/robots.txt", reply(b"", status))
 
-    assert outcomes(server, "/a") == ["robots"]
+    assert outcomes(server, "/a") == [f"http_{status}"]
     assert "/a" not in server.paths()
 
 
@@ -119,8 +119,18 @@ def test_a_host_that_breaks_off_its_robots_txt_gives_its_own_outcome(server):
     assert outcomes(server, "/a") == ["reset"]
 
 
-def test_a_host_that_is_well_again_is_asked_again(server):
+def test_a_host_whose_robots_txt_fails_is_not_asked_for_it_again_and_again(server):
+    server.at("/robots.txt", reply(b"", 503))
+
+    found = outcomes(server, *(f"/{n}" for n in range(60)), limits=Limits(robots=True, retries=0))
+
+    assert set(found) == {"http_503", "host_down"}  # both of which a retry on another day tries
+    assert server.paths() == ["/robots.txt"]
+
+
+def test_a_host_that_is_well_again_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr(robots, "FAILURE_KEPT_S", -1.0)
     server.at("/robots.txt", in_turn(reply(b"", 503), reply(b"")))
     limits = Limits(robots=True, window=(1, 1))
 
-    assert outcomes(server, "/a", "/b", limits=limits) == ["robots", "ok"]
+    assert outcomes(server, "/a", "/b", limits=limits) == ["http_503", "ok"]

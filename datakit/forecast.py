@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,10 +20,11 @@ import numpy as np
 
 from datakit.errors import Incomplete, UsageError
 from datakit.run import Run
-from datakit.runner import execute
+from datakit.runner import committed_rows, execute
 from datakit.shards import shard_name
 from datakit.stage import Tell, silent
 from datakit.stages.fetch import Fetch, refs_of
+from datakit.store import free_bytes
 from datakit.tables import Rows
 
 Z = 1.96  # standard deviations of a 95 % interval
@@ -139,8 +139,7 @@ def forecast(
         commit = ledger.read(shard_name(shard))
         if commit is None:
             raise Incomplete(f"shard {shard} of {run.manifest.name!r} was removed meanwhile")
-        files = tuple((f"{ledger.folder}/{part.table.name}", part.rows) for part in commit.parts)
-        tables.append(Rows(run.store, shard, files, 0, commit.rows))
+        tables.append(committed_rows(run, chosen, shard, commit.parts))
     rows = sum(len(one) for one in tables)
     if rows == 0:
         raise Incomplete(f"shards {shards} of {run.manifest.name!r} hold no rows to try: name others with --shards")
@@ -168,10 +167,7 @@ def forecast(
     found.bytes_each, found.url_s = mean(sizes), mean(seconds)
     _pace(found, run, urls, jobs)
     if run.store.local:
-        place_on_disk = run.store.path("")
-        while not place_on_disk.exists():
-            place_on_disk = place_on_disk.parent
-        found.free_bytes = shutil.disk_usage(place_on_disk).free
+        found.free_bytes = free_bytes(run.store.path(""))
     return found
 
 

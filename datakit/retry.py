@@ -18,18 +18,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import pyarrow as pa
 
 from datakit.errors import Incomplete, UsageError, nearest
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.pool import pooled
 from datakit.run import Run
-from datakit.runner import maker
+from datakit.runner import committed_rows, maker
 from datakit.shards import ranges, shard_name
 from datakit.stage import Out, Tell, Work, silent
 from datakit.stages.fetch import Engine, Fetch
 from datakit.store import Sink, locked
-from datakit.tables import LOCATED, Rows, TableWriter, write_log
+from datakit.tables import Rows, TableWriter, with_places, write_log
 from datakit.web.outcomes import KNOWN, may_pass
 
 log = logging.getLogger(__name__)
@@ -157,21 +156,17 @@ def retry_shard(
         if whole is None:
             raise Incomplete(f"shard {shard} of {run.manifest.name!r} was removed meanwhile")
         todo = [part for part in whole.parts if part.tries == tries]
-        rows = {part.name: _rows(run, ledger, shard, part) for part in todo}
+        rows = {part.name: committed_rows(run, step, shard, [part]) for part in todo}
         urls = (ref for part in todo for ref in _failed(rows[part.name], where))
         fetched = stage.crawled(urls, work)
         try:
             for part in todo:
                 made, change = _patched(stage, part, rows[part.name], where, fetched, work, ledger, report)
-                now = _failures(_rows(run, ledger, shard, made))
+                now = _failures(committed_rows(run, step, shard, [made]))
                 whole = _commit(ledger, shard_name(shard), whole, made, change, now)
         finally:
             fetched.close()
     return report
-
-
-def _rows(run: Run, ledger: Ledger, shard: int, part: Part) -> Rows:
-    return Rows(run.store, shard, ((f"{ledger.folder}/{part.table.name}", part.rows),), 0, part.rows)
 
 
 def _failed(rows: Rows, where: Where) -> Iterator[str]:
@@ -216,13 +211,7 @@ def _patched(
                     after[places[at]["outcome"]] += 1
                     n_tried += 1
             work.tell(work.step, "rows", n_tried)
-            column = pa.array(listed, LOCATED)
-            writer.write(
-                pa.RecordBatch.from_arrays(
-                    [column if column_name == "images" else batch[column_name] for column_name in schema.names],
-                    schema=schema,
-                )
-            )
+            writer.write(with_places(batch, listed, schema))
         writer.close()
         out.close()
         if out.log:

@@ -191,9 +191,14 @@ def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
 def _upstream_rows(run: Run, place: int, shard: int, upstream: Commit | None) -> Rows:
     if upstream is None:
         return Rows(run.store, shard, (), 0, 0)
-    folder = run.ledger(run.steps[place - 1]).folder
-    files = tuple((f"{folder}/{part.table.name}", part.rows) for part in upstream.parts)
-    return Rows(run.store, shard, files, 0, upstream.rows)
+    return committed_rows(run, run.steps[place - 1], shard, upstream.parts)
+
+
+def committed_rows(run: Run, step: Step, shard: int, parts: list[Part]) -> Rows:
+    """The rows that parts of a shard hold after a step."""
+    folder = run.ledger(step).folder
+    files = tuple((f"{folder}/{part.table.name}", part.rows) for part in parts)
+    return Rows(run.store, shard, files, 0, sum(part.rows for part in parts))
 
 
 def _make_part(

@@ -301,6 +301,13 @@ def publish_file(path: Path, data: bytes) -> None:
         sink.write(data)
 
 
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder, which need not be there yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds an exclusive lock, so that two jobs on one machine or share don't fetch one file twice."""

@@ -80,6 +80,14 @@ def with_images(schema: pa.Schema, images: pa.DataType) -> pa.Schema:
     return schema.set(schema.get_field_index("images"), pa.field("images", images))
 
 
+def with_places(batch: pa.RecordBatch, places: list[list[dict[str, Any]]], schema: pa.Schema) -> pa.RecordBatch:
+    """The batch with where the pictures of each of its rows stand."""
+    column = pa.array(places, LOCATED)
+    return pa.RecordBatch.from_arrays(
+        [column if name == "images" else batch[name] for name in schema.names], schema=schema
+    )
+
+
 def failures(pictures: list[dict[str, Any]]) -> list[str]:
     """Outcomes of a row's located pictures that can't be had."""
     return [picture["outcome"] for picture in pictures if picture["outcome"] != "ok"]

@@ -1,12 +1,12 @@
 """`doctor`: what a fetch will give and cost, from a sample."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from users import everything, settings, typed
+from users import everything
 
-from datakit import forecast as forecasts
 from datakit.forecast import Range, mean, share
 from datakit.miniature import Answer, Miniature
 
@@ -18,14 +18,9 @@ def upstream():
 
 
 @pytest.fixture
-def user(upstream, tmp_path):
-    env = settings(upstream, tmp_path / "root", DATAKIT_TIMEOUT_S="1")
-
-    def types(command):
-        return typed(command, env)
-
-    types.root = tmp_path / "root"
-    return types
+def user(user):
+    user.env["DATAKIT_TIMEOUT_S"] = "1"
+    return user
 
 
 def told(got):
@@ -86,7 +81,7 @@ def test_the_same_seed_draws_the_same_urls_and_another_one_others(upstream, user
 
 def test_a_disk_that_is_too_small_is_said_loudly(user, monkeypatch):
     user("doctor coyo --sample 1")  # downloads the annotations, which takes room
-    monkeypatch.setattr(forecasts.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
 
     assert "NOT ENOUGH" in user("doctor coyo --sample 3").out
 

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
-from users import everything, settings, typed
+from users import everything, typed
 
 from datakit.ledger import Ledger
 from datakit.miniature import Miniature
@@ -35,14 +35,9 @@ def upstream():
 
 
 @pytest.fixture
-def user(upstream, tmp_path):
-    env = settings(upstream, tmp_path / "root", DATAKIT_TIMEOUT_S="1")
-
-    def types(command, **more):
-        return typed(command, {**env, **more})
-
-    types.root, types.env = tmp_path / "root", env
-    return types
+def user(user):
+    user.env["DATAKIT_TIMEOUT_S"] = "1"
+    return user
 
 
 def places(root):

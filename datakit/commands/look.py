@@ -184,11 +184,10 @@ def _show_forecast(run: Run, found: Forecast, jobs: int) -> None:
 
 def _archives(run: Run, as_json: bool) -> None:
     """What upstream says of each file of a dataset in archives, and whether there is room for them."""
-    import shutil
-
     from datakit.errors import DownloadError
     from datakit.progress import size_text
     from datakit.stage import intact
+    from datakit.store import free_bytes
     from datakit.web import downloads
 
     work = run.work(run.steps[0])
@@ -201,10 +200,7 @@ def _archives(run: Run, as_json: bool) -> None:
             one["problem"] = str(error)
         found.append(one)
     missing = sum(one.get("bytes") or 0 for one in found if not one["here"])
-    folder = run.store.downloads
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(run.store.downloads)
     if as_json:
         _json({"files": found, "bytes_to_download": missing, "free_bytes": free})
     else:

@@ -16,7 +16,7 @@ from datakit import images
 from datakit.errors import BadImage
 from datakit.manifest import Manifest
 from datakit.stage import Out, Stage, Work
-from datakit.tables import LOCATED, Rows, failures, with_images
+from datakit.tables import LOCATED, Rows, failures, with_images, with_places
 from datakit.web.crawl import Fetched, crawl
 
 if TYPE_CHECKING:
@@ -112,11 +112,8 @@ class Fetch(Stage):
             ]
             for row in places:
                 out.fail(failures(row))
-            column = pa.array(places, LOCATED)
             work.tell(work.step, "bytes", sum(p["size_bytes"] or 0 for row in places for p in row))
-            yield pa.RecordBatch.from_arrays(
-                [column if name == "images" else batch[name] for name in schema.names], schema=schema
-            )
+            yield with_places(batch, places, schema)
 
     def place(self, got: Fetched[Got], key: str, at: int, n: int, out: Out) -> dict[str, Any]:
         """Where picture `at` of the `n` of a row stands, once it is written; or why it doesn't."""

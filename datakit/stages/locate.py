@@ -17,7 +17,7 @@ from datakit.fingerprint import plain
 from datakit.manifest import Manifest, Source
 from datakit.stage import Out, Stage, Work
 from datakit.store import locked
-from datakit.tables import LOCATED, Rows, failures, with_images
+from datakit.tables import LOCATED, Rows, failures, with_images, with_places
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +79,7 @@ class Locate(Stage):
             ]
             for row in places:
                 out.fail(failures(row))
-            column = pa.array(places, LOCATED)
-            yield pa.RecordBatch.from_arrays(
-                [column if name == "images" else batch[name] for name in schema.names], schema=schema
-            )
+            yield with_places(batch, places, schema)
 
     def _place(self, ref: str, sources: list[Source], work: Work) -> dict[str, Any]:
         place: dict[str, Any] = {**dict.fromkeys(LOCATED.value_type.names), "ref": ref}

@@ -20,6 +20,7 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
+from pngs import resealed
 
 from datakit.errors import BadImage
 from datakit.images import inspect, normalise, size, sniff
@@ -73,18 +74,6 @@ def interlaced() -> bytes:
     body = b"IDAT" + zlib.compress(rows)
     idat = len(body[4:]).to_bytes(4) + body + b"\0\0\0\0"
     return resealed(bytes(whole[:33]) + idat + b"\0\0\0\0IEND\0\0\0\0")
-
-
-def resealed(data: bytes) -> bytes:
-    """A PNG whose checksums are right again, so that what was changed gets past them."""
-    out, at = bytearray(data), 8
-    while at + 12 <= len(out):
-        end = at + 8 + int.from_bytes(out[at : at + 4])
-        if end + 4 > len(out):
-            break
-        out[end : end + 4] = zlib.crc32(out[at + 4 : end]).to_bytes(4)
-        at = end + 4
-    return bytes(out)
 
 
 SEEDS = {

@@ -7,21 +7,25 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import xxhash
+from msgspec import structs
 
 from datakit import catalogue, manifest, mix, pipeline
+from datakit.annotations import INSIDE, file_of
 from datakit.errors import MixError
 from datakit.fingerprint import changes
-from datakit.run import Run
+from datakit.run import Choices, Run, choices, choose, folder_of
 from datakit.shards import ranges, shard_name
 from datakit.stage import Step, known_file
 from datakit.stages.fetch import ENGINES, Engine, Fetch
+from datakit.stages.locate import Locate
 from datakit.store import Store
 from datakit.web.hosts import Hosts
 
-_TRIAL = re.compile(r"([a-z0-9_-]+)@limit-(\d+)")
+_TRIAL = re.compile(r"([a-z0-9_.-]+)@limit-(\d+)")
 
 
 def open_run(
@@ -31,24 +35,50 @@ def open_run(
     recipe: str | None = None,
     limit: int | None = None,
     engine: Engine | None = None,
+    without: tuple[str, ...] = (),
+    accept: bool = False,
     **rest: Any,
 ) -> Run:
-    """The run of a dataset under its own recipe, or another.
+    """The run of a dataset under the recipe that was chosen for it before, else its own; or another.
 
-    Pictures that were fetched by another engine stay that engine's, unless `engine` names one.
+    Pictures that were fetched by another engine stay that engine's, unless `engine` names one; sources that were
+    done without stay left out; terms that were accepted stay so.
     """
     about = manifest.load(name)
-    chosen = recipe or about.recipe
-    run = Run(store=store, manifest=about, recipe=chosen, steps=pipeline.steps(chosen, about), limit=limit, **rest)
-    return replace(run, steps=tuple(_by_engine(run, step, engine) for step in run.steps))
+    before = choices(store, folder_of(name, limit))
+    chosen = recipe or before.recipe or about.recipe
+    run = Run(
+        store=store,
+        manifest=about,
+        recipe=chosen,
+        steps=pipeline.steps(chosen, about),
+        limit=limit,
+        choices=Choices(
+            recipe="" if chosen == about.recipe else chosen,
+            without=tuple(sorted(set(without) or set(before.without))),
+            repairs=before.repairs,
+            accepted=about.accept if accept else before.accepted,
+        ),
+        **rest,
+    )
+    return replace(run, steps=tuple(_as_chosen(run, step, engine) for step in run.steps))
 
 
-def _by_engine(run: Run, step: Step, engine: Engine | None) -> Step:
-    if not isinstance(step.stage, Fetch):
+def _as_chosen(run: Run, step: Step, engine: Engine | None) -> Step:
+    stage = step.stage
+    if isinstance(stage, Locate):
+        mends = "extension" in run.choices.repairs
+        return replace(step, stage=replace(stage, without=run.choices.without, any_extension=mends))
+    if not isinstance(stage, Fetch):
         return step
     recorded = (run.ledger(step).recipe() or {}).get("engine")
-    known = next((one for one in ENGINES if one == recorded), step.stage.engine)
-    return replace(step, stage=replace(step.stage, engine=engine or known))
+    known = next((one for one in ENGINES if one == recorded), stage.engine)
+    return replace(step, stage=replace(stage, engine=engine or known))
+
+
+def repair_always(run: Run, repairs: tuple[str, ...]) -> None:
+    """Turns repairs on for a dataset from now on."""
+    choose(run.store, run.folder, structs.replace(run.choices, repairs=repairs))
 
 
 def runs(store: Store, name: str | None = None) -> Iterator[Run]:
@@ -57,7 +87,7 @@ def runs(store: Store, name: str | None = None) -> Iterator[Run]:
     for folder in store.names(""):
         trial = _TRIAL.fullmatch(folder)
         dataset = trial[1] if trial else folder
-        if dataset in known and name in (None, dataset, folder):
+        if dataset.partition(".")[0] in known and name in (None, dataset, folder):
             yield open_run(store, dataset, limit=int(trial[2]) if trial else None, hosts=Hosts())
 
 
@@ -254,8 +284,12 @@ def superfluous(run: Run, others: list[Run]) -> list[Superfluous]:
 
 
 def _downloads(run: Run) -> set[str]:
-    """The files that a dataset downloads, below the downloads folder."""
-    return {_below(run, address) for address in run.manifest.addresses().values()}
+    """The files that a dataset downloads, and what was taken out of them, below the downloads folder."""
+    found = {_below(run, address) for address in run.manifest.addresses().values()}
+    if run.manifest.annotations.inside:
+        ending = f"{INSIDE}{Path(run.manifest.annotations.inside).suffix}"
+        found |= {f"{_below(run, run.manifest.address(file))}{ending}" for file in run.manifest.shard_files()}
+    return found
 
 
 def _below(run: Run, address: str) -> str:
@@ -269,13 +303,16 @@ def _still_needed(run: Run) -> set[str]:
     if not known:
         return _downloads(run)
     needed: set[str] = set()
-    last = len(run.steps) - 1
+    last, fetch = len(run.steps) - 1, run.steps[-2].stage
     for shard in known:
-        if not run.done(0, shard):
-            needed.add(_below(run, run.manifest.address(run.manifest.file_of(shard))))
+        # Pictures that stand in the rows are read again by fetch.
+        if not run.done(0, shard) or (fetch.reads_annotations and not run.done(last - 1, shard)):
+            needed.add(_below(run, run.manifest.address(file_of(run.work(run.steps[0]), shard))))
     if not all(run.done(last, shard) for shard in known):
         for source in run.manifest.images.sources.values():
-            needed.add(_below(run, source.archive))
+            needed |= {_below(run, archive) for archive in source.archives()}
+    if run.manifest.annotations.inside:
+        needed |= {one for one in _downloads(run) if any(one.startswith(f"{name}{INSIDE}") for name in needed)}
     return needed
 
 

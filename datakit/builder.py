@@ -9,7 +9,7 @@ from pathlib import Path
 from datakit import mix as mixes
 from datakit.errors import Incomplete, UsageError, nearest, shortlist
 from datakit.fingerprint import fingerprint
-from datakit.manifest import Pinned
+from datakit.manifest import Manifest, Pinned
 from datakit.mix import Mix, MixPart, MixShard
 from datakit.run import Run
 from datakit.shards import ranges
@@ -17,14 +17,14 @@ from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.downloads import Downloaded
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_+:@-]{0,99}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_+:@.-]{0,99}")
 
 
 def mix_name(text: str, limit: int | None) -> str:
     """The folder of a mix: what the user typed, and for a trial its limit. Raises UsageError."""
     name = "".join(text.split())
     if not _NAME.fullmatch(name):
-        raise UsageError(f"bad mix name {text!r}: use a-z, 0-9, _, - and +, 100 at the most, a letter or digit first")
+        raise UsageError(f"bad mix name {text!r}: use a-z, 0-9, _-.+ (100 at the most), a letter or digit first")
     return name if limit is None else f"{name}@limit-{limit}"
 
 
@@ -107,10 +107,13 @@ def adopt(run: Run, file: Path, wanted: str | None) -> tuple[str, Downloaded]:
 
 
 def pin(run: Run) -> Pinned:
-    """Asks upstream for the commit of every repository and the size and hash of every file."""
+    """Asks upstream for the commit of every repository and the size and hash of every file.
+
+    Of a repository with more than a thousand files of ours only the commit, which stands for all of them.
+    """
     pinned = Pinned()
     work = run.work(run.steps[0])
-    for address in run.manifest.addresses().values():
+    for address in _pinnable(run.manifest):
         head = downloads.head(address, hosts=run.hosts)
         fixed = address
         if head.repo and head.revision:
@@ -120,3 +123,15 @@ def pin(run: Run) -> Pinned:
         same = head.size_bytes in (None, known.get("size_bytes"))
         pinned.files[fixed] = (head.size_bytes, head.sha256 or (known.get("sha256") if same else None))
     return pinned
+
+
+def _pinnable(manifest: Manifest) -> list[str]:
+    """The addresses that upstream is asked about; not those that only a person can get."""
+    rows = [manifest.address(file) for file in manifest.shard_files()]
+    if manifest.annotations.glob:
+        rows = [manifest.address(".gitattributes")]  # every repository has it, and it names the commit
+    sources = [manifest.at_commit(a) for s in manifest.images.sources.values() if not s.obtain for a in s.archives()]
+    return [address for address in (rows[:1] if len(rows) > _MANY else rows) + sources if "file://" not in address]
+
+
+_MANY = 1000

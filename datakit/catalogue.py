@@ -1,7 +1,7 @@
 """The catalogue is two folders of files: `manifests/` and `pipelines/`. To list it is to list them.
 
-Folders named by `DATAKIT_CATALOGUE` (joined like PATH, each holding `manifests/` and `pipelines/`) come
-first, then datakit's own: inside the package in a wheel, beside it in a checkout.
+Folders named by `DATAKIT_CATALOGUE` (joined like PATH, each holding `manifests/` and `pipelines/`; `./catalogue` unless
+it is set) come first, then datakit's own: inside the package in a wheel, beside it in a checkout.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ Kind = Literal["manifests", "pipelines"]
 def folders(kind: Kind) -> list[Path]:
     """Existing folders of that kind, the first one winning."""
     package = Path(__file__).resolve().parent
-    own = [Path(p).expanduser() / kind for p in os.environ.get("DATAKIT_CATALOGUE", "").split(os.pathsep) if p]
-    return [f for f in (*own, package / kind, package.parent / kind) if f.is_dir()]
+    return [f for f in (*(o / kind for o in own()), package / kind, package.parent / kind) if f.is_dir()]
+
+
+def own() -> list[Path]:
+    """The user's catalogues, there or not; `datakit add` writes into the first."""
+    return [Path(p).expanduser() for p in os.environ.get("DATAKIT_CATALOGUE", "catalogue").split(os.pathsep) if p]
 
 
 def names(kind: Kind) -> list[str]:

@@ -1,17 +1,22 @@
 """Manifest: what a remote dataset is. One TOML file each, and beside it the hashes of `datakit pin`.
 
 title, homepage, licence, citation, problems: what a person should know.
+accept: terms that come before any download; lost: why it can't be had any more, and fallback: what may stand for it.
 hub, revision: the repository, and its commit, tag or branch.
 reader, recipe: who reads its rows (datakit/readers), and what is made of them (pipelines).
-[annotations]: Parquet files, one a shard; or one JSON, cut into shards of rows.
-[images]: by = "url" when rows hold URLs; by = "path" when they name members of archives.
+[annotations]: JSON cut into shards of rows, or files of one shard each: JSON, Parquet, WebDataset tars.
+[annotations.subsets]: files by name; `allava.captions` is a dataset of its own, with only these.
+[images]: by = "url" when rows hold URLs, "path" when they name members of archives, "inline" when they hold the
+pictures, "folder" when they name loose files, "none" for text.
 [expected]: counts by the authors' word, shown beside what was found.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -19,7 +24,7 @@ from urllib.parse import quote
 import msgspec
 
 from datakit import catalogue
-from datakit.errors import ManifestError, UsageError, nearest
+from datakit.errors import ManifestError, UsageError, nearest, shortlist
 from datakit.record import KEY
 from datakit.web import addresses
 
@@ -27,26 +32,62 @@ Positive = Annotated[int, msgspec.Meta(gt=0, le=10_000_000)]
 
 
 class Annotations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The rows: `files` is a path in the hub repository, with `{shard}` where there is one a shard."""
+    """The rows: paths in the hub repository or full addresses, with `{shard}` where there is one a shard."""
 
-    format: Literal["json", "parquet"]
-    files: str
-    shards: Positive | None = None  # parquet: how many files
-    rows_per_shard: Positive | None = None  # json: rows of one shard of ours
+    format: Literal["json", "parquet", "webdataset"]
+    files: str | list[str]  # a list: JSON files are cut into shards one after the other, others are a shard each
+    shards: Positive | None = None  # how many numbers {shard} runs over
+    absent: list[int] = []  # those of them that upstream never had
+    rows_per_shard: Positive | None = None  # of JSON that is cut; without it a file is a shard
+    inside: str = ""  # the file is a zip or tar and the JSON is this member; *.jsonl is the only one of that ending
+    beside: list[str] = []  # a file in the same folder that the reader needs, the first of these that is there
+    columns: dict[str, str] = {}  # of a reader that must be told what they are
+    subsets: dict[str, list[str]] = {}
+
+    @property
+    def cut(self) -> bool:
+        """Whether files are cut into shards of rows."""
+        return self.rows_per_shard is not None
+
+    @property
+    def glob(self) -> bool:
+        """Whether only the repository knows which files there are."""
+        return isinstance(self.files, str) and "*" in self.files
+
+    def listed(self) -> list[str]:
+        """The files, by shard unless they are cut; a glob as it is."""
+        if isinstance(self.files, list):
+            return self.files
+        return [self.files.format(shard=k) for k in self.numbers()] if self.shards else [self.files]
+
+    def numbers(self) -> list[int]:
+        """The shards there are when a file is one."""
+        if isinstance(self.files, list):
+            return list(range(len(self.files)))
+        absent = set(self.absent)
+        return [k for k in range(self.shards or 1) if k not in absent]
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One archive of pictures. A reference `<prefix>x.jpg` is the member `<inside>x.jpg` of it."""
+    """Archives of pictures. A reference `<prefix>x.jpg` is the member `<inside>x.jpg` of one of them."""
 
     prefix: str
-    archive: str  # http(s) URL, or hub://datasets/OWNER/REPO@REVISION/FILE
+    archive: str  # http(s) URL, file:///path, or hub://datasets/OWNER/REPO@REVISION/FILE; {part} for several
+    parts: Positive | None = None  # how many numbers {part} runs over; they are looked through in order
     inside: str = ""  # "*/" means any folder
     any_extension: bool = False  # x.jpg may be stored as x.png or x.gif
+    obtain: str = ""  # no program can have it: what to accept, and where a person gets it
+    subsets: list[str] = []  # that have pictures of it; all when none is named
     licence: str = ""
+
+    def archives(self) -> list[str]:
+        """Their addresses."""
+        return [self.archive.format(part=k) for k in range(self.parts)] if self.parts else [self.archive]
 
 
 class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    by: Literal["url", "path"]
+    by: Literal["url", "path", "inline", "folder", "none"]
+    folder: str = ""  # absolute
     sources: dict[str, Source] = {}
 
 
@@ -62,30 +103,38 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     homepage: str
     licence: str
     citation: str
-    hub: Annotated[str, msgspec.Meta(pattern=r"^[\w.-]+/[\w.-]+$")]
+    hub: Annotated[str, msgspec.Meta(pattern=r"^([\w.-]+/[\w.-]+)?$")]
     reader: str
     recipe: str
     annotations: Annotations
     images: Images
     revision: str = "main"
+    accept: str = ""
+    lost: str = ""
+    fallback: str = ""
     problems: list[str] = []
     expected: dict[str, int] = {}
     name: str = ""  # the file's name; not a key of the file
     pinned: Pinned = Pinned()  # from the .sums file; not a key of the file
 
+    @property
+    def key(self) -> str:
+        """What the keys of its records begin with."""
+        return self.name.replace(".", "-")
+
     def shard_files(self) -> list[str]:
-        """Paths of the annotation files in the hub repository, by shard."""
-        if self.annotations.format == "json":
-            return [self.annotations.files]
-        return [self.annotations.files.format(shard=k) for k in range(self.annotations.shards or 0)]
+        """The annotation files, by shard unless they are cut."""
+        return self.annotations.listed()
 
     def file_of(self, shard: int) -> str:
-        """The annotation file that a shard is read from."""
+        """The annotation file that is a shard."""
         rows = self.annotations
-        return rows.files.format(shard=shard) if rows.format == "parquet" else rows.files
+        return rows.files[shard] if isinstance(rows.files, list) else rows.files.format(shard=shard)
 
     def address(self, file: str) -> str:
-        """Where a file of the dataset's own repository is, at the pinned commit if there is one."""
+        """Where an annotation file is, at the pinned commit if there is one."""
+        if "://" in file:
+            return self.at_commit(file)
         return self.at_commit(f"hub://datasets/{self.hub}@{quote(self.revision, safe='')}/{file}")
 
     def at_commit(self, address: str) -> str:
@@ -96,9 +145,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return f"{match[1]}{match[2]}@{self.pinned.commits[match[2]]}/{match[4]}"
 
     def addresses(self) -> dict[str, str]:
-        """All that is downloaded whole, by a name to call it: annotation files, and sources of pictures."""
-        named = {file.rpartition("/")[2]: self.address(file) for file in self.shard_files()}
-        return named | {name: self.at_commit(source.archive) for name, source in self.images.sources.items()}
+        """All that is downloaded whole, by a name to call it: annotation files, and archives of pictures."""
+        named = {} if self.annotations.glob else {posixpath.basename(f): self.address(f) for f in self.shard_files()}
+        for name, source in self.images.sources.items():
+            for part, archive in enumerate(source.archives()):
+                named[name if source.parts is None else f"{name}.{part}"] = self.at_commit(archive)
+        return named
 
     def expect(self, address: str) -> tuple[int | None, str | None]:
         """Size and sha256 by which a file is checked, None where nothing was pinned."""
@@ -106,10 +158,31 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def load(name: str) -> Manifest:
-    """The manifest of a dataset. Raises UsageError for an unknown name, ManifestError for a wrong file."""
-    if not KEY.fullmatch(name):
+    """The manifest of a dataset or a subset. Raises UsageError for an unknown name, ManifestError for a wrong file."""
+    whole, _, subset = name.partition(".")
+    if not KEY.fullmatch(whole):
         raise UsageError(f"bad dataset name {name!r}. {nearest(name, catalogue.names('manifests'))}")
-    return read(catalogue.find("manifests", f"{name}.toml"))
+    manifest = read(catalogue.find("manifests", f"{whole}.toml"))
+    return _subset(manifest, subset) if name != whole else manifest
+
+
+def known() -> list[str]:
+    """The names of datasets that a mix may have. A subset is known by its dataset's name."""
+    return catalogue.names("manifests")
+
+
+def _subset(whole: Manifest, subset: str) -> Manifest:
+    """The part of a dataset that has a name. Raises UsageError."""
+    rows = whole.annotations
+    if subset not in rows.subsets:
+        raise UsageError(f"{whole.name!r} has no subset {subset!r}. {nearest(subset, rows.subsets)}")
+    sources = {n: s for n, s in whole.images.sources.items() if not s.subsets or subset in s.subsets}
+    return msgspec.structs.replace(
+        whole,
+        name=f"{whole.name}.{subset}",
+        annotations=msgspec.structs.replace(rows, files=rows.subsets[subset]),
+        images=msgspec.structs.replace(whole.images, sources=sources),
+    )
 
 
 def read(path: Path) -> Manifest:
@@ -183,43 +256,77 @@ def _line(text: str, keys: list[str]) -> int:
     return best
 
 
+Wrong = Callable[[list[str], str], ManifestError]  # keys, and what is wrong with their value
+
+
 def _check(manifest: Manifest, path: Path, text: str) -> None:
     """What types can't say. Raises ManifestError."""
 
     def wrong(keys: list[str], what: str) -> ManifestError:
         return ManifestError(f"{path}:{_line(text, keys)}: key {'.'.join(keys)!r}: {what}")
 
-    rows = manifest.annotations
     if not KEY.fullmatch(path.stem):
         raise ManifestError(f"{path}: a dataset's name may hold a-z, 0-9, _ and -, not {path.stem!r}")
-    if rows.format == "parquet":
-        if rows.shards is None:
-            raise wrong(["annotations", "shards"], "parquet annotations need the number of files")
-        around, places = re.subn(r"\{shard(:0\d{1,2}d)?\}", "", rows.files)
-        if set("{}") & set(around) or (not places and rows.shards > 1):
-            raise wrong(["annotations", "files"], "expected {shard} where the number stands, e.g. {shard:05d}")
-    elif rows.rows_per_shard is None:
-        raise wrong(["annotations", "rows_per_shard"], "json annotations need the number of rows of a shard")
-    try:
-        addresses.parse(manifest.address(manifest.file_of(0)))
-    except ManifestError as error:
-        raise wrong(["annotations", "files"], str(error)) from error
+    _check_files(manifest, wrong)
     for name, source in manifest.images.sources.items():
-        if not re.match(r"https?://.|hub://datasets/[^@/]+/[^@/]+@[^/]+/.", source.archive):
-            raise wrong(
-                ["images", "sources", name, "archive"],
-                f"expected http(s)://… or hub://datasets/OWNER/REPO@REVISION/FILE, not {source.archive!r}",
-            )
-        try:
-            addresses.parse(source.archive)
-        except ManifestError as error:
-            raise wrong(["images", "sources", name, "archive"], str(error)) from error
+        _check_source(["images", "sources", name], source, manifest, wrong)
+    if (manifest.images.by == "folder") != manifest.images.folder.startswith("/"):
+        raise wrong(["images", "folder"], "expected an absolute path, and only with by = 'folder'")
     readers = [p.stem for p in (Path(__file__).parent / "readers").glob("[a-z]*.py")]
-    if manifest.reader not in readers:
-        raise wrong(["reader"], f"unknown reader {manifest.reader!r}. {nearest(manifest.reader, readers)}")
-    if manifest.recipe not in catalogue.names("pipelines"):
-        known = catalogue.names("pipelines")
-        raise wrong(["recipe"], f"unknown recipe {manifest.recipe!r}. {nearest(manifest.recipe, known)}")
+    for key, value, known in (
+        ("reader", manifest.reader, readers),
+        ("recipe", manifest.recipe, catalogue.names("pipelines")),
+        ("fallback", manifest.fallback, ["", *catalogue.names("manifests")]),
+    ):
+        if value not in known:
+            raise wrong([key], f"unknown {key} {value!r}. {nearest(value, filter(None, known))}")
+
+
+def _check_files(manifest: Manifest, wrong: Wrong) -> None:
+    """The files of annotations: how many there are, and where."""
+    rows = manifest.annotations
+    if isinstance(rows.files, str) and not rows.glob:
+        around, places = re.subn(r"\{shard(:0\d{1,2}d)?\}", "", rows.files)
+        if set("{}") & set(around) or (not places and (rows.shards or 1) > 1):
+            raise wrong(["annotations", "files"], "expected {shard} where the number stands, e.g. {shard:05d}")
+        if rows.shards is None and (places or rows.format == "parquet"):
+            raise wrong(["annotations", "shards"], f"{rows.format} annotations need the number of files")
+    if rows.cut and (rows.format != "json" or rows.shards is not None):
+        raise wrong(["annotations", "rows_per_shard"], "only json is cut into shards, when it has no {shard}")
+    if rows.format == "json" and not rows.cut and rows.shards is None:
+        raise wrong(["annotations", "rows_per_shard"], "json annotations need the number of rows of a shard")
+    for subset, named in rows.subsets.items():
+        unknown = [file for file in named if file not in rows.listed()]
+        if not KEY.fullmatch(subset) or not named or unknown:
+            what = f"expected some of `files`, under a name of a-z, 0-9, _ and -, not {shortlist(unknown) or subset!r}"
+            raise wrong(["annotations", "subsets", subset], what)
+    files = rows.listed()[:100]  # of a template the first hundred show how all are
+    if not manifest.hub and (bare := [file for file in files if "://" not in file]):
+        raise wrong(["hub"], f"no repository is named, so {bare[0]!r} should be a full address")
+    for file in files:
+        _check_address(["annotations", "files"], manifest.address(file), wrong)
+
+
+def _check_source(keys: list[str], source: Source, manifest: Manifest, wrong: Wrong) -> None:
+    """The archives of a source: where they are, how many, and for whom."""
+    if not re.match(r"https?://.|file:///.|hub://datasets/[^@/]+/[^@/]+@[^/]+/.", source.archive):
+        what = "expected http(s)://…, file:///… or hub://datasets/OWNER/REPO@REVISION/FILE"
+        raise wrong([*keys, "archive"], f"{what}, not {source.archive!r}")
+    around, places = re.subn(r"\{part(:0\d{1,2}d)?\}", "", source.archive)
+    if bool(places) != (source.parts is not None) or set("{}") & set(around):
+        raise wrong([*keys, "archive"], "expected {part} where the number of one of `parts` stands")
+    known = manifest.annotations.subsets
+    if odd := sorted(set(source.subsets) - set(known)):
+        raise wrong([*keys, "subsets"], f"unknown subset {odd[0]!r}. {nearest(odd[0], known)}")
+    for archive in source.archives():
+        _check_address([*keys, "archive"], archive, wrong)
+
+
+def _check_address(keys: list[str], address: str, wrong: Wrong) -> None:
+    try:
+        addresses.parse(address)
+    except ManifestError as error:
+        raise wrong(keys, str(error)) from error
 
 
 def read_sums(path: Path) -> Pinned:

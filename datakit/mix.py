@@ -61,9 +61,10 @@ def parse(expression: str, known: list[str]) -> list[tuple[str, int]]:
     chosen: dict[str, int] = {}
     for term in expression.split("+"):
         name, colon, times = term.strip().partition(":")
-        if not KEY.fullmatch(name):
+        whole, dot, subset = name.partition(".")
+        if not KEY.fullmatch(whole) or (dot and not KEY.fullmatch(subset)):
             raise UsageError(f"bad mix {expression!r} at {term!r}: expected NAME or NAME:TIMES joined with +")
-        if name not in known:
+        if whole not in known:
             raise UsageError(f"unknown dataset {name!r} in mix {expression!r}. {nearest(name, known)}")
         if colon and not re.fullmatch(r"[1-9]\d{0,3}", times):
             raise UsageError(f"bad mix {expression!r}: {term!r} should end in a whole number from 1, e.g. {name}:2")

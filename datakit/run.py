@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from datakit.errors import Incomplete, UsageError
+import msgspec
+
+from datakit.errors import DownloadError, Incomplete, UsageError
 from datakit.fingerprint import fingerprint
 from datakit.ledger import Ledger
 from datakit.manifest import Manifest
@@ -17,6 +20,40 @@ from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
 
 log = logging.getLogger(__name__)
+
+
+CHOICES = "choices.json"
+
+
+def folder_of(dataset: str, limit: int | None) -> str:
+    """A dataset's folder below the root. A trial has its own, so that it never stands for the whole."""
+    return dataset if limit is None else f"{dataset}@limit-{limit}"
+
+
+class Choices(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was chosen for a dataset in a root, so that later commands need not be told again."""
+
+    recipe: str = ""  # if it isn't the manifest's
+    without: tuple[str, ...] = ()  # sources of pictures that are given up
+    repairs: tuple[str, ...] = ()  # that `datakit check --repair` turned on
+    accepted: str = ""  # the terms that a person has accepted
+
+
+def choices(store: Store, folder: str) -> Choices:
+    """What was chosen for a folder; nothing where nothing is written, or it can't be read."""
+    try:
+        return msgspec.json.decode(store.read(f"{folder}/{CHOICES}") or b"{}", type=Choices)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        log.warning(
+            "%s/%s can't be read, so the manifest's recipe is taken: name another with --recipe", folder, CHOICES
+        )
+        return Choices()
+
+
+def choose(store: Store, folder: str, chosen: Choices) -> None:
+    """Writes down what was chosen, if it differs from what is there."""
+    if choices(store, folder) != chosen:
+        store.write(f"{folder}/{CHOICES}", msgspec.json.encode(chosen) + b"\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +70,29 @@ class Run:
     books: dict[str, Ledger] = field(default_factory=dict, compare=False, repr=False)  # snapshots, by step
     limit: int | None = None
     imports: str | None = None  # an output folder of img2dataset, from which fetch takes the pictures
+    choices: Choices = field(default_factory=Choices)
 
     @property
     def folder(self) -> str:
-        """The dataset's folder below the root. A trial has its own, so that it never stands for the whole."""
-        name = self.manifest.name
-        return name if self.limit is None else f"{name}@limit-{self.limit}"
+        """The dataset's folder below the root."""
+        return folder_of(self.manifest.name, self.limit)
+
+    def permit(self) -> None:
+        """Raises DownloadError when the dataset is lost, or its terms aren't accepted yet."""
+        about = self.manifest
+        if about.lost:
+            instead = (
+                f"{about.fallback!r} may stand for it: `datakit fetch {about.fallback}`. " if about.fallback else ""
+            )
+            raise DownloadError(
+                f"{about.name!r} can't be had any more: {about.lost} {instead}"
+                "If you have a copy, write a manifest of your own that names where it is"
+            )
+        if about.accept and self.choices.accepted != about.accept:
+            raise DownloadError(
+                f"{about.name!r} has terms that must be accepted first: {about.accept} See {about.homepage}, then run "
+                "the same command with --accept-licence"
+            )
 
     def ledger(self, step: Step) -> Ledger:
         return self.books.get(step.name) or Ledger(self.store, f"{self.folder}/{step.name}")
@@ -59,6 +113,11 @@ class Run:
         if place:  # what came of other steps before isn't the same thing, under whatever name
             recipe["after"] = self.step_recipe(self.steps[place - 1])
         return recipe if self.limit is None else {**recipe, "limit": self.limit}
+
+    @cached_property
+    def recipes(self) -> list[str]:
+        """The fingerprint of each step's recipe."""
+        return [fingerprint(self.step_recipe(step)) for step in self.steps]
 
     def known_shards(self) -> list[int]:
         """The shards that the dataset has; empty when it isn't listed yet, so that nobody knows."""
@@ -89,6 +148,7 @@ class Run:
                 self.store.remove_folder(ledger.folder)
             if place >= start or old is not None:
                 ledger.claim(recipe)
+        choose(self.store, self.folder, self.choices)
 
     def inputs(self, place: int, shard: int) -> dict[str, str] | None:
         """What a shard's step is made from, as its commit names it; None when the step before isn't done."""
@@ -109,9 +169,8 @@ class Run:
         inputs = self.inputs(place, shard)
         if inputs is None:
             return False
-        recipe = fingerprint(self.step_recipe(self.steps[place]))
         ledger = self.ledger(self.steps[place])
-        if ledger.state(shard_name(shard), recipe, inputs, gone_is_fine=not files) != "done":
+        if ledger.state(shard_name(shard), self.recipes[place], inputs, gone_is_fine=not files) != "done":
             return False
         needs = self.steps[place].stage.needs(self.work(self.steps[place])) if files else []
         return all(intact(path) for path in needs)

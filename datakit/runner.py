@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from datakit import __version__
 from datakit.errors import CeilingExceeded, DatakitError, Incomplete, SourceError, UsageError
-from datakit.fingerprint import fingerprint
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.pool import pooled
 from datakit.run import Run
@@ -61,6 +60,8 @@ def execute(
     steps = run.upto(upto)
     last = len(steps) - 1
     start = len(run.upto(first)) - 1 if first else 0
+    if start == 0:
+        run.permit()
     run.claim(start, last, rebuild=rebuild)
     seen = run.snapshot()
     if start == 0:
@@ -141,7 +142,7 @@ def make_shard(run: Run, shard: int, start: int, last: int, tell: Tell = silent)
 def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
     step = run.steps[place]
     ledger, work = run.ledger(step), run.work(step, tell)
-    recipe = fingerprint(run.step_recipe(step))
+    recipe = run.recipes[place]
     upstream = run.ledger(run.steps[place - 1]).read(shard_name(shard)) if place else None
     rows = _upstream_rows(run, place, shard, upstream)
     tolerates = step.tolerates if run.tolerates is None else run.tolerates

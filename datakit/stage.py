@@ -157,6 +157,7 @@ class Stage:
     version: ClassVar[int] = 1
     rows_per_part: ClassVar[int | None] = None  # how many input rows make one table (and tar) of a shard
     tars: ClassVar[bool] = False  # whether there is always a tar beside the table, be it empty
+    reads_annotations: ClassVar[bool] = False  # whether it goes through upstream's rows once more
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         """What recipe.json says: class, version, fields, and the parts of the manifest that matter."""

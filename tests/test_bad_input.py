@@ -350,8 +350,11 @@ def test_another_choice_under_another_name_does_not_overwrite_what_was_fetched(o
     assert typed("fetch coyo --shards 0 --recipe wide", env).code == 0
     before = (tmp_path / "root/coyo/fetch/00000.tar").read_bytes()
 
-    got = typed("fetch coyo --shards 0", env)
+    again = typed("fetch coyo --shards 0", env)
+    got = typed("fetch coyo --shards 0 --recipe coyo_vila", env)
 
+    assert again.code == 0  # what was chosen once stays chosen
+    assert "recipe 'wide'" in again.out
     assert got.code == 1
     assert "coyo/fetch was made by another recipe" in got.err
     assert 'after.step: "half" -> "top20"' in got.err

@@ -55,16 +55,27 @@ def info(name: str, as_json: bool) -> None:
         return
     click.echo(f"{about.title}\n{about.homepage}\n{about.citation}\n")
     click.echo(f"licence   {about.licence}")
+    for label, text in (("accept", about.accept), ("lost", about.lost), ("instead", about.fallback)):
+        if text:
+            click.echo(f"{label:9} {text}")
     pinned = about.pinned.commits.get(about.hub)
     note = "" if pinned or about.revision != "main" else "  (not pinned; `datakit pin` pins it)"
-    click.echo(f"hub       {about.hub} at {pinned or about.revision}{note}")
-    click.echo(
-        f"files     {about.annotations.files}" + (f" x {about.annotations.shards}" if about.annotations.shards else "")
-    )
+    if about.hub:
+        click.echo(f"hub       {about.hub} at {pinned or about.revision}{note}")
+    rows = about.annotations
+    for file in rows.files if isinstance(rows.files, list) else [rows.files]:
+        number = f" x {len(rows.numbers())}" if rows.shards else ""
+        click.echo(f"files     {file}{number}{f', {rows.inside} in it' if rows.inside else ''}")
+    for key, files in rows.subsets.items():
+        click.echo(f"subset    {about.name}.{key}: {len(files)} of the files")
     for key, source in about.images.sources.items():
-        click.echo(f"pictures  {key}: {source.prefix or '(all)'} in {source.archive}")
-    if about.images.by == "url":
-        click.echo("pictures  by URL")
+        number = f" x {source.parts}" if source.parts else ""
+        click.echo(f"pictures  {key}: {source.prefix or '(all)'} in {source.archive}{number}")
+        if source.obtain:
+            click.echo(f"          by hand: {source.obtain}")
+    if about.images.by != "path":
+        where = {"url": "by URL", "inline": "in the rows", "folder": about.images.folder, "none": "none"}
+        click.echo(f"pictures  {where[about.images.by]}")
     for key, count in about.expected.items():
         click.echo(f"expected  {count:,} {key.replace('_', ' ')}")
     for problem in about.problems:
@@ -135,7 +146,7 @@ def doctor(
 
     settings = load_settings(**flags)
     run = open_run(settings, name, recipe=recipe)
-    if run.manifest.images.by == "path":
+    if run.manifest.images.by != "url":
         _archives(run, as_json)
         return
     from datakit.forecast import forecast

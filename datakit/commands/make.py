@@ -57,7 +57,7 @@ def fetch(
         if retry:
             _retry(run, task, where=where, engine=engine, shards=chosen)
         else:
-            _execute(run, task, upto="fetch", shards=chosen)
+            executed(run, task, upto="fetch", shards=chosen)
 
 
 def _by_url(run: Run) -> None:
@@ -118,7 +118,7 @@ def import_(engine: Engine, folder: str, name: str, shards: str | None, task: Ta
 
     run = task.run(name, engine=engine, imports=str(Path(folder).absolute()), tolerates=1.0)
     _by_url(run)
-    kept = _execute(run, task, upto="fetch", shards=parse_shards(shards) if shards is not None else None).kept
+    kept = executed(run, task, upto="fetch", shards=parse_shards(shards) if shards is not None else None).kept
     if kept:
         _retry(run, task, where=("outcome=not_imported",), engine=engine, shards=kept)
 
@@ -135,20 +135,27 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
     """
     from datakit import builder, catalogue
     from datakit import mix as mixes
-    from datakit.shards import ranges
-    from datakit.store import Store
 
     terms = mixes.parse(expression, catalogue.names("manifests"))
     mix_name = builder.mix_name(name or expression, task.limit)
     runs = [(task.run(dataset), times) for dataset, times in terms]
+    mixed(task, runs, mix_name, with_fetch=with_fetch)
+
+
+def mixed(task: Task, runs: list[tuple[Run, int]], name: str, *, with_fetch: bool) -> None:
+    """Packs datasets and writes the mix of them; with `with_fetch` what isn't there is fetched before."""
+    from datakit import builder
+    from datakit.shards import ranges
+    from datakit.store import Store
+
     if not with_fetch:
         builder.check_fetched([run for run, _ in runs])
     for run, _ in runs:
-        _execute(run, task, upto="pack", first=None if with_fetch else "pack")
+        executed(run, task, upto="pack", first=None if with_fetch else "pack")
     if task.slice_of:
         click.echo(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mix")
         return
-    mix, where = builder.write(Store(task.settings.root), mix_name, runs)
+    mix, where = builder.write(Store(task.settings.root), name, runs)
     for run, _ in runs:
         if left_out := builder.not_packed(run):
             cure = f"`datakit fetch {run.manifest.name}` gets them"
@@ -156,14 +163,16 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
     _show_mix(mix, where)
 
 
-def _execute(run: Run, task: Task, *, upto: str, first: str | None = None, shards: list[int] | None = None) -> Report:
+def executed(run: Run, task: Task, *, upto: str, first: str | None = None, shards: list[int] | None = None) -> Report:
+    """Makes the shards of a dataset up to a step, with a progress bar, and says what came of it."""
     from datakit import memory
     from datakit.progress import Progress
     from datakit.runner import execute
     from datakit.shards import parse_slice
 
     memory.spare()
-
+    if run.choices.recipe and task.recipe is None:
+        click.echo(f"{run.folder}: recipe {run.recipe!r}, as it was chosen before")
     with Progress(run.folder) as progress:
         report = execute(
             run,

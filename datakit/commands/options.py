@@ -54,11 +54,12 @@ class Task:
     rebuild: bool
     recipe: str | None
     tolerates: float | None
+    without: tuple[str, ...]
+    accept: bool
 
     def run(self, name: str, **choices: Any) -> Run:
-        return open_run(
-            self.settings, name, recipe=self.recipe, limit=self.limit, **{"tolerates": self.tolerates, **choices}
-        )
+        said = {"recipe": self.recipe, "tolerates": self.tolerates, "without": self.without, "accept": self.accept}
+        return open_run(self.settings, name, limit=self.limit, **{**said, **choices})
 
 
 def working(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,6 +73,8 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         rebuild: bool,
         recipe: str | None,
         tolerates: float | None,
+        without: str | None,
+        accept: bool,
         **rest: Any,
     ) -> Any:
         settings = load_settings(**{name: rest.pop(name) for name in (*PLACE, *PACE)})
@@ -80,7 +83,8 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         if rebuild and slice_of:
             raise UsageError("--rebuild with --slice would remove what another slice makes: rebuild first, then slice")
         choices: dict[str, Any] = {"slice_of": slice_of, "limit": limit, "rebuild": rebuild, "recipe": recipe}
-        task = Task(settings=settings, tolerates=tolerates, **choices)
+        left_out = tuple(name.strip() for name in (without or "").split(",") if name.strip())
+        task = Task(settings=settings, tolerates=tolerates, without=left_out, accept=accept, **choices)
         return command(*args, task=task, **rest)
 
     for option in (
@@ -94,7 +98,9 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Failures that a shard may have, 0 to 1, instead of what the recipe says.",
         ),
         click.option("--rebuild", is_flag=True, help="Remove what another recipe made, and make it again."),
-        click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's."),
+        click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's. [what was chosen before]"),
+        click.option("--without", metavar="SOURCE,…", help="Sources of pictures to give up, e.g. sam,wikiart."),
+        click.option("--accept-licence", "accept", is_flag=True, help="You accept the terms that a dataset has."),
     ):
         with_task = option(with_task)
     return placed(paced(with_task))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
+from msgspec import structs
 
 from datakit import archives
-from datakit.errors import ArchiveError
+from datakit.errors import ArchiveError, DownloadError, UsageError, nearest, shortlist
 from datakit.fingerprint import plain
 from datakit.manifest import Manifest, Source
-from datakit.stage import Out, Stage, Work
+from datakit.stage import Out, Stage, Work, intact
 from datakit.store import locked
 from datakit.tables import LOCATED, Rows, failures, with_images, with_places
 
@@ -26,45 +28,77 @@ log = logging.getLogger(__name__)
 class Locate(Stage):
     """Resolves `image` references to (archive, offset, size) by the manifest's [images.sources].
 
-    Archives are downloaded once, indexed once, and never unpacked. Every row is kept; a picture that no
-    archive holds has the outcome `missing`, one under no known prefix `no_source`, and `pack` drops such rows.
+    Archives are downloaded once, indexed once, and never unpacked. Every row is kept; a picture that no archive
+    holds has the outcome `missing`, one under no known prefix `no_source`, one of a source that is done `without`
+    has `left_out`, and `pack` drops such rows. One that was found under another extension than the reference has,
+    where the manifest doesn't say that this is so, is in the row's `repairs`.
     """
 
     version: ClassVar[int] = 1
+    without: tuple[str, ...] = ()  # sources whose pictures are given up
+    any_extension: bool = False  # of all sources: what `datakit check --repair` turns on
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         rules = {
-            name: {k: v for k, v in plain_source(source).items() if k in ("prefix", "inside", "any_extension")}
+            name: {
+                k: v
+                for k, v in plain_source(source).items()
+                if k in ("prefix", "inside", "any_extension") or (k == "parts" and v)
+            }
             for name, source in manifest.images.sources.items()
         }
-        return {**super().identity(manifest), "sources": rules}
+        said = super().identity(manifest)
+        for name in ("without", "any_extension"):  # what isn't chosen isn't said
+            if not said[name]:
+                del said[name]
+        return {**said, "sources": rules}
+
+    def sources(self, manifest: Manifest) -> dict[str, Source]:
+        """The sources whose pictures are looked for."""
+        return {name: source for name, source in manifest.images.sources.items() if name not in self.without}
+
+    def check(self, work: Work) -> None:
+        """Raises UsageError for a source that isn't there, DownloadError for archives that a person has to get."""
+        every = work.manifest.images.sources
+        for name in self.without:
+            if name not in every:
+                raise UsageError(f"{work.manifest.name!r} has no source {name!r} to do without. {nearest(name, every)}")
+        absent = by_hand(self.sources(work.manifest), work)
+        if absent:
+            raise DownloadError(asked_for(work.manifest.name, absent))
 
     def prepare(self, work: Work) -> None:
-        for source in work.manifest.images.sources.values():
-            path = work.download(source.archive).path
-            index = archives.index_path(path)
-            with locked(index.with_name(f"{index.name}.lock")):
-                if not _fits(index, path):
-                    open_index.cache_clear()
-                    try:
-                        archives.write_index(path, index)
-                    except ArchiveError as error:
-                        raise work.distrust(source.archive, error) from error
-            skipped = open_index(index).skipped
-            if skipped:
-                log.warning("%s: members left out: %s", path.name, ", ".join(f"{k} {n}" for k, n in skipped.items()))
+        self.check(work)
+        for source in self.sources(work.manifest).values():
+            for archive in source.archives():
+                self._index(archive, work)
+
+    def _index(self, archive: str, work: Work) -> None:
+        path = work.download(archive).path
+        index = archives.index_path(path)
+        with locked(index.with_name(f"{index.name}.lock")):
+            if not _fits(index, path):
+                open_index.cache_clear()
+                try:
+                    archives.write_index(path, index)
+                except ArchiveError as error:
+                    raise work.distrust(archive, error) from error
+        skipped = open_index(index).skipped
+        if skipped:
+            log.warning("%s: members left out: %s", path.name, ", ".join(f"{k} {n}" for k, n in skipped.items()))
 
     def inputs(self, work: Work, shard: int) -> dict[str, str] | None:
         found = {}
-        for name, source in work.manifest.images.sources.items():
-            known = work.known(source.archive)
-            if known is None:
-                return None
-            found[f"archive {name}"] = known["sha256"]
+        for name, source in self.sources(work.manifest).items():
+            for part, archive in enumerate(source.archives()):
+                known = work.known(archive)
+                if known is None:
+                    return None
+                found[f"archive {name}" if source.parts is None else f"archive {name} {part}"] = known["sha256"]
         return found
 
     def needs(self, work: Work) -> list[Path]:
-        return [work.local(source.archive) for source in work.manifest.images.sources.values()]
+        return [work.local(a) for source in self.sources(work.manifest).values() for a in source.archives()]
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         return with_images(rows.schema(), LOCATED)
@@ -72,35 +106,98 @@ class Locate(Stage):
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         schema = self.schema(rows, work.manifest)
         # The longest prefix wins: vg/VG_100K_2/ is not vg/VG_100K/.
-        sources = sorted(work.manifest.images.sources.values(), key=lambda s: -len(s.prefix))
+        sources = sorted(work.manifest.images.sources.items(), key=lambda named: -len(named[1].prefix))
+        places_of = {
+            name: [(index_of(work, archive), _file(work, archive)) for archive in source.archives()]
+            for name, source in self.sources(work.manifest).items()
+        }
+        mends = "repairs" in schema.names
         for batch in rows.batches():
-            places = [
-                [self._place(image["ref"], sources, work) for image in row] for row in batch["images"].to_pylist()
-            ]
-            for row in places:
-                out.fail(failures(row))
+            places, mended = [], []
+            for row in batch["images"].to_pylist():
+                found = [self._place(image["ref"], sources, places_of) for image in row]
+                places.append([place for place, _ in found])
+                mended.append(any(repaired for _, repaired in found))
+                out.fail(failures(places[-1]))
+            if mends and any(mended):
+                batch = _with_repair(batch, mended)
             yield with_places(batch, places, schema)
 
-    def _place(self, ref: str, sources: list[Source], work: Work) -> dict[str, Any]:
-        place: dict[str, Any] = {**dict.fromkeys(LOCATED.value_type.names), "ref": ref}
-        source = next((s for s in sources if ref.startswith(s.prefix)), None)
-        if source is None:
-            return {**place, "outcome": "no_source"}
-        path = work.local(source.archive)
-        member = find(open_index(archives.index_path(path)), source, ref)
-        if member is None:
-            return {**place, "outcome": "missing"}
-        return {
-            **place,
-            "outcome": "ok",
-            "file": f"downloads/{path.relative_to(work.store.downloads).as_posix()}",
-            "offset": member.offset,
-            "stored_bytes": member.stored_bytes,
-            "size_bytes": member.size_bytes,
-            "method": member.method,
-            "crc32": member.crc32,
-            "checked": False,
-        }
+    def _place(
+        self, ref: str, sources: list[tuple[str, Source]], places_of: dict[str, list[tuple[archives.Index, str]]]
+    ) -> tuple[dict[str, Any], bool]:
+        """Where a picture stands, and whether it was found only by a repair."""
+        place: dict[str, Any] = {**_NOWHERE, "ref": ref}
+        name, source = next(((n, s) for n, s in sources if ref.startswith(s.prefix)), (None, None))
+        if name is None or source is None:
+            return {**place, "outcome": "no_source"}, False
+        if name in self.without:
+            return {**place, "outcome": "left_out"}, False
+        for index, file in places_of[name]:
+            member = find(index, source, ref)
+            repaired = member is None and self.any_extension and not source.any_extension
+            if repaired:
+                member = find(index, structs.replace(source, any_extension=True), ref)
+            if member is not None:
+                return {
+                    **place,
+                    "outcome": "ok",
+                    "file": file,
+                    "offset": member.offset,
+                    "stored_bytes": member.stored_bytes,
+                    "size_bytes": member.size_bytes,
+                    "method": member.method,
+                    "crc32": member.crc32,
+                    "checked": False,
+                }, repaired
+        return {**place, "outcome": "missing"}, False
+
+
+_NOWHERE: dict[str, Any] = dict.fromkeys(LOCATED.value_type.names)
+
+
+def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]]) -> str:
+    """What a person has to get, and how to go on with it or without."""
+    files = {name: [posixpath.basename(archive) for archive in archives] for name, _, archives in absent}
+    lines = [f"  {name}: {shortlist(files[name])}. {source.obtain}" for name, source, _ in absent]
+    return "\n".join(
+        [
+            f"some archives of {dataset!r} can't be downloaded by a program:",
+            *lines,
+            f"Get them and run `datakit adopt {dataset} …/{files[absent[0][0]][0]}` for each, "
+            f"or give up their pictures with --without {','.join(files)}",
+        ]
+    )
+
+
+def by_hand(sources: dict[str, Source], work: Work) -> list[tuple[str, Source, list[str]]]:
+    """Sources that no program can download and that aren't here, with their archives."""
+    found = []
+    for name, source in sources.items():
+        absent = [a for a in source.archives() if source.obtain and not intact(work.local(a))]
+        if absent:
+            found.append((name, source, absent))
+    return found
+
+
+def index_of(work: Work, archive: str) -> archives.Index:
+    """The index of a downloaded archive."""
+    return open_index(archives.index_path(work.local(archive)))
+
+
+def _file(work: Work, archive: str) -> str:
+    """An archive as tables name it."""
+    return f"downloads/{work.local(archive).relative_to(work.store.downloads).as_posix()}"
+
+
+def _with_repair(batch: pa.RecordBatch, mended: list[bool]) -> pa.RecordBatch:
+    """The batch with `extension` among the repairs of some of its rows."""
+    repairs = [
+        [*(old or []), "extension"] if new else old
+        for old, new in zip(batch["repairs"].to_pylist(), mended, strict=True)
+    ]
+    at = batch.schema.get_field_index("repairs")
+    return batch.set_column(at, batch.schema.field(at), pa.array(repairs, batch.schema.field(at).type))
 
 
 _ENDINGS = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG", ".GIF")
@@ -118,7 +215,7 @@ def _fits(index: Path, archive: Path) -> bool:
         return False
 
 
-@lru_cache(maxsize=16)  # a mix has up to 15 sources
+@lru_cache(maxsize=128)  # ShareGPT4V has 61 archives
 def open_index(path: Path) -> archives.Index:
     return archives.Index.open(path)
 

@@ -50,18 +50,36 @@ class WebFile:
         return self.url
 
 
-def parse(address: str) -> HubFile | WebFile:
+@dataclass(frozen=True, kw_only=True)
+class LocalFile:
+    """A file of this machine that a manifest of the user's own names."""
+
+    path: str
+
+    @property
+    def folder(self) -> str:
+        """Where it lands, with its name."""
+        folder = hashlib.sha256(self.path.encode()).hexdigest()[:12]
+        return _safe_path(str(self), "local", folder, self.path.rpartition("/")[2])
+
+    def __str__(self) -> str:
+        return f"file://{quote(self.path)}"
+
+
+def parse(address: str) -> HubFile | WebFile | LocalFile:
     """`hub://datasets/OWNER/REPO@REV/PATH` or a URL; pages and files of huggingface.co are hub files."""
     try:
         url = urlsplit(address)
     except ValueError as error:
         raise ManifestError(f"{address!r} is no address: {error}") from error
-    source: HubFile | WebFile
+    source: HubFile | WebFile | LocalFile
     if url.scheme == "hub":
         found = _HUB_ADDRESS.fullmatch(address)
         if not found:
             raise ManifestError(f"{address!r} is no hub address: write hub://datasets/OWNER/REPO@REVISION/PATH")
         source = HubFile(repo=found[1], revision=unquote(found[2]), path=found[3])
+    elif url.scheme == "file" and not url.netloc and url.path.startswith("/"):
+        source = LocalFile(path=unquote(url.path))
     elif url.scheme not in ("http", "https") or not url.netloc:
         raise ManifestError(f"{address!r} is no address: write https://… or hub://datasets/OWNER/REPO@REV/PATH")
     elif url.netloc in ("huggingface.co", "hf.co") and (found := _HUB_PAGE.fullmatch(url.path)):

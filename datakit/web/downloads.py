@@ -22,14 +22,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from datakit.errors import DownloadError, SourceError, StorageError, UsageError
 from datakit.store import locked, publish_file, replace, storage_errors
-from datakit.web.addresses import HubFile, parse
+from datakit.web.addresses import HubFile, LocalFile, parse
 from datakit.web.hosts import Hosts
-from datakit.web.transfers import PIECE_BYTES, Broken, Open, Reply, Version, ask_hub, ask_web, from_hub, from_web
+from datakit.web.transfers import PIECE_BYTES, Broken, Open, Reply, Version, ask_web, find_hub, from_hub, from_web
 
-__all__ = ["Downloaded", "Expect", "Head", "adopt", "bring", "check_not_html", "download", "head", "parse"]
+__all__ = ["Downloaded", "Expect", "Head", "adopt", "bring", "check_not_html", "download", "head", "parse", "tried"]
 
 TRIES = 5  # in a row without this much progress:
 PROGRESS_BYTES = 1 << 20
@@ -40,6 +41,7 @@ BINARY = (".json", ".jsonl", ".parquet", ".zip", ".tar", ".gz", ".tgz")  # none 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+Got = TypeVar("Got")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ def download(
     source = parse(address)
     path = Path(into, source.folder)
     expect = expect or Expect()
+    if isinstance(source, LocalFile):
+        return _local(Path(source.path), address, path, into)
     if done := _finished(path, expect):
         return done
     lock = path.with_name(path.name + ".lock")
@@ -107,21 +111,46 @@ def download(
 def head(address: str, *, hosts: Hosts) -> Head:
     """Asks upstream which file it has now, without fetching it. Raises what `download` raises."""
     source = parse(address)
+
+    def ask() -> Head:
+        if isinstance(source, LocalFile):
+            there = Path(source.path)
+            size = there.stat().st_size if there.is_file() else None
+            return Head(repo=None, revision=None, size_bytes=size, sha256=None)
+        if not isinstance(source, HubFile):
+            return Head(repo=None, revision=None, size_bytes=ask_web(source, hosts).total, sha256=None)
+        version, _ = find_hub(source)
+        # The hub's ETag is the sha256 of a big file and the git hash of a small one.
+        sha256 = version.etag if _SHA256.fullmatch(version.etag or "") else None
+        return Head(repo=source.repo, revision=version.revision, size_bytes=version.total, sha256=sha256)
+
+    return tried(ask, f"{address!r} could not be asked about")
+
+
+def tried(ask: Callable[[], Got], failed: str) -> Got:
+    """What `ask` returns, asked again while that may help. Raises DownloadError, which begins with `failed`."""
     tries = 0
     while True:
         try:
-            if not isinstance(source, HubFile):
-                return Head(repo=None, revision=None, size_bytes=ask_web(source, hosts).total, sha256=None)
-            version = ask_hub(source)
-            # The hub's ETag is the sha256 of a big file and the git hash of a small one.
-            sha256 = version.etag if _SHA256.fullmatch(version.etag or "") else None
-            return Head(repo=source.repo, revision=version.revision, size_bytes=version.total, sha256=sha256)
+            return ask()
         except Broken as broken:
             tries += 1
             if not _worth_a_try(broken, tries):
-                raise DownloadError(
-                    f"{address!r} could not be asked about: {broken}. Run the same command again later"
-                ) from broken
+                raise DownloadError(f"{failed}: {broken}. Run the same command again later") from broken
+
+
+def _local(file: Path, address: str, path: Path, into: Path) -> Downloaded:
+    """A file of this machine, linked or copied; again when it was replaced since."""
+    done = _finished(path, Expect())
+    try:
+        changed = file.stat().st_size != path.stat().st_size or file.stat().st_mtime_ns > path.stat().st_mtime_ns
+    except FileNotFoundError:
+        changed = file.is_file()
+    if done and not changed:
+        return done
+    if not file.is_file():
+        raise DownloadError(f"there is no file {str(file)!r}, which the manifest names: has it moved?")
+    return bring(file, address, into)
 
 
 def adopt(path: Path, address: str, *, sha256: str | None = None) -> Downloaded:

@@ -419,7 +419,7 @@ def test_addresses_that_differ_in_their_query_land_apart():
     [
         "a.zip",
         "ftp://h.example/a.zip",
-        "file:///etc/passwd",
+        "file://host/etc/passwd",
         "http:///a.zip",
         "https://h.example/",
         "https://h.example",

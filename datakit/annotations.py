@@ -1,0 +1,260 @@
+"""Annotations: upstream's rows as they stand in its files, before a reader makes records of them.
+
+    json, cut       each file is planned in one pass, then read by runs of rows; rows are numbered through all files
+    json            one file, or one member of a zip, is a shard
+    parquet         one file is a shard (datakit/parquetrows.py)
+    webdataset      one tar is a shard (datakit/webdataset.py)
+
+Plans stand beside the listing in plan.json. A trial of `limit` rows takes as many of each file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from datakit import archives, jsonfile
+from datakit.errors import ArchiveError, DownloadError, Incomplete, SourceError
+from datakit.fingerprint import fingerprint
+from datakit.readers import About
+from datakit.stage import Work
+from datakit.store import locked, publish_file
+from datakit.web.downloads import Downloaded
+
+_PLAN = "list/plan.json"
+_MAX_JSON_BYTES = 2 << 30  # of a JSON inside an archive, which is taken out in one piece
+INSIDE = ".inside"  # what the name of such a JSON adds to its archive's
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """The plan of a file, and of which bytes."""
+
+    sha256: str
+    plan: jsonfile.Plan
+
+
+class _Plans(msgspec.Struct, frozen=True):
+    """plan.json: the plans by file, and their fingerprint."""
+
+    files: dict[str, _Kept]
+    digest: str
+
+
+def prepare(work: Work) -> None:
+    """Downloads and plans JSON that is cut, and what stands beside files. Raises SourceError for what isn't whole."""
+    rows = work.manifest.annotations
+    if rows.cut:
+        plans = _kept(work)
+        for file in rows.listed():
+            sha256 = _download(work, file).sha256
+            if file not in plans or plans[file].sha256 != sha256:
+                plans[file] = _planned(work, file, sha256)
+        ours = {file: plans[file] for file in rows.listed()}
+        body = msgspec.json.encode(_Plans(ours, fingerprint(msgspec.to_builtins(ours))))
+        if work.store.read(f"{work.folder}/{_PLAN}") != body:
+            work.store.write(f"{work.folder}/{_PLAN}", body)
+    if rows.beside:
+        for file in rows.listed():
+            _beside(work, file)
+
+
+def shards(work: Work) -> list[int]:
+    """The shards there are. Raises Incomplete while nobody knows."""
+    rows = work.manifest.annotations
+    if not rows.cut:
+        return rows.numbers()
+    return list(range(sum(_shards(work, n) for n in counts(work).values())))
+
+
+def counts(work: Work) -> dict[str, int]:
+    """Rows by file of JSON that is cut. Raises Incomplete while nobody knows."""
+    plans = _kept(work)
+    files = work.manifest.annotations.listed()
+    if any(file not in plans for file in files):
+        raise Incomplete(f"{work.manifest.name!r} isn't listed yet: run `datakit fetch {work.manifest.name}`")
+    return {file: plans[file].plan.n_rows for file in files}
+
+
+def file_of(work: Work, shard: int) -> str:
+    """The file that a shard is read from."""
+    return _place(work, shard)[0] if work.manifest.annotations.cut else work.manifest.file_of(shard)
+
+
+def inputs(work: Work, shard: int) -> dict[str, str] | None:
+    """The files of a shard by sha256; None when that isn't known without the network."""
+    rows = work.manifest.annotations
+    if rows.cut:
+        try:
+            file = file_of(work, shard)
+        except Incomplete:
+            return None
+        found = {file: _kept(work)[file].sha256}
+    else:
+        file = work.manifest.file_of(shard)
+        known = work.known(work.manifest.address(file))
+        if known is None:
+            return None
+        found = {file: known["sha256"]}
+    if rows.beside:
+        near = next((n for n in _near(work, file) if work.known(work.manifest.address(n))), None)
+        if near is None:
+            return None
+        found[near] = (work.known(work.manifest.address(near)) or {})["sha256"]
+    return found
+
+
+def about(work: Work, shard: int, separator: str = "\n") -> About:
+    """What a reader may know of a shard's file."""
+    rows = work.manifest.annotations
+    file = file_of(work, shard)
+    beside = _beside(work, file).read_bytes() if rows.beside else None
+    return About(work.manifest.name, file, beside, rows.columns, separator)
+
+
+def numbered(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
+    """(number, row) of a shard: its number in the dataset where JSON is cut, else in the shard."""
+    rows = work.manifest.annotations
+    if rows.cut:
+        yield from _cut_rows(work, shard)
+        return
+    file = work.manifest.file_of(shard)
+    path = _download(work, file).path
+    found: Iterator[Any]
+    try:
+        if rows.format == "json":
+            with _json(work, path) as json:
+                yield from islice(enumerate(row for _, run in jsonfile.chunks(json) for row in run), work.limit)
+            return
+        if rows.format == "parquet":
+            from datakit import parquetrows
+
+            found = parquetrows.rows(path)
+        else:
+            from datakit import webdataset
+
+            found = webdataset.rows(path)
+        yield from islice(enumerate(found), work.limit)
+    except SourceError as error:
+        raise work.distrust(work.manifest.address(file), error) from error
+
+
+def _cut_rows(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
+    file, first, within = _place(work, shard)
+    kept = _kept(work)[file]
+    path = _member(work, _download(work, file).path)
+    per_shard = work.manifest.annotations.rows_per_shard or 1
+    start, stop = within * per_shard, min((within + 1) * per_shard, _limited(work, kept.plan.n_rows))
+    for number, row in jsonfile.read_rows(path, kept.plan, start, stop):
+        yield first + number, row
+
+
+def _place(work: Work, shard: int) -> tuple[str, int, int]:
+    """Of a shard of cut files: its file, the number of that file's first row, and which of the file's shards it is."""
+    first = 0
+    for file, n_rows in counts(work).items():
+        here = _shards(work, n_rows)
+        if shard < here:
+            return file, first, shard
+        shard -= here
+        first += n_rows
+    raise Incomplete(f"{work.manifest.name!r} has no shard {shard!r} any more: upstream's files have fewer rows now")
+
+
+def _shards(work: Work, n_rows: int) -> int:
+    return -(-_limited(work, n_rows) // (work.manifest.annotations.rows_per_shard or 1))
+
+
+def _limited(work: Work, n_rows: int) -> int:
+    return n_rows if work.limit is None else min(n_rows, work.limit)
+
+
+def _download(work: Work, file: str) -> Downloaded:
+    return work.download(work.manifest.address(file))
+
+
+def _planned(work: Work, file: str, sha256: str) -> _Kept:
+    address = work.manifest.address(file)
+    try:
+        path = _member(work, work.local(address))
+        return _Kept(sha256, jsonfile.plan(path, rows_per_shard=work.manifest.annotations.rows_per_shard or 1))
+    except SourceError as error:
+        raise work.distrust(address, error) from error
+
+
+def _kept(work: Work) -> dict[str, _Kept]:
+    """The plans beside the listing; none when they aren't as they were written."""
+    data = work.store.read(f"{work.folder}/{_PLAN}")
+    return dict(_decoded(data)) if data else {}
+
+
+@lru_cache(maxsize=8)  # asked for each shard
+def _decoded(data: bytes) -> dict[str, _Kept]:
+    try:
+        plans = msgspec.json.decode(data, type=_Plans)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+    return plans.files if plans.digest == fingerprint(msgspec.to_builtins(plans.files)) else {}
+
+
+# What stands inside an archive, and beside a file
+
+
+def _member(work: Work, path: Path) -> Path:
+    """The JSON of a download: itself, or the member of it that the manifest names, taken out once."""
+    inside = work.manifest.annotations.inside
+    if not inside:
+        return path
+    out = path.with_name(f"{path.name}{INSIDE}{Path(inside).suffix}")
+    with locked(out.with_name(f"{out.name}.lock")):
+        if not out.exists() or out.stat().st_mtime_ns < path.stat().st_mtime_ns:
+            publish_file(out, _taken_out(path, inside))
+    return out
+
+
+@contextmanager
+def _json(work: Work, path: Path) -> Iterator[Path]:
+    """The JSON of a download that is read once."""
+    inside = work.manifest.annotations.inside
+    if not inside:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".inside-") as folder:
+        out = Path(folder, f"rows{Path(inside).suffix}")
+        publish_file(out, _taken_out(path, inside))
+        yield out
+
+
+def _taken_out(path: Path, inside: str) -> bytes:
+    """The bytes of the member of an archive. Raises ArchiveError when there is none of that name, or two."""
+    ending = inside.removeprefix("*") if inside.startswith("*") else None
+    found = [m for m in archives.members(path) if m.name == inside or (ending and m.name.endswith(ending))]
+    if len(found) != 1:
+        raise ArchiveError(f"{str(path)!r} has {len(found)} members {inside!r} where one was expected")
+    with path.open("rb") as file:
+        return archives.read(file, found[0], max_bytes=_MAX_JSON_BYTES)
+
+
+def _near(work: Work, file: str) -> list[str]:
+    """What may stand beside a file, in the order in which it is asked for."""
+    return [f"{file.rpartition('/')[0]}/{name}" for name in work.manifest.annotations.beside]
+
+
+def _beside(work: Work, file: str) -> Path:
+    """The first file beside it that is there. Raises DownloadError with what each of them answered."""
+    near = [work.manifest.address(name) for name in _near(work, file)]
+    if known := next((address for address in near if work.known(address)), None):
+        near = [known]
+    refused = []
+    for address in near:
+        try:
+            return work.download(address).path
+        except DownloadError as error:
+            refused.append(str(error))
+    raise DownloadError("; ".join(refused))

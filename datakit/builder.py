@@ -16,6 +16,7 @@ from datakit.shards import ranges
 from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.downloads import Downloaded
+from datakit.web.transfers import hub_files
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+:@.-]{0,99}")
 
@@ -113,6 +114,9 @@ def pin(run: Run) -> Pinned:
     """
     pinned = Pinned()
     work = run.work(run.steps[0])
+    about = run.manifest
+    if about.annotations.glob:  # only the tree knows the files, and the listing keeps their hashes
+        pinned.commits[about.hub] = downloads.tried(lambda: hub_files(about.hub, about.revision), about.hub)[0]
     for address in _pinnable(run.manifest):
         head = downloads.head(address, hosts=run.hosts)
         fixed = address
@@ -127,9 +131,7 @@ def pin(run: Run) -> Pinned:
 
 def _pinnable(manifest: Manifest) -> list[str]:
     """The addresses that upstream is asked about; not those that only a person can get."""
-    rows = [manifest.address(file) for file in manifest.shard_files()]
-    if manifest.annotations.glob:
-        rows = [manifest.address(".gitattributes")]  # every repository has it, and it names the commit
+    rows = [] if manifest.annotations.glob else [manifest.address(file) for file in manifest.shard_files()]
     sources = [manifest.at_commit(a) for s in manifest.images.sources.values() if not s.obtain for a in s.archives()]
     return [address for address in (rows[:1] if len(rows) > _MANY else rows) + sources if "file://" not in address]
 

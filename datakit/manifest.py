@@ -146,7 +146,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def addresses(self) -> dict[str, str]:
         """All that is downloaded whole, by a name to call it: annotation files, and archives of pictures."""
-        named = {} if self.annotations.glob else {posixpath.basename(f): self.address(f) for f in self.shard_files()}
+        files = [] if self.annotations.glob else self.shard_files()
+        short = [posixpath.basename(file) for file in files]
+        named = dict(zip(short if len(set(short)) == len(files) else files, map(self.address, files), strict=True))
         for name, source in self.images.sources.items():
             for part, archive in enumerate(source.archives()):
                 named[name if source.parts is None else f"{name}.{part}"] = self.at_commit(archive)

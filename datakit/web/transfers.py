@@ -95,9 +95,9 @@ def from_web(source: WebFile, hosts: Hosts) -> Open:
         validator = version.validator if version and start else None
         headers = {"Range": f"bytes={start}-", "If-Range": validator} if validator else {}
         with (
-            _session(hosts) as session,
-            _broken(source.url),
-            _followed(session, "GET", source.url, hosts, headers) as reply,
+            web_session(hosts) as session,
+            web_errors(source.url),
+            followed(session, "GET", hosts.first(source.url), hosts, headers) as reply,
         ):
             yield _web_reply(reply, source.url, version if validator else None, start)
 
@@ -106,24 +106,24 @@ def from_web(source: WebFile, hosts: Hosts) -> Open:
 
 def ask_web(source: WebFile, hosts: Hosts) -> Version:
     """Which file a URL has, by HEAD; by a GET of its first byte from servers that won't answer HEAD in full."""
-    with _session(hosts) as session, _broken(source.url):
-        with _followed(session, "HEAD", source.url, hosts, {}) as reply:
+    with web_session(hosts) as session, web_errors(source.url):
+        with followed(session, "HEAD", hosts.first(source.url), hosts, {}) as reply:
             if reply.status_code in TRY_AGAIN:
-                _refuse(reply, source.url)
+                refuse(reply, source.url)
             if reply.status_code == 200 and (version := _web_version(reply, source.url)).total:
                 return version
-        with _followed(session, "GET", source.url, hosts, {"Range": "bytes=0-0"}) as reply:
+        with followed(session, "GET", hosts.first(source.url), hosts, {"Range": "bytes=0-0"}) as reply:
             version = _web_version(reply, source.url)
             if reply.status_code == 200:
                 return version
             total = _TOTAL.fullmatch(reply.headers.get("Content-Range", "").strip())
             if reply.status_code == 206 or (reply.status_code == 416 and total and total[1] == "0"):
                 return replace(version, total=int(total[1]) if total else None)
-            _refuse(reply, source.url)
+            refuse(reply, source.url)
 
 
 @contextmanager
-def _session(hosts: Hosts) -> Iterator[requests.Session]:
+def web_session(hosts: Hosts) -> Iterator[requests.Session]:
     """A session that takes nothing from the environment and connects to no address that wasn't checked."""
     with requests.Session() as session:
         session.trust_env = False
@@ -136,10 +136,11 @@ def _session(hosts: Hosts) -> Iterator[requests.Session]:
         yield session
 
 
-def _followed(
+def followed(
     session: requests.Session, method: str, url: str, hosts: Hosts, headers: Mapping[str, str]
 ) -> requests.Response:
-    asked = hosts.first(url)
+    """The answer to a URL that has passed `hosts.first`, or to what it leads to."""
+    asked = url
     for _ in range(MAX_REDIRECTS + 1):
         reply = session.request(
             method, asked, headers=headers, stream=True, allow_redirects=False, timeout=(CONNECT_S, READ_S)
@@ -154,7 +155,7 @@ def _followed(
 
 def _web_reply(reply: requests.Response, url: str, known: Version | None, start: int) -> Reply:
     if reply.status_code not in (200, 206):
-        _refuse(reply, url)
+        refuse(reply, url)
     version, begins = _web_version(reply, url), 0
     if reply.status_code == 206:
         found = _RANGE.fullmatch(reply.headers.get("Content-Range", "").strip())
@@ -162,7 +163,7 @@ def _web_reply(reply: requests.Response, url: str, known: Version | None, start:
         if not same or not known or (version.etag or known.etag) != known.etag:
             raise Broken("the server sends another part than was asked for", drop=True)
         version, begins = known, start
-    return Reply(version=version, start=begins, headers=reply.headers, pieces=_steady(reply.raw))
+    return Reply(version=version, start=begins, headers=reply.headers, pieces=steady(reply.raw))
 
 
 def _web_version(reply: requests.Response, url: str) -> Version:
@@ -176,7 +177,7 @@ def _web_version(reply: requests.Response, url: str) -> Version:
     )
 
 
-def _refuse(reply: requests.Response, url: str) -> NoReturn:
+def refuse(reply: requests.Response, url: str) -> NoReturn:
     """Raises what an answer without a file means: Broken if it may pass, else DownloadError."""
     status = reply.status_code
     if status in TRY_AGAIN or status == 416:
@@ -189,7 +190,7 @@ def _refuse(reply: requests.Response, url: str) -> NoReturn:
     )
 
 
-def _steady(raw: Any) -> Iterator[bytes]:
+def steady(raw: Any) -> Iterator[bytes]:
     """The bytes as they were sent; Broken when hardly any come."""
     began, got = time.monotonic(), 0
     while piece := raw.read1(PIECE_BYTES, decode_content=False):
@@ -202,7 +203,7 @@ def _steady(raw: Any) -> Iterator[bytes]:
 
 
 @contextmanager
-def _broken(url: str) -> Iterator[None]:
+def web_errors(url: str) -> Iterator[None]:
     """Turns what requests and urllib3 raise into Broken, or into DownloadError where nothing will help."""
     try:
         yield
@@ -260,32 +261,18 @@ def _checked_adapter(hosts: Hosts) -> HTTPAdapter:
 
 def from_hub(source: HubFile) -> Open:
     """Opens a hub file from a place on, through huggingface_hub; its token goes to the hub alone."""
-    client = _library().utils
-    endpoint = _endpoint()
+    client = hub_library().utils
+    endpoint = hub_endpoint()
 
     @contextmanager
     def opened(start: int, version: Version | None) -> Iterator[Reply]:
-        with _hub_errors(source, endpoint):
+        with hub_errors(source, endpoint):
             now, location = _hub_version(source, endpoint)
             if now.total is not None and now.total > LARGEST_BY_HTTP:
                 raise DownloadError(_only_through_xet(source, now))
             same = version is not None and (version.etag, version.total) == (now.etag, now.total)
             begin = start if same else 0
-            headers = client.build_hf_headers(**_WE)
-            if _origin(location) not in (_origin(endpoint), _origin(HUB)):
-                headers.pop("authorization", None)
-            headers["Accept-Encoding"] = "identity"
-            if begin:
-                headers["Range"] = f"bytes={begin}-"
-            with client.http_stream_backoff(
-                "GET",
-                location,
-                headers=headers,
-                timeout=READ_S,
-                max_retries=0,
-                retry_on_exceptions=(),
-                retry_on_status_codes=(),
-            ) as reply:
+            with hub_get(location, {"Range": f"bytes={begin}-"} if begin else {}) as reply:
                 client.hf_raise_for_status(reply)
                 if reply.headers.get("X-Repo-Commit", now.revision) != now.revision:
                     raise Broken("the dataset was changed at this moment")
@@ -298,17 +285,50 @@ def from_hub(source: HubFile) -> Open:
     return opened
 
 
-def ask_hub(source: HubFile) -> Version:
-    """Which file the hub has: its commit, its size, and as etag its hash if it is a big one."""
-    endpoint = _endpoint()
-    with _hub_errors(source, endpoint):
-        version, _ = _hub_version(source, endpoint)
+@contextmanager
+def hub_get(location: str, headers: Mapping[str, str]) -> Iterator[Any]:
+    """The hub's answer to a GET of where a file's bytes are, whatever its status; for inside `hub_errors`."""
+    client = hub_library().utils
+    ours = client.build_hf_headers(**_WE)
+    if origin(location) not in (origin(hub_endpoint()), origin(HUB)):
+        ours.pop("authorization", None)
+    with client.http_stream_backoff(
+        "GET",
+        location,
+        headers={**ours, **headers, "Accept-Encoding": "identity"},
+        timeout=READ_S,
+        max_retries=0,
+        retry_on_exceptions=(),
+        retry_on_status_codes=(),
+    ) as reply:
+        yield reply
+
+
+def find_hub(source: HubFile) -> tuple[Version, str]:
+    """Which file the hub has (its commit, its size, as etag its hash if it is big), and where its bytes are."""
+    endpoint = hub_endpoint()
+    with hub_errors(source, endpoint):
+        version, location = _hub_version(source, endpoint)
     if not _COMMIT.fullmatch(version.revision or ""):
         raise _no_hub(endpoint)
-    return version
+    return version, location
 
 
-def _library() -> ModuleType:
+def hub_files(repo: str, revision: str) -> tuple[str, dict[str, tuple[int, str]]]:
+    """The commit of a dataset's revision, and all its files: size, and what `find_hub` has as etag."""
+    endpoint = hub_endpoint()
+    hub = hub_library()
+    with hub_errors(HubFile(repo=repo, revision=revision, path=""), endpoint):
+        api = hub.HfApi(endpoint=endpoint, **_WE)
+        commit = str(api.dataset_info(repo, revision=revision, timeout=READ_S).sha)
+        if not _COMMIT.fullmatch(commit):
+            raise _no_hub(endpoint)
+        tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
+        files = [entry for entry in tree if isinstance(entry, hub.RepoFile)]
+    return commit, {file.path: (file.size, file.lfs.sha256 if file.lfs else file.blob_id) for file in files}
+
+
+def hub_library() -> ModuleType:
     """huggingface_hub, loaded when first needed."""
     # Unless told not to when it is loaded, it looks for the program that calls it, and asks the hub for a list
     # of such programs: a request that nobody asked for. Who wants it sets the variable to 0.
@@ -320,7 +340,7 @@ def _library() -> ModuleType:
     return huggingface_hub
 
 
-def _endpoint() -> str:
+def hub_endpoint() -> str:
     """Read at each call: the library has bound it when it was loaded. Raises UsageError when it is no URL."""
     endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     try:
@@ -335,7 +355,7 @@ def _endpoint() -> str:
 
 def _hub_version(source: HubFile, endpoint: str) -> tuple[Version, str]:
     """Which file the hub has, and where its bytes are."""
-    hub = _library()
+    hub = hub_library()
     url = hub.hf_hub_url(source.repo, source.path, repo_type="dataset", revision=source.revision, endpoint=endpoint)
     said = hub.get_hf_file_metadata(url, endpoint=endpoint, timeout=READ_S, **_WE)
     if said.commit_hash is None or said.etag is None:
@@ -358,15 +378,15 @@ def _only_through_xet(source: HubFile, version: Version) -> str:
     )
 
 
-def _origin(url: str) -> tuple[str, str]:
+def origin(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return parts.scheme, parts.netloc.lower()
 
 
 @contextmanager
-def _hub_errors(source: HubFile, endpoint: str) -> Iterator[None]:
+def hub_errors(source: HubFile, endpoint: str) -> Iterator[None]:
     """Turns huggingface_hub's errors into what a user can do about them."""
-    hub: Any = _library().errors
+    hub: Any = hub_library().errors
     page = f"{endpoint}/datasets/{source.repo}"
     login = "log in with `hf auth login`, or set HF_TOKEN"
     transport = hub.HfHubHTTPError.__mro__[1]  # HTTPError of the httpx that this huggingface_hub uses

@@ -209,6 +209,12 @@ def test_the_first_file_beside_that_is_there_is_given_to_the_reader(tmp_path):
     assert len(annotations.inputs(found, 1)) == 2
 
 
+def test_files_of_one_name_in_several_folders_are_called_by_their_paths(tmp_path):
+    named = work(tmp_path, BESIDE).manifest.addresses()
+
+    assert [name[-13:] for name in named] == ["x/train.jsonl", "y/train.jsonl"]
+
+
 def test_a_file_beside_that_is_nowhere_is_told_with_all_that_was_asked_for(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/train.jsonl").write_text(lines(1, "x"))

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from datakit.errors import SourceError
 from datakit.manifest import load
+from datakit.miniature import coyo_parquet
+from datakit.readers import coyo
 from datakit.stage import Out, Work
 from datakit.stages.choose import ClipTop
 from datakit.store import Store
@@ -39,6 +41,33 @@ def test_the_best_share_of_all_rows_passes_in_the_order_it_came():
     assert kept == ["k002", "k003"]
     assert dropped == {"below_floor": 1, "below_quota": 2}
     assert faults == {}  # a choice is no fault
+
+
+# id and the similarities to ViT-B/32 and ViT-L/14 of the seven rows that COYO's README shows (kakaobrain/coyo-dataset)
+COYOS_ROWS = (
+    (4896263451343, 0.319336, 0.248169),
+    (1425929344479, 0.24939, 0.203735),
+    (7456063527931, 0.290771, 0.179321),
+    (3221225511175, 0.263916, 0.217896),
+    (5626407855002, 0.400878, 0.31665),
+    (1125282207474, 0.4453125, 0.3505859),
+    (1434519186493, 0.4165039, 0.3427734),
+)
+
+
+def test_the_rows_of_coyos_readme_give_vilas_choice(tmp_path):
+    rows = [
+        {"id": i, "url": "u", "text": "t", "clip_similarity_vitb32": b32, "clip_similarity_vitl14": l14}
+        for i, b32, l14 in COYOS_ROWS
+    ]
+    (tmp_path / "x.parquet").write_bytes(coyo_parquet(rows))
+    shard = pa.Table.from_batches(coyo.batches(tmp_path / "x.parquet", None, "coyo", lambda reason, n: None))
+
+    kept, dropped, _ = run(ClipTop(share=0.2, floor=0.6), shard)
+
+    # VILA's coyo_downloader.py: three are above 0.6, of which the best int(7 * 0.2) stay
+    assert kept == ["coyo-1125282207474"]
+    assert dropped == {"below_floor": 4, "below_quota": 2}
 
 
 def test_a_row_at_the_floor_does_not_pass():

@@ -149,4 +149,4 @@ def test_it_reads_objects_as_the_json_readers_do():
 
     assert load_reader(msgspec.structs.replace(llava, reader="mmc4")) is mmc4
     with pytest.raises(ManifestError):
-        load_reader(msgspec.structs.replace(load("coyo"), reader="mmc4"))
+        load_reader(msgspec.structs.replace(llava, reader="coyo"))

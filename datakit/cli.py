@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from datakit import __version__
-from datakit.commands import look, make
+from datakit.commands import inspect, look, make
 from datakit.errors import DatakitError
 
 
@@ -75,6 +75,8 @@ for command in (
     look.status,
     look.doctor,
     look.verify,
+    inspect.check,
+    inspect.export,
     make.adopt,
     make.import_,
     make.clean,

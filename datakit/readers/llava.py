@@ -1,8 +1,22 @@
 """LLaVA's instruction JSON: `id`, optional `image`, and `conversations` of `from` and `value`.
 
 `<image>` in what the human says is where the picture stands; the line break beside it belongs to the mark
-and goes with it. An answer's own `<image>` is text. A record with a picture and no mark gets it at the start
-of the first question, as LLaVA's and VILA's loaders do. Everything that can't be trained on has a reason.
+and goes with it. Several marks in a turn stay several. An answer's own `<image>` is text. A record with a picture
+and no mark gets it at the start of the first question, as LLaVA's and VILA's loaders do. Everything that can't be
+trained on has a reason.
+
+`written` is the way back to a `value`. Where it, or the rest of a row, would differ from what upstream had, the
+attribute `repairs` names in what:
+
+    id_key       upstream calls it `idx` (ALLaVA's text)
+    id_type      upstream's id is no string
+    id_missing   there is none; it is the row's number
+    image_form   one picture in a list, or `image: null`
+    mark_added   the picture had no mark
+    line_breaks  a mark without a line break on either side, or with one too many
+    turn_keys    a turn has more than `from` and `value`
+
+Other keys of a row, such as `model`, aren't kept.
 """
 
 from __future__ import annotations
@@ -14,10 +28,19 @@ import pyarrow as pa
 from datakit.record import Message, Part, problem
 from datakit.tables import REFS
 
-VERSION = 1
+VERSION = 2
 MARK = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-SCHEMA = pa.schema([("key", pa.string()), ("messages", pa.string()), ("images", REFS), ("id", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("messages", pa.string()),
+        ("images", REFS),
+        ("id", pa.string()),
+        ("repairs", pa.list_(pa.string())),
+    ]
+)
+_PICTURE = Part(type="image")
 
 
 class Row(NamedTuple):
@@ -32,27 +55,54 @@ def read(row: Any, number: int) -> Row | str:
         return "malformed"
     image = row.get("image")
     refs = [image] if isinstance(image, str) else image if isinstance(image, list) else []
-    if (image is not None and not refs) or not all(isinstance(r, str) and r for r in refs):
+    if (image is not None and not refs) or not all([isinstance(r, str) and r for r in refs]):
         return "malformed"
-    messages = []
+    name, repairs = _id(row, number)
+    if not isinstance(image, str) and "image" in row and len(refs) < 2:
+        repairs.append("image_form")
+    messages, marked = [], False
     for turn in row["conversations"]:
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+        if not isinstance(turn, dict) or not isinstance(value := turn.get("value"), str):
             return "malformed"
         role = ROLES.get(str(turn.get("from")))
         if role is None:
             return "unknown_role"
-        marks = role == "user" and bool(refs)
-        messages.append(Message(role=role, content=_parts(turn["value"], marks)))  # type: ignore[arg-type]
+        if refs and role == "user" and MARK in value:
+            content, marked = _parts(value), True
+            if written(content) != value:
+                repairs.append("line_breaks")
+        else:
+            content = [Part(type="text", text=value)]
+        if len(turn) > 2:
+            repairs.append("turn_keys")
+        messages.append(Message(role=role, content=content))  # type: ignore[arg-type]
     if not _alternate(messages):
         return "roles"
-    if refs and not any(p.type == "image" for m in messages for p in m.content):
+    if refs and not marked:
         first = next(i for i, m in enumerate(messages) if m.role == "user")
-        content = [Part(type="image") for _ in refs] + messages[first].content
-        messages[first] = Message(role="user", content=content)
+        messages[first] = Message(role="user", content=[_PICTURE] * len(refs) + messages[first].content)
+        repairs.append("mark_added")
     wrong = problem(messages, len(refs))
     if wrong:
         return wrong
-    return Row(messages, refs, {"id": str(row.get("id", number))})
+    return Row(messages, refs, {"id": name, "repairs": list(dict.fromkeys(repairs)) if repairs else None})
+
+
+def written(content: list[Part]) -> str:
+    """The `value` that is read as this content: a mark for each picture, and a line break between the parts."""
+    return "\n".join([MARK if part.type == "image" else part.text or "" for part in content])
+
+
+def _id(row: dict[str, Any], number: int) -> tuple[str, list[str]]:
+    """A row's own id as text, and what is unusual about it."""
+    found, repairs = row.get("id"), []
+    if found is None and (found := row.get("idx")) is not None:
+        repairs.append("id_key")
+    if found is None:
+        return str(number), ["id_missing"]
+    if not isinstance(found, str):
+        repairs.append("id_type")
+    return str(found), repairs
 
 
 def _alternate(messages: list[Message]) -> bool:
@@ -60,22 +110,16 @@ def _alternate(messages: list[Message]) -> bool:
     roles = [m.role for m in messages]
     if roles[:1] == ["system"]:
         roles = roles[1:]
-    return (
-        len(roles) >= 2
-        and len(roles) % 2 == 0
-        and all(role == ("user", "assistant")[place % 2] for place, role in enumerate(roles))
-    )
+    return bool(roles) and roles == ["user", "assistant"] * (len(roles) // 2)
 
 
-def _parts(value: str, marks: bool) -> list[Part]:
-    """Text and image parts of a turn."""
-    if not marks or MARK not in value:
-        return [Part(type="text", text=value)]
+def _parts(value: str) -> list[Part]:
+    """Text and image parts of a turn with marks."""
     parts: list[Part] = []
     pieces = value.split(MARK)
     for place, piece in enumerate(pieces):
         if place > 0:
-            parts.append(Part(type="image"))
+            parts.append(_PICTURE)
             piece = piece.removeprefix("\n")
         if place < len(pieces) - 1:
             piece = piece.removesuffix("\n")

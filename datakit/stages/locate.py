@@ -135,9 +135,9 @@ class Locate(Stage):
             return {**place, "outcome": "left_out"}, False
         for index, file in places_of[name]:
             member = find(index, source, ref)
-            repaired = member is None and self.any_extension and not source.any_extension
+            repaired = member is None and self.any_extension
             if repaired:
-                member = find(index, structs.replace(source, any_extension=True), ref)
+                member = under_another_extension(index, source, ref)
             if member is not None:
                 return {
                     **place,
@@ -200,7 +200,7 @@ def _with_repair(batch: pa.RecordBatch, mended: list[bool]) -> pa.RecordBatch:
     return batch.set_column(at, batch.schema.field(at), pa.array(repairs, batch.schema.field(at).type))
 
 
-_ENDINGS = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG", ".GIF")
+_ENDINGS = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG", ".GIF", ".JPEG")
 
 
 def plain_source(source: Source) -> dict[str, Any]:
@@ -218,6 +218,14 @@ def _fits(index: Path, archive: Path) -> bool:
 @lru_cache(maxsize=128)  # ShareGPT4V has 61 archives
 def open_index(path: Path) -> archives.Index:
     return archives.Index.open(path)
+
+
+def under_another_extension(index: archives.Index, source: Source, ref: str) -> archives.Member | None:
+    """The one member that differs from a reference in its extension; None when there are two: it would be a guess."""
+    stem = ref.rpartition(".")[0]
+    exact = structs.replace(source, any_extension=False)
+    found = [member for ending in _ENDINGS if (member := find(index, exact, stem + ending)) is not None]
+    return found[0] if stem and len(found) == 1 else None
 
 
 def find(index: archives.Index, source: Source, ref: str) -> archives.Member | None:

@@ -4,6 +4,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from datakit.errors import SourceError
 from datakit.miniature import coyo_parquet
@@ -85,9 +87,71 @@ def test_a_row_that_cannot_be_trained_on_has_a_reason(bad, reason):
     assert llava.read(bad, 0) == reason
 
 
-def test_ids_of_any_type_are_kept_as_text():
-    assert llava.read(row("Q", "A", id=2331819), 5).attrs == {"id": "2331819"}
-    assert llava.read({"conversations": turns("Q", "A")}, 5).attrs == {"id": "5"}
+@pytest.mark.parametrize(
+    ("unusual", "id", "repairs"),
+    [
+        ({"id": "7"}, "7", None),
+        ({"id": "7", "model": "", "url": "http://x", "original_caption": "c"}, "7", None),
+        ({"id": 2331819}, "2331819", ["id_type"]),
+        ({"idx": "evol-3"}, "evol-3", ["id_key"]),
+        ({"idx": 3}, "3", ["id_key", "id_type"]),
+        ({}, "5", ["id_missing"]),
+        ({"id": None}, "5", ["id_missing"]),
+        ({"id": None, "idx": 0}, "0", ["id_key", "id_type"]),
+        ({"id": "7", "image": None}, "7", ["image_form"]),
+    ],
+)
+def test_an_unusual_id_is_kept_as_text_and_says_so(unusual, id, repairs):
+    record = llava.read({**unusual, "conversations": turns("Q", "A")}, 5)
+
+    assert record.attrs == {"id": id, "repairs": repairs}
+
+
+@pytest.mark.parametrize(
+    ("value", "image", "repairs"),
+    [
+        ("<image>\nQ", "a.jpg", None),
+        ("Q\n<image>", "a.jpg", None),
+        ("Q\n<image>\nmore", "a.jpg", None),
+        ("<image>\n<image>\nQ", ["a.jpg", "b.jpg"], None),
+        ("<image>", "a.jpg", None),
+        ("<image>\n\nQ", "a.jpg", None),  # the second break is the text's own
+        ("<image>Q", "a.jpg", ["line_breaks"]),
+        ("<image>\n", "a.jpg", ["line_breaks"]),
+        ("Look: <image> here", "a.jpg", ["line_breaks"]),
+        ("<image><image>\nQ", ["a.jpg", "b.jpg"], ["line_breaks"]),
+        ("Q", "a.jpg", ["mark_added"]),
+        ("<image>\nQ", ["a.jpg"], ["image_form"]),
+        ("What does <image> mean?", None, None),
+    ],
+)
+def test_what_differs_from_upstreams_form_is_named(value, image, repairs):
+    upstream = row(value, "A") if image is None else row(value, "A", image=image)
+
+    record = llava.read(upstream, 0)
+
+    assert record.attrs["repairs"] == repairs
+    if not repairs:
+        assert llava.written(record.messages[0].content) == value
+
+
+def test_a_turn_with_more_keys_says_that_they_are_lost():
+    upstream = row("Q", "A")
+    upstream["conversations"][1]["markdown"] = None
+
+    assert llava.read(upstream, 0).attrs["repairs"] == ["turn_keys"]
+
+
+@given(st.lists(st.sampled_from(["<image>", "\n", "Q", " ", "<image>\n"]), min_size=1, max_size=8).map("".join))
+def test_what_is_written_back_is_upstreams_value_unless_the_record_says_otherwise_and_reads_the_same(value):
+    images = ["a.jpg"] * value.count("<image>")
+    record = llava.read(row(value, "A", image=images), 0) if images else "no image"
+    assume(not isinstance(record, str))
+
+    written = llava.written(record.messages[0].content)
+
+    assert (written == value) == ("line_breaks" not in (record.attrs["repairs"] or []))
+    assert llava.read(row(written, "A", image=images), 0).messages == record.messages
 
 
 def nothing_rejected(reason, n):

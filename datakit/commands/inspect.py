@@ -1,0 +1,154 @@
+"""Commands that look into a dataset, or take one out of datakit's form: check, export."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datakit.commands.options import load_settings, open_run, placed
+from datakit.errors import Incomplete
+
+if TYPE_CHECKING:
+    from datakit.checks import Report
+    from datakit.export import Exported, Format
+    from datakit.run import Run
+
+
+@click.command()
+@click.argument("name")
+@click.option("--repair", is_flag=True, help="Keep rows whose only fault can be mended without guessing.")
+@click.option("--full", is_flag=True, help="Read every picture whole, not only its first bytes.")
+@click.option("--shards", metavar="RANGE", help="Only these, e.g. 0-127 or 0,4-6. [all]")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="N rows of each annotation file.")
+@click.option("--without", metavar="SOURCE,…", help="Sources of pictures to give up, e.g. sam,wikiart.")
+@click.option("--accept-licence", "accept", is_flag=True, help="You accept the terms that a dataset has.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@placed
+def check(
+    name: str,
+    repair: bool,
+    full: bool,
+    shards: str | None,
+    limit: int | None,
+    without: str | None,
+    accept: bool,
+    as_json: bool,
+    **place: Any,
+) -> None:
+    """What is wrong with a dataset, before it is made.
+
+    Reads the annotations and the archives' indexes, which are downloaded if they aren't here, and counts what is
+    wrong or odd, with five examples each. Exit code 1 says that rows would be lost to faults as things are.
+
+    --repair turns on what can be mended surely: a picture whose name has another extension in its archive is found
+    by the rest of its name, and its row says so in `repairs`.
+    """
+    from datakit import audit, checks
+    from datakit.progress import Progress
+    from datakit.run import choose
+    from datakit.shards import parse_shards
+
+    left_out = tuple(one.strip() for one in (without or "").split(",") if one.strip())
+    run = open_run(load_settings(**place), name, limit=limit, without=left_out, accept=accept)
+    run.permit()
+    choose(run.store, run.folder, run.choices)
+    with Progress(run.folder) as progress:
+        chosen = parse_shards(shards) if shards is not None else None
+        report = checks.check(run, full=full, shards=chosen, tell=progress.tell)
+    mends = repair and "extension" in report.found
+    mended = report.mend() if mends else 0
+    if mends:
+        audit.repair_always(run, tuple(sorted({*run.choices.repairs, "extension"})))
+    if as_json:
+        import json
+
+        click.echo(json.dumps({**report.plain(), "repaired": mends}, indent=2, ensure_ascii=False))
+    else:
+        _show(report)
+        if mends:
+            _show_mended(run, mended)
+        elif repair:
+            click.echo("there is nothing that --repair would mend")
+        elif report.repairable:
+            click.echo(f"`datakit check {name} --repair` keeps {report.repairable:,} of them")
+    if report.dropped:
+        sys.exit(1)
+
+
+def _show(report: Report) -> None:
+    kept = report.rows - report.dropped - report.left_out
+    click.echo(f"{report.dataset}: {report.rows:,} rows, {kept:,} are kept as things are")
+    found = report.findings()
+    wide = max((len(one.what) for one in found), default=0)
+    for one in found:
+        click.echo(f"{one.count:>12,}  {one.what:{wide}}  {one.effect}")
+        for example in one.examples:
+            called = f" id {example.id}" if example.id else ""
+            click.echo(f"{'':14}  {example.where}{called}: {example.value}".rstrip(": "))
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    if not found:
+        click.echo("nothing is wrong with it")
+
+
+def _show_mended(run: Run, rows: int) -> None:
+    """What the repair does, and how to have it."""
+    fetched = any(run.ledger(step).commits() for step in run.steps[1:])
+    again = " --rebuild, for it was fetched without" if fetched else ""
+    click.echo(
+        f"repair extension is on: a picture that its archive has under another extension is found, and its row says so "
+        f"in `repairs`. That keeps {rows:,} rows more, from the next `datakit fetch {run.manifest.name}` on{again}"
+    )
+
+
+@click.command()
+@click.argument("name")
+@click.option("--format", "form", type=click.Choice(["llava", "hf"]), required=True, help="LLaVA's JSON, or datasets.")
+@click.option("--out", type=click.Path(), required=True, metavar="DIR", help="A new folder, or an fsspec URL.")
+@click.option("--no-images", is_flag=True, help="llava: only the JSON, with upstream's references.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Of the trial with that limit.")
+@placed
+def export(name: str, form: Format, out: str, no_images: bool, limit: int | None, **place: Any) -> None:
+    """Write a packed dataset as other tools read it.
+
+    llava: an array of id, image and conversations, and pictures below DIR/images. It equals upstream's up to the
+    repairs that it counts; other keys, such as `model`, aren't in it. hf: a folder for datasets.load_dataset with
+    the columns messages and images, as TRL reads them.
+    """
+    from datakit import builder
+    from datakit.export import export as write
+    from datakit.progress import Progress
+    from datakit.shards import ranges
+    from datakit.store import Store
+
+    run = open_run(load_settings(**place), name, limit=limit)
+    builder.check_fetched([run])
+    part = builder.part(run, 1)
+    if not part.samples:
+        raise Incomplete(f"nothing of {name!r} is packed yet: run `datakit build-mix {name}`")
+    with Progress(run.folder) as progress:
+        done = write(run.store, part, Store(out), form=form, pictures=not no_images, tell=progress.tell)
+    if left_out := builder.not_packed(run):
+        more = f"`datakit build-mix {name} --fetch` adds them"
+        click.echo(f"  shards {ranges(left_out)} aren't packed, and not in it; {more}")
+    _tell(done)
+    if form == "llava":
+        click.echo("  keys other than id, image and conversations, such as `model`, aren't in it")
+    click.echo(f"{out}: {done.rows:,} rows of {run.folder}, {done.pictures:,} pictures")
+
+
+def _tell(done: Exported) -> None:
+    """What differs from upstream, and what couldn't be written."""
+    for reason, n in done.left_out.most_common():
+        click.echo(f"  left out: {n:,} rows that LLaVA has no form for ({reason})")
+    if done.pairs:
+        click.echo(f"  {done.pairs:,} pairs: the caption answers a question of only the picture")
+    if done.renamed:
+        click.echo(
+            f"  {done.renamed:,} pictures stand below by-key/, for what upstream calls them is no path of its own"
+        )
+    if done.repairs:
+        said = ", ".join(f"{name} {n:,}" for name, n in done.repairs.most_common())
+        click.echo(f"  differs from upstream's by these repairs: {said}")

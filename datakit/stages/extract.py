@@ -1,0 +1,213 @@
+"""Extract: pictures that the rows themselves hold, or loose files of a folder, into tars."""
+
+from __future__ import annotations
+
+import binascii
+import errno
+import os
+import posixpath
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from datakit import images, readers
+from datakit.annotations import about, numbered
+from datakit.archives.members import MAX_MEMBER_BYTES
+from datakit.errors import BadImage, SourceError
+from datakit.manifest import Manifest
+from datakit.stage import Out, Stage, Work
+from datakit.tables import LOCATED, Rows, failures, with_images, with_places
+
+Find = Callable[[str], bytes]  # the bytes of a reference; raises BadImage with the outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extract(Stage):
+    """Takes the pictures of each row out of upstream's rows, and writes their bytes as they came, in row order.
+
+    Every row is kept; a picture that won't do has its outcome instead of a place in the tar, and `pack` leaves such
+    rows out: `missing` when there are no bytes, `outside` for a path that leaves the folder, and what
+    `images.inspect` says of the others.
+    """
+
+    version: ClassVar[int] = 1
+    rows_per_part: ClassVar[int | None] = 10_000  # some GB of photographs
+    tars: ClassVar[bool] = True
+
+    def prepare(self, work: Work) -> None:
+        source = work.manifest.images
+        if source.by == "folder" and not Path(source.folder).is_dir():
+            raise SourceError(
+                f"the folder of pictures of {work.manifest.name!r}, {source.folder!r}, isn't there: "
+                "bring it back, or write where it is now into images.folder of its manifest"
+            )
+
+    def inputs(self, work: Work, shard: int) -> dict[str, str] | None:
+        if work.manifest.images.by != "folder":
+            return {}  # the pictures come from the files that the listing names
+        state = folder_state(work.manifest.images.folder, work.scratch)
+        return None if state is None else {"folder": state}
+
+    def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
+        return with_images(rows.schema(), LOCATED)
+
+    @contextmanager
+    def opened(self, parts: list[Rows], work: Work) -> Iterator[Find]:
+        """One walk through upstream's rows for all the parts of a shard."""
+        if work.manifest.images.by == "folder":
+            yield _Folder(work.manifest.images.folder)
+        elif work.manifest.images.by == "inline" and parts:
+            yield _Inline(numbered(work, parts[0].shard), work, parts[0].shard)
+        else:
+            yield _nowhere
+
+    def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
+        schema = self.schema(rows, work.manifest)
+        for batch in rows.batches(size=256):
+            places = []
+            for key, found in zip(batch["key"].to_pylist(), batch["images"].to_pylist(), strict=True):
+                places.append([_place(key, at, len(found), one["ref"], out) for at, one in enumerate(found)])
+                out.fail(failures(places[-1]))
+            work.tell(work.step, "bytes", sum(p["size_bytes"] or 0 for row in places for p in row))
+            yield with_places(batch, places, schema)
+
+
+_NOWHERE: dict[str, Any] = dict.fromkeys(LOCATED.value_type.names)
+
+
+def _place(key: str, at: int, n: int, ref: str, out: Out) -> dict[str, Any]:
+    """Where picture `at` of the `n` of a row stands, once it is written; or why it doesn't."""
+    try:
+        data = out.source(ref)
+        ext, width, height = images.inspect(data)
+    except BadImage as error:
+        return {**_NOWHERE, "ref": ref, "outcome": error.reason}
+    name = f"{key}.{ext}" if n == 1 else f"{key}.{at}.{ext}"
+    return {
+        **_NOWHERE,
+        "ref": ref,
+        "outcome": "ok",
+        "file": out.tar_name,
+        "offset": out.tar.add(name, data),
+        "stored_bytes": len(data),
+        "size_bytes": len(data),
+        "method": 0,
+        "checked": False,
+        "ext": ext,
+        "width": width,
+        "height": height,
+        "sha256": sha256(data).hexdigest(),
+    }
+
+
+class _Inline:
+    """Pictures by `<number of the row>.<nth>`, asked for in the order of the rows."""
+
+    def __init__(self, rows: Iterator[tuple[int, Any]], work: Work, shard: int) -> None:
+        self._rows = rows
+        self._reader = readers.load(work.manifest)
+        self._about = about(work, shard)
+        self._dataset = work.manifest.name
+        self._number = -1
+        self._pictures: list[bytes | str] = []
+
+    def __call__(self, ref: str) -> bytes:
+        number, _, nth = ref.partition(".")
+        if self._number != int(number):
+            self._pictures = self._reader.pictures(self._row(int(number)), self._about)
+        return decoded(self._pictures[int(nth)] if int(nth) < len(self._pictures) else b"")
+
+    def _row(self, wanted: int) -> Any:
+        for number, row in self._rows:
+            if number == wanted:
+                self._number = number
+                return row
+        raise SourceError(
+            f"row {wanted} of {self._dataset!r} was listed and isn't there any more, or rows are out of order: "
+            f"make the listing anew with --rebuild"
+        )
+
+
+def _nowhere(ref: str) -> bytes:
+    raise BadImage("missing", ref)
+
+
+def decoded(picture: bytes | str) -> bytes:
+    """The bytes of a picture; a str is base64. Raises BadImage."""
+    if not picture:
+        raise BadImage("missing", "no bytes")
+    if len(picture) > MAX_MEMBER_BYTES:
+        raise BadImage("too_large", f"{len(picture)} bytes, at most {MAX_MEMBER_BYTES}")
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return binascii.a2b_base64(picture, strict_mode=True)
+    except ValueError as error:
+        raise BadImage("not_an_image", f"not base64: {error}") from error
+
+
+class _Folder:
+    """Pictures by their path below a folder. What a path or a link names elsewhere is never opened."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = os.path.realpath(folder)
+
+    def __call__(self, ref: str) -> bytes:
+        if ref.startswith("/") or ".." in ref.split("/") or "\0" in ref:
+            raise BadImage("outside", ref)
+        try:
+            path = Path(os.path.realpath(posixpath.join(self._folder, ref), strict=True))
+            if not path.is_relative_to(self._folder):
+                raise BadImage("outside", ref)
+            there = path.stat()
+            if not stat.S_ISREG(there.st_mode):
+                raise BadImage("missing", ref)
+            if there.st_size > MAX_MEMBER_BYTES:
+                raise BadImage("too_large", f"{there.st_size} bytes, at most {MAX_MEMBER_BYTES}")
+            return path.read_bytes()
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise SourceError(f"{ref!r} of the folder {self._folder!r} can't be read: {error}") from error
+            raise BadImage("missing", ref) from error
+
+
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_states: dict[tuple[str, str], tuple[dict[str, int], str]] = {}  # when the folders were changed, and the state
+
+
+def folder_state(folder: str, without: Path | None = None) -> str | None:
+    """A fingerprint of the names and sizes of a folder's files; None when it isn't there.
+
+    `without` is a folder in it that doesn't count, such as the root that is being filled. A process walks through it
+    once, and again when a folder in it has changed: a file that came, went or was renamed is noticed at once, one
+    that was written in place by the next command.
+    """
+    folder, skipped = os.path.realpath(folder), os.path.realpath(without) if without else ""
+    known, state = _states.get((folder, skipped), ({}, ""))
+    if known and _stamps(known) == known:
+        return state
+    if not Path(folder).is_dir():
+        return None
+    stamps: dict[str, int] = {}
+    sizes = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if str(Path(where, name)) != skipped]
+        stamps[where] = Path(where).stat().st_mtime_ns
+        for name in files:
+            path = Path(where, name)
+            sizes.append((os.fsencode(path.relative_to(folder)), path.lstat().st_size))
+    digest = sha256()
+    for relative, size in sorted(sizes):
+        digest.update(b"%s\0%d\n" % (relative, size))
+    _states[folder, skipped] = (stamps, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _stamps(folders: dict[str, int]) -> dict[str, int]:
+    return {folder: Path(folder).stat().st_mtime_ns for folder in folders if Path(folder).is_dir()}

@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from datakit import __version__
-from datakit.commands import inspect, look, make
+from datakit.commands import add, inspect, look, make, run
 from datakit.errors import DatakitError
 
 
@@ -70,6 +70,7 @@ def cli(verbose: bool) -> None:
 for command in (
     make.fetch,
     make.build_mix,
+    run.run,
     look.list_,
     look.info,
     look.status,
@@ -77,6 +78,7 @@ for command in (
     look.verify,
     inspect.check,
     inspect.export,
+    add.add,
     make.adopt,
     make.import_,
     make.clean,

@@ -123,12 +123,12 @@ def forecast(
 ) -> Forecast:
     """Tries `sample` URLs of a dataset. Lists and chooses one shard first if none is; that work is kept.
 
-    Raises UsageError for a dataset whose pictures come in archives.
+    Raises UsageError for a dataset whose pictures don't come by URL.
     """
     place = len(run.upto("fetch")) - 1
     stage = run.steps[place].stage
     if not isinstance(stage, Fetch):
-        raise UsageError(f"the pictures of {run.manifest.name!r} come in archives, not by URL")
+        raise UsageError(f"the pictures of {run.manifest.name!r} don't come by URL")
     chosen = run.steps[place - 1]
     ledger = run.ledger(chosen)
     if shards is None:

@@ -1,7 +1,8 @@
 """Pipeline: what we make of a dataset, one Python file in `pipelines/` for each paper's recipe.
 
-A recipe file has `STEPS`, a dictionary from dataset names to tuples of Step; `"*"` stands for any other
-dataset. It may have `MIXES`, what a paper's stages train on, and `TRAINING`, which the trainer reads.
+A recipe file has `STEPS`, a dictionary from dataset names to tuples of Step. A part of a dataset, `allava.captions`,
+has the steps under its own name, else those under `allava`; `"*"` stands for any other dataset. It may have `MIXES`,
+what a paper's stages train on, as mix expressions in the order of training; and `TRAINING`, which the trainer reads.
 The steps are always `list` first, then choices, `fetch`, and `pack` last.
 """
 
@@ -12,9 +13,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from datakit import catalogue
+from datakit import catalogue, mix
+from datakit import manifest as manifests
 from datakit.errors import ManifestError, UsageError, nearest
 from datakit.manifest import Manifest
+from datakit.record import KEY
 from datakit.stage import Step
 
 
@@ -43,14 +46,39 @@ def steps(recipe: str, manifest: Manifest) -> tuple[Step, ...]:
     table = getattr(load(recipe), "STEPS", None)
     if not isinstance(table, dict):
         raise UsageError(f"recipe {recipe!r} has no data steps (it may be one for the trainer)")
-    found = table.get(manifest.name, table.get("*"))
+    names = (manifest.name, manifest.name.partition(".")[0], "*")
+    found = next((table[name] for name in names if name in table), None)
     if found is None:
         raise UsageError(f"recipe {recipe!r} has no steps for {manifest.name!r}. {nearest(manifest.name, table)}")
     if not isinstance(found, tuple) or not all(isinstance(step, Step) for step in found):
         raise ManifestError(f"recipe {recipe!r}: STEPS of {manifest.name!r} should be a tuple of Step, not {found!r}")
-    names = [step.name for step in found]
-    if len(names) < 3 or len(set(names)) != len(names) or [names[0], *names[-2:]] != ["list", "fetch", "pack"]:
+    order = [step.name for step in found]
+    if len(order) < 3 or len(set(order)) != len(order) or [order[0], *order[-2:]] != ["list", "fetch", "pack"]:
         raise ManifestError(
-            f"recipe {recipe!r}: the steps of a dataset are 'list', choices, 'fetch' and 'pack', not {names}"
+            f"recipe {recipe!r}: the steps of a dataset are 'list', choices, 'fetch' and 'pack', not {order}"
         )
     return tuple(found)
+
+
+def mixes(recipe: str) -> dict[str, str]:
+    """What the stages of a recipe train on: mix expressions by stage, in the order of training.
+
+    Raises UsageError when it has none, ManifestError for one that names what isn't in the catalogue.
+    """
+    table = getattr(load(recipe), "MIXES", None)
+    if table is None:
+        raise UsageError(
+            f"recipe {recipe!r} names no mixes, so there is nothing to run. Its steps are used by "
+            f"`datakit fetch NAME --recipe {recipe}`"
+        )
+    if not isinstance(table, dict) or not table or not all(isinstance(text, str) for text in table.values()):
+        raise ManifestError(f"recipe {recipe!r}: MIXES should be a dictionary from stages to mixes, not {table!r}")
+    for stage, expression in table.items():
+        if not isinstance(stage, str) or not KEY.fullmatch(stage):
+            raise ManifestError(f"recipe {recipe!r}: the name of a stage may hold a-z, 0-9, _ and -, not {stage!r}")
+        try:
+            for name, _ in mix.parse(expression, manifests.known()):
+                manifests.load(name)
+        except UsageError as error:
+            raise ManifestError(f"recipe {recipe!r}, stage {stage!r}: {error}") from error
+    return dict(table)

@@ -104,7 +104,7 @@ def retry(
     """
     place = len(run.upto("fetch")) - 1
     if not isinstance(run.steps[place].stage, Fetch):
-        raise UsageError(f"the pictures of {run.manifest.name!r} come in archives: there are no URLs to try again")
+        raise UsageError(f"the pictures of {run.manifest.name!r} don't come by URL: there is nothing to try again")
     ledger = run.ledger(run.steps[place])
     seen = run.snapshot()
     commits = seen.ledger(run.steps[place]).commits()

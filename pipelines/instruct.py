@@ -1,7 +1,8 @@
 """Any dataset whose pictures come in archives: all rows, pictures found by the archives' indexes, packed.
 
 Differs from the guides: nothing is unpacked, and a record that can't be trained on is dropped with its reason
-instead of stopping the training (upstream.md E18, E19; LLaVA issues 593, 601).
+instead of stopping the training, or of being trained on with a black picture (upstream.md E18, E19, E24; LLaVA
+issues 593, 601).
 """
 
 from datakit.stage import Step
@@ -11,8 +12,8 @@ from datakit.stages.pack import Pack
 
 STEPS = {
     "*": (
-        Step(name="list", stage=Listing(), tolerates=0.05),
-        Step(name="fetch", stage=Locate(), tolerates=0.05),
-        Step(name="pack", stage=Pack(), tolerates=0.05),
+        Step(name="list", stage=Listing()),
+        Step(name="fetch", stage=Locate()),
+        Step(name="pack", stage=Pack()),
     )
 }

@@ -272,7 +272,7 @@ def test_a_retry_says_what_it_needs(upstream, user):
 
     assert nothing.code == 1 and "`datakit fetch coyo`" in nothing.err
     assert unknown.code == 2 and "shards 1 " in unknown.err
-    assert archives.code == 2 and "archives" in archives.err
+    assert archives.code == 2 and "by URL" in archives.err
     assert words.code == 2 and "outcome=NAME" in words.err
     assert unknown_outcome.code == 2 and "'timeout_total'" in unknown_outcome.err
     assert fine.code == 2 and "failure" in fine.err

@@ -53,7 +53,7 @@ def info(name: str, as_json: bool) -> None:
 
         _json({**msgspec.to_builtins(about), "steps": plain(described)})
         return
-    click.echo(f"{about.title}\n{about.homepage}\n{about.citation}\n")
+    click.echo("\n".join(filter(None, [about.title, about.homepage, about.citation])) + "\n")
     click.echo(f"licence   {about.licence}")
     for label, text in (("accept", about.accept), ("lost", about.lost), ("instead", about.fallback)):
         if text:

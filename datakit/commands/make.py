@@ -63,7 +63,7 @@ def fetch(
 def _by_url(run: Run) -> None:
     """Raises UsageError for a dataset to which engines mean nothing."""
     if run.manifest.images.by != "url":
-        raise UsageError(f"the pictures of {run.manifest.name!r} come in archives: no engine crawls for them")
+        raise UsageError(f"the pictures of {run.manifest.name!r} don't come by URL: no engine crawls for them")
 
 
 def _retry(run: Run, task: Task, *, where: tuple[str, ...], engine: Engine | None, shards: list[int] | None) -> None:

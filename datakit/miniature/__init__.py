@@ -16,21 +16,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from datakit.errors import UsageError
-from datakit.miniature import coyo
+from datakit.errors import UsageError, nearest
+from datakit.miniature import coyo, flan, llava, mmc4, plain
 from datakit.miniature.coyo import CoyoExpected, choose
 from datakit.miniature.coyo import parquet as coyo_parquet
+from datakit.miniature.flan import FlanExpected
 from datakit.miniature.instruct import InstructExpected
+from datakit.miniature.mmc4 import MMC4Expected
 from datakit.miniature.real import Real
 from datakit.miniature.server import Answer, Asked, Server
-from datakit.miniature.upstreams import Change, Upstreams
+from datakit.miniature.upstreams import DATASETS, Change, Upstreams
+from datakit.miniature.world import World
 
 __all__ = [
     "Answer",
     "Asked",
     "CoyoExpected",
     "Expected",
+    "FlanExpected",
     "InstructExpected",
+    "MMC4Expected",
     "Miniature",
     "choose",
     "coyo_parquet",
@@ -41,25 +46,49 @@ __all__ = [
 class Expected:
     """What a correct tool finds here, made on demand; changes by `replace` are not in it."""
 
-    _upstreams: Upstreams
+    _world: World
+
+    def of(self, name: str) -> InstructExpected:
+        """A dataset whose rows are told by their numbers, or a part of it: `mgm`, `mgm.pretrain`.
+
+        Every archive is there, those that come by hand as well. Rows that a recipe turns down for what they say,
+        such as `sa_id` and `repetition` of ShareGPT4V, are among the `faults` and kept.
+        """
+        dataset, _, subset = name.partition(".")
+        if dataset in ("llava665k", "qinstruct") and not subset:
+            return self.llava665k if dataset == "llava665k" else self.qinstruct
+        if dataset not in DATASETS:
+            raise UsageError(f"The miniature expects nothing of {name!r} by number; {nearest(dataset, DATASETS)}")
+        return self._world.made(DATASETS[dataset]).expected(subset)
 
     @property
     def llava665k(self) -> InstructExpected:
-        return self._upstreams.llava665k.expected
+        return self._world.made(llava.llava665k).expected
 
     @property
     def qinstruct(self) -> InstructExpected:
-        return self._upstreams.qinstruct.expected
+        return self._world.made(llava.qinstruct).expected
+
+    @property
+    def flan(self) -> FlanExpected:
+        return flan.expected(self._world)
 
     def coyo(self, shard: int) -> CoyoExpected:
-        return coyo.expected(self._upstreams.coyo_rows(shard))
+        return coyo.expected(coyo.rows_of(self._world, shard))
+
+    def mmc4(self, shard: int) -> MMC4Expected:
+        return mmc4.expected(self._world, shard)
+
+    def added(self, repo: str, key: str) -> InstructExpected:
+        """`example/pictures-parquet` or `example/wds`, its two files one after the other, added as dataset `key`."""
+        return plain.expected(repo, key)
 
 
 class Miniature:
     """The upstreams, served while the `with` block lasts.
 
-    `rows` is the length of llava665k; qinstruct has half as many. `real` is a folder of photographs and texts
-    to use among the drawings. `delay_s` is waited before each answer.
+    `rows` is the length of llava665k; qinstruct has half as many, a file of the other JSON datasets a quarter.
+    `real` is a folder of photographs and texts to use among the drawings. `delay_s` is waited before each answer.
     """
 
     def __init__(
@@ -73,14 +102,15 @@ class Miniature:
         delay_s: float = 0.0,
         port: int = 0,
     ) -> None:
-        self._upstreams = Upstreams(
+        world = World(
             rows=rows,
             seed=seed,
             real=Real(real) if real else None,
             coyo_shards=coyo_shards,
             coyo_rows=coyo_rows,
         )
-        self.expected = Expected(self._upstreams)
+        self.expected = Expected(world)
+        self._upstreams = Upstreams(world)
         self._delay_s = delay_s
         self._port = port
         self._server: Server | None = None

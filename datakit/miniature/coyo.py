@@ -5,6 +5,7 @@ A shard is a function of (seed, shard). A URL carries its shard and row, so the 
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datakit.errors import UsageError
 from datakit.miniature import pictures
 from datakit.miniature.pictures import Drawing, drawing
 from datakit.miniature.real import Real
-from datakit.miniature.server import Answer, whole
+from datakit.miniature.server import Answer, Asked, whole
+from datakit.miniature.world import Places, World, place
 
+REPO = "kakaobrain/coyo-700m"
 FILES = "data/part-{shard:05d}-17da4908-939c-46e5-91d0-15f256041956-c000.snappy.parquet"
 SCHEMA = pa.schema(
     [
@@ -190,6 +194,41 @@ def picture(row: Row, nth: int, real: Real | None) -> bytes:
     if real and not row.fault and nth % 7 == 3:
         return real.photo(nth // 7) if nth % 2 else real.clipart(nth // 7)
     return made(row.drawing)
+
+
+def rows_of(world: World, shard: int) -> list[Row]:
+    if not 0 <= shard < world.coyo_shards:
+        raise UsageError(f"The miniature of coyo has no shard {shard!r}; its shards are 0 to {world.coyo_shards - 1}.")
+    return world.keep(
+        ("coyo", shard), lambda: shard_rows(shard, rows=world.coyo_rows, seed=world.seed, real=world.real)
+    )
+
+
+def places(world: World) -> Places:
+    drawn: dict[tuple[int, int], bytes] = {}
+
+    def shard_file(shard: int) -> bytes:
+        return parquet([row.columns for row in rows_of(world, shard)])
+
+    @functools.cache
+    def preview() -> Mapping[str, int]:
+        """Where the preview rows have their pictures; any picture will do."""
+        return {place(row["url"]): nth for nth, row in enumerate(world.real.coyo_rows if world.real else [])}
+
+    def pages(asked: Asked, path: str) -> Answer | None:
+        if world.real and path in preview():
+            return whole(world.real.photo(preview()[path]), "image/jpeg")
+        at = place_of(path)
+        if at is None or not (at[0] < world.coyo_shards and at[1] < world.coyo_rows):
+            return None
+        row = rows_of(world, at[0])[at[1]]
+        body = drawn.get(at)
+        if body is None:  # not under the world's lock: two threads may draw at once, and draw the same
+            body = drawn[at] = picture(row, at[1], world.real)
+        return answer(row, asked.path, body)
+
+    files = {FILES.format(shard=shard): functools.partial(shard_file, shard) for shard in range(world.coyo_shards)}
+    return Places(hub={REPO: files}, pages=pages)
 
 
 def _sums(rows: int, *, poor: bool) -> list[float]:

@@ -20,7 +20,7 @@ from datakit.miniature.server import Answer, Asked
 
 GATED = "example/gated-set"
 WHEN = "2024-05-12T08:00:00.000Z"
-LARGE = (".json", ".parquet", ".tar", ".zip")  # kept in LFS by the repositories' .gitattributes
+LARGE = (".json", ".jsonl", ".parquet", ".tar", ".zip")  # kept in LFS by the repositories' .gitattributes
 TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8"}
 
 

@@ -76,12 +76,13 @@ BROKEN: Mapping[str, Callable[[Drawing], bytes]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class InstructExpected:
-    """What a correct tool finds in one instruction dataset."""
+    """What a correct tool finds in one dataset whose rows are told by their numbers."""
 
     rows: int
     kept: tuple[str, ...]  # keys, in row order
     dropped: Mapping[str, str]  # key -> reason
     faults: Mapping[str, str]  # key -> what is odd about it, dropped or not
+    sources: Mapping[str, str] = field(default_factory=dict)  # key -> where its picture comes from, "" without one
 
     @property
     def counts(self) -> dict[str, int]:

@@ -118,7 +118,7 @@ class Locate(Stage):
                 found = [self._place(image["ref"], sources, places_of) for image in row]
                 places.append([place for place, _ in found])
                 mended.append(any(repaired for _, repaired in found))
-                out.fail(failures(places[-1]))
+                out.fail([why for why in failures(places[-1]) if why != "left_out"])  # a choice, not a fault
             if mends and any(mended):
                 batch = _with_repair(batch, mended)
             yield with_places(batch, places, schema)

@@ -1,0 +1,109 @@
+"""Add: looks at a dataset that the catalogue doesn't have, and writes the manifest that describes it.
+
+1. `hub.look` lists a repository and reads the first bytes of what may be annotations; `files.look` reads a JSON.
+2. Columns, pictures and the licence are told by what was seen; what isn't clear is asked back.
+3. `write` publishes the manifest and reads it as every command will; one that can't be read isn't left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datakit import catalogue, manifest
+from datakit.errors import ManifestError, UsageError
+from datakit.record import KEY
+from datakit.store import publish_file
+
+
+@dataclass
+class Found:
+    """A manifest to be written, and what is to be said of it."""
+
+    title: str
+    annotations: dict[str, Any]
+    images: dict[str, Any]
+    reader: str
+    recipe: str
+    homepage: str = ""
+    licence: str = "unknown: ask whoever gave you the data"
+    hub: str = ""
+    revision: str = "main"
+    expected: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)  # (what, text)
+
+    def note(self, what: str, text: str, *, problem: bool = False) -> None:
+        self.notes.append((what, text))
+        if problem:
+            self.problems.append(text)
+
+
+def check(name: str, folder: Path, *, force: bool = False) -> Path:
+    """Where a dataset's manifest goes in a catalogue's folder. Raises UsageError for a name that won't do."""
+    if not KEY.fullmatch(name):
+        raise UsageError(f"a dataset's name may hold a-z, 0-9, _ and -, not {name!r}")
+    path = folder / "manifests" / f"{name}.toml"
+    if not force and (path.exists() or name in catalogue.names("manifests")):
+        raise UsageError(f"there is a dataset {name!r} already: take another name, or write over it with --force")
+    return path
+
+
+def write(name: str, found: Found, folder: Path, *, force: bool = False) -> Path:
+    """Publishes the manifest of a dataset in a catalogue's folder. Raises UsageError for a name that won't do."""
+    path = check(name, folder, force=force)
+    before = path.read_bytes() if path.exists() else None
+    body = {
+        "title": found.title,
+        "homepage": found.homepage,
+        "licence": found.licence,
+        "citation": "",
+        "hub": found.hub,
+        "revision": found.revision,
+        "reader": found.reader,
+        "recipe": found.recipe,
+        "problems": found.problems,
+        "expected": found.expected,
+        "annotations": found.annotations,
+        "images": found.images,
+    }
+    try:
+        text = toml(body).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"a path that isn't UTF-8 can't stand in a manifest: {error}. Rename it") from error
+    publish_file(path, text)
+    try:
+        manifest.read(path)
+    except ManifestError:
+        if before is None:
+            path.unlink()
+        else:
+            publish_file(path, before)
+        raise
+    return path
+
+
+def toml(table: dict[str, Any], name: str = "") -> str:
+    """A table as TOML: its values, then the tables in it; empty ones are left out."""
+    lines = [f"[{name}]"] if name else []
+    inner = {key: value for key, value in table.items() if isinstance(value, dict) and value}
+    lines += [f"{_key(key)} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    parts = ["\n".join(lines) + "\n"] if len(lines) > bool(name) or not inner else []
+    parts += [toml(value, f"{name}.{_key(key)}" if name else _key(key)) for key, value in inner.items()]
+    return "\n".join(parts)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        if len(value) < 2:
+            return f"[{''.join(map(_value, value))}]"
+        return "[\n" + "".join(f"    {_value(item)},\n" for item in value) + "]"
+    # JSON's escapes are TOML's, but for this one.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,149 @@
+"""Files: a JSON of one's own with a folder or an archive of pictures; and what rows and archives say of each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datakit import archives, jsonfile
+from datakit.add import Found
+from datakit.errors import UsageError, shortlist
+
+REFS = 2000  # references to pictures that are compared with an archive's names
+ROWS_PER_SHARD = 5000
+TURNS = ("messages", "conversations", "conversation", "texts")  # names of columns, the surest first
+
+
+def look(path: Path, pictures: Path | None) -> Found:
+    """A JSON in LLaVA's form or with messages, and a folder or an archive of its pictures."""
+    path = path.absolute()
+    n_rows = 0
+    refs: list[str] = []
+    first: list[Any] = []
+    for chunk, rows in jsonfile.chunks(path):
+        n_rows += chunk.n_rows
+        first = first or rows[:100]
+        refs += list(islice(refs_of(rows), max(0, REFS - len(refs))))
+    annotations = {"format": "json", "files": [path.as_uri()], "rows_per_shard": ROWS_PER_SHARD}
+    found = Found(path.stem, annotations, {"by": "none"}, "", "inline", expected={"rows": n_rows})
+    found.note("format", f"{json_rows(found, first, path.name)}, {n_rows:,} rows")
+    if not refs:
+        found.note("pictures", "none are named")
+    elif pictures is None:
+        raise UsageError(f"{path.name} names pictures such as {refs[0]!r}: say where they are with --images")
+    elif pictures.is_dir():
+        _folder(found, pictures.absolute(), refs)
+    else:
+        names = [member.name for member in archives.members(pictures)]
+        found.recipe = "instruct"
+        archive, _ = source(found, "all", pictures.absolute().as_uri(), refs, names)
+        found.images = {"by": "path", "sources": {"all": archive}}
+    found.note("licence", found.licence)
+    return found
+
+
+def _folder(found: Found, folder: Path, refs: list[str]) -> None:
+    """The folder that references start from: the one that was named, or one above it."""
+    places = (folder, *folder.parents[:3])
+    counts = {above: sum((above / ref.lstrip("/")).is_file() for ref in refs) for above in places}
+    best = max(counts, key=lambda above: counts[above])
+    best = best if counts[best] else folder
+    found.images = {"by": "folder", "folder": str(best)}
+    text = f"{best}: {counts[best]:,} of {len(refs):,} that were looked for are there"
+    if not counts[best]:
+        text += f"; rows name them as {refs[0]!r}, so write the folder above that into images.folder"
+    found.note("pictures", text, problem=not counts[best])
+
+
+def json_rows(found: Found, rows: list[Any], name: str) -> str:
+    """Says which reader the rows of a JSON need. Raises UsageError for rows of another kind."""
+    row = next((row for row in rows if isinstance(row, dict)), {})
+    turns = next((name for name in TURNS if isinstance(row.get(name), list)), None)
+    if turns is None:
+        raise UsageError(
+            f"the rows of {name} have neither conversations nor messages, only {shortlist(row, 12) or 'nothing'}: "
+            "such a format needs a reader (datakit/readers)"
+        )
+    pictures = next((name for name in ("image", "images") if any(row.get(name) for row in rows)), None)
+    by_from = any(isinstance(turn, dict) and "from" in turn for turn in row[turns])
+    is_llava = turns == "conversations" and pictures != "images" and by_from
+    found.reader = "llava" if is_llava else "hf"
+    columns = {"messages": turns} | ({"image": pictures} if pictures else {})
+    if not is_llava:
+        found.annotations["columns"] = columns
+    others = [name for name in row if name not in (*columns.values(), "id")]
+    found.note("columns", columns_text(columns, others))
+    return "JSON, LLaVA's conversations" if is_llava else "JSON, messages"
+
+
+def columns_text(columns: dict[str, str], others: Iterable[str]) -> str:
+    taken = ", ".join(f"{column} -> {role}" for role, column in columns.items())
+    left = shortlist(others, 8)
+    return f"{taken}; not used: {left}" if left else taken
+
+
+def refs_of(rows: Iterable[Any]) -> Iterator[str]:
+    """References to pictures of LLaVA's rows, or of rows with messages."""
+    for row in rows:
+        value = (row.get("image") or row.get("images")) if isinstance(row, dict) else None
+        yield from (ref for ref in (value if isinstance(value, list) else [value]) if isinstance(ref, str) and ref)
+
+
+def source(
+    found: Found, name: str, address: str, refs: list[str], names: list[str] | None, *, parts: bool = False
+) -> tuple[dict[str, Any], bool]:
+    """How references and the names in an archive hang together, as an entry of [images.sources]; whether they do.
+
+    With `parts` it is the first of several archives, whose own folders may be called after each.
+    """
+    fits = fit(refs, names) if names else None
+    label = address.rpartition("/")[2]
+    if fits is None:
+        why = "was too long a look" if names is None else f"has names such as {shortlist(names[:2]) or '(none)'}"
+        found.note(
+            "pictures",
+            f"{label}: {why}, and rows name pictures as {shortlist(refs[:2])}; write what stands before the common "
+            f"part into images.sources.{name}.prefix (of the rows) and .inside (of the archive)",
+            problem=True,
+        )
+        return {"prefix": "", "archive": address, "inside": ""}, False
+    prefix, inside, n = fits
+    if parts and Path(label).stem in inside:
+        inside = "*/"
+    looked = f"{n:,} of {len(refs):,} that were looked for are {'in the first part' if parts else 'there'}"
+    found.note("pictures", f"{label}: prefix {prefix!r}, inside {inside!r}; {looked}")
+    return {"prefix": prefix, "archive": address, "inside": inside}, True
+
+
+def fit(refs: list[str], names: list[str]) -> tuple[str, str, int] | None:
+    """(prefix, inside, how many references fit): the pair by which most references are names; None when none is.
+
+    Whole folders are compared from the end. References that fit names of many folders alike give inside = "*/".
+    """
+    by_base: dict[str, list[str]] = {}
+    for name in names:
+        by_base.setdefault(name.rpartition("/")[2], []).append(name)
+    pairs: Counter[tuple[str, str]] = Counter()
+    for ref in refs:
+        for name in by_base.get(ref.rpartition("/")[2], [])[:8]:
+            mine, its = ref.split("/"), name.split("/")
+            same = 1
+            while same < min(len(mine), len(its)) and mine[-same - 1] == its[-same - 1]:
+                same += 1
+            pairs["".join(f"{p}/" for p in mine[:-same]), "".join(f"{p}/" for p in its[:-same])] += 1
+    if not pairs:
+        return None
+    known = set(names)
+    hits = {
+        (prefix, inside): sum(ref.startswith(prefix) and inside + ref[len(prefix) :] in known for ref in refs)
+        for prefix, inside in [pair for pair, _ in pairs.most_common(50)]
+    }
+    prefix, inside = max(hits, key=lambda pair: (hits[pair], -len(pair[0])))
+    n = hits[prefix, inside]
+    anywhere = [ref for ref in refs if ref.startswith(prefix) and len(by_base.get(ref.rpartition("/")[2], [])) == 1]
+    if len(anywhere) > 2 * n and all("/" not in ref[len(prefix) :] for ref in anywhere):
+        return prefix, "*/", len(anywhere)
+    return prefix, inside, n

@@ -1,0 +1,156 @@
+"""The command that makes all that a paper's recipe trains on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from datakit.commands.options import Task, working
+from datakit.errors import Incomplete, UsageError, nearest
+
+if TYPE_CHECKING:
+    from datakit.plan import Plan, Planned
+    from datakit.run import Run
+
+
+@click.command()
+@click.argument("name", metavar="RECIPE")
+@click.option("--stage", "only", metavar="NAME", help="Only what this stage of training needs. [all stages]")
+@click.option("--shards", metavar="RANGE", help="Of datasets that are one file a shard, such as coyo and mmc4. [all]")
+@click.option("--fallback", is_flag=True, help="Take what may stand for a dataset that upstream has lost.")
+@click.option("--dry-run", is_flag=True, help="Only print the plan: files, sizes, rows, licences, time and disk.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@working
+def run(
+    name: str, only: str | None, shards: str | None, fallback: bool, dry_run: bool, as_json: bool, task: Task
+) -> None:
+    """Everything a paper trains on, by its recipe.
+
+    Downloads, lists, chooses, fetches and packs each dataset of the recipe once, and writes a mix for each stage of
+    training. Run it again to go on after a kill.
+    """
+    from datakit import plan
+    from datakit.shards import parse_shards
+
+    if task.recipe:
+        raise UsageError(f"`datakit run` takes its recipe as the argument, so give {task.recipe!r} there or {name!r}")
+    if as_json and not dry_run:
+        raise UsageError("--json prints the plan, so it needs --dry-run")
+    terms, stand_ins = plan.stages(name, only=only, fallback=fallback)
+    wanted = parse_shards(shards) if shards is not None else None
+    task = replace(task, recipe=name)
+    runs = _runs(task, [dataset for some in terms.values() for dataset, _ in some])
+    chosen = {dataset: plan.shards_of(one, wanted) for dataset, one in runs.items()}
+    if dry_run:
+        found = plan.make(
+            name, terms, runs, stand_ins=stand_ins, wanted=wanted, jobs=task.settings.jobs, rebuild=task.rebuild
+        )
+        _json(found) if as_json else _show(found)
+        return
+    if walls := plan.obstacles(runs.values(), rebuild=task.rebuild):
+        told = [wall.replace("\n", "\n    ") for wall in walls]
+        raise Incomplete("\n  - ".join([f"recipe {name!r} can't be run yet, and nothing was downloaded:", *told]))
+    _make(name, terms, runs, chosen, task)
+
+
+def _runs(task: Task, datasets: list[str]) -> dict[str, Run]:
+    """A run of each dataset. Raises UsageError for a source to do without that none of them has."""
+    from datakit import manifest
+
+    has = {dataset: manifest.load(dataset).images.sources for dataset in dict.fromkeys(datasets)}
+    every = {source for sources in has.values() for source in sources}
+    if unknown := set(task.without) - every:
+        raise UsageError(f"no dataset of {task.recipe!r} has a source {min(unknown)!r}. {nearest(min(unknown), every)}")
+    return {
+        dataset: task.run(dataset, without=tuple(one for one in task.without if one in sources))
+        for dataset, sources in has.items()
+    }
+
+
+def _make(
+    name: str,
+    terms: dict[str, list[tuple[str, int]]],
+    runs: dict[str, Run],
+    shards: dict[str, list[int] | None],
+    task: Task,
+) -> None:
+    from datakit import builder
+    from datakit.commands.make import executed
+    from datakit.progress import size_text
+
+    for dataset, one in runs.items():
+        executed(one, task, upto="pack", shards=shards[dataset])
+    if task.slice_of:
+        click.echo(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mixes")
+        return
+    store = next(iter(runs.values())).store
+    for one in runs.values():
+        if left_out := builder.not_packed(one):
+            click.echo(f"{one.folder}: {len(left_out):,} of its shards are not packed, so they are in no mix")
+    for stage, some in terms.items():
+        mix_name = builder.mix_name(f"{name}-{stage}", task.limit)
+        mix, where = builder.write(store, mix_name, [(runs[dataset], times) for dataset, times in some])
+        tars = [shard.size_bytes for part in mix.parts for shard in part.shards]
+        parts = " + ".join(f"{p.dataset} {p.samples:,}{f' x {p.repeats}' * (p.repeats > 1)}" for p in mix.parts)
+        click.echo(f"{stage}: {mix.samples:,} samples an epoch ({parts}), {size_text(sum(tars))} in {len(tars)} tars")
+        click.echo(f"  {where}")
+
+
+def _json(found: Plan) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(found.plain()), indent=2).decode())
+
+
+def _show(found: Plan) -> None:
+    from datakit.plan import RATES
+    from datakit.progress import size_text, time_text
+
+    click.echo(f"recipe {found.recipe}")
+    wide = max(len(stage) for stage in found.mixes)
+    for stage, expression in found.mixes.items():
+        click.echo(f"  {stage:{wide}}  {expression}  ->  mixes/{found.recipe}-{stage}")
+    for one in found.datasets:
+        _show_dataset(one)
+    click.echo("\nin all")
+    click.echo(f"  download  {size_text(found.to_download)}")
+    short = "  NOT ENOUGH" if found.free_bytes < found.disk_bytes else ""
+    click.echo(f"  disk      {size_text(found.disk_bytes)} at the most; free {size_text(found.free_bytes)}{short}")
+    click.echo(f"  time      {time_text(found.seconds)}")
+    click.echo(f"            {RATES}")
+    if found.incomplete:
+        click.echo(f"  unknown   something of {', '.join(found.incomplete)}, which isn't in these sums")
+    for wall in found.obstacles:
+        click.echo("  first     " + wall.replace("\n", "\n            "))
+
+
+def _show_dataset(one: Planned) -> None:
+    from datakit.progress import size_text
+
+    instead = f" (in place of {one.stands_for})" if one.stands_for else ""
+    click.echo(f"\n{one.name}{instead}: {one.title}")
+    click.echo(f"  licence   {one.licence}")
+    if one.accept:
+        click.echo(f"  terms     {one.accept}")
+    for source, licence in one.licences.items():
+        click.echo(f"            {source}: {licence}")
+    for step in one.steps:
+        said = {k: v for k, v in step.items() if k not in ("step", "stage") and v not in (None, [], "", False)}
+        fields = ", ".join(f"{k} {v!r}" for k, v in said.items())
+        click.echo(f"  {step['step']:9} {step['stage']} {fields}".rstrip())
+    number = "unknown" if one.n_files is None else f"{one.n_files:,}"
+    size = "of unknown size" if one.size_bytes is None else size_text(one.size_bytes)
+    unknown = f", and {one.unknown_files:,} files of unknown size" if one.unknown_files else ""
+    here = f"; {size_text(one.here_bytes)} of it is here or was read" if one.here_bytes else ""
+    click.echo(f"  files     {number}, {size}{unknown}{here}")
+    rows = "unknown" if one.rows is None else f"{one.rows:,} by the authors' word"
+    chosen = f", {one.chosen_rows:,} chosen at the most" if one.chosen_rows not in (None, one.rows) else ""
+    click.echo(f"  rows      {rows}{chosen}")
+    if one.urls != 0:
+        click.echo(f"  URLs      {'unknown' if one.urls is None else f'{one.urls:,}'} to try")
+    whole = "an unknown number of" if one.shards is None else f"{one.shards:,}"
+    click.echo(f"  done      {one.shards_done:,} of {whole} shards are packed")
+    for problem in one.problems:
+        click.echo(f"  known     {problem}")

@@ -1,0 +1,158 @@
+"""ShareGPT4V, and the cut of it that VILA trained on.
+
+The upstreams' pictures are those of other datasets, and a few sets that are given out by hand.
+Some captions name a file of Segment Anything, and some repeat a sentence until they are cut off; of the
+pretraining captions VILA's cut has none of these but the ones that its authors overlooked.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Sequence
+
+from datakit.miniature import pool, questions, texts
+from datakit.miniature.instruct import Member, tarred, zipped
+from datakit.miniature.pool import Shared
+from datakit.miniature.sheet import Dataset, Sheet, said
+from datakit.miniature.world import Maker, Places, World
+
+REPO, VILA = "Lin-Chen/ShareGPT4V", "mit-han-lab/ShareGPT4V"
+CAPTIONS = "sharegpt4v_instruct_gpt4-vision_cap100k.json"
+PRETRAIN = "share-captioner_coco_lcs_sam_1246k_1107.json"
+SFT = "sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k.json"
+VILA_PRETRAIN = "filter-share-captioner_coco_lcs_sam_1246k_1107.json"
+VILA_SFT = "sharegpt4v_mix738k_remove_sa.json"
+SAM_TARS, MASKS = 51, b'{"annotations": []}'
+# Neither can be fetched by a program; what a person got there has these names.
+SAM = "https://ai.meta.com/datasets/segment-anything-downloads/sa_{part:06d}.tar"
+DRIVE = "https://drive.google.com/drive/folders/1tCUQ-sq6vdshZVkF0ZeF3K4eztkXJgax/{name}.zip"
+PREFIXES = {
+    "coco": "coco/train2017/",
+    "lcs": "llava/llava_pretrain/images/",
+    "sam": "sam/images/",
+    "share_textvqa": "share_textvqa/images/",
+    "web_celebrity": "web-celebrity/images/",
+    "web_landmark": "web-landmark/images/",
+    "wikiart": "wikiart/images/",
+    "gqa": "gqa/images/",
+    "ocr_vqa": "ocr_vqa/images/",
+    "textvqa": "textvqa/train_images/",
+    "vg": "vg/VG_100K/",
+    "vg2": "vg/VG_100K_2/",
+}
+CAPTIONED = ("coco", "lcs", "sam", "share_textvqa", "web_celebrity", "web_landmark", "wikiart")
+BY_HAND = ("share_textvqa", "web_celebrity", "web_landmark", "wikiart")
+
+
+def sharegpt4v(world: World) -> Dataset:
+    sheets = {
+        CAPTIONS: _captions(world, CAPTIONS, CAPTIONED),
+        PRETRAIN: _captions(world, PRETRAIN, ("coco", "lcs", "sam", "sam")),
+        SFT: _mix(world, SFT),
+    }
+    return Dataset(
+        name="sharegpt4v",
+        sheets=sheets,
+        subsets={"captions": (CAPTIONS,), "pretrain": (PRETRAIN,), "sft": (SFT,)},
+    )
+
+
+def sharegpt4v_vila(world: World) -> Dataset:
+    before, cut = world.made(sharegpt4v).sheets[PRETRAIN], Sheet()
+    overlooked = {next(row for row, (odd, _) in before.odd.items() if odd == kind) for kind in ("sa_id", "repetition")}
+    for row, record in enumerate(before.records):
+        odd, reason = before.odd.get(row, ("", None))
+        if odd not in ("sa_id", "repetition") or row in overlooked:
+            cut.add(record, before.sources[row], odd, reason)
+    sheets = {VILA_PRETRAIN: cut, VILA_SFT: _mix(world, VILA_SFT)}
+    return Dataset(name="sharegpt4v_vila", sheets=sheets, subsets={"pretrain": (VILA_PRETRAIN,), "sft": (VILA_SFT,)})
+
+
+def _captions(world: World, file: str, sources: Sequence[str]) -> Sheet:
+    made, chance = Sheet(), random.Random(f"{file}/{world.seed}")
+    for row in range(world.file_rows):
+        # The first pictures of every source come first, so that small files have a row of each.
+        source = sources[row % len(sources)]
+        nth = row // len(sources)
+        if row == 2 * len(sources) + sources.index("sam"):
+            picture = pool.lost(world, "sam")
+        else:
+            of = pool.shared(world, source)
+            picture = of[-1] if nth == 1 else of[nth % len(of)]
+        odd, caption = "", texts.paragraph(picture.drawing)
+        if not picture.flaw and row % 13 == 12:
+            odd, caption = "sa_id", texts.naming_a_file(picture.drawing, chance.randrange(10**5, 10**6))
+        elif not picture.flaw and row % 11 == 10:
+            odd, caption = "repetition", texts.looping(picture.drawing)
+        turns = [(chance.choice(texts.LONG_PROMPTS), caption)]
+        _add(made, picture, turns, chance, odd)
+    return made
+
+
+def _mix(world: World, file: str) -> Sheet:
+    """The instruction mix: captions in place of LLaVA's, every other source, and text."""
+    made, chance = Sheet(), random.Random(f"{file}/{world.seed}")
+    sources = (*PREFIXES, "")
+    for row in range(world.file_rows):
+        source = sources[row % len(sources)]
+        if not source:
+            chat = {"id": f"t{row:06d}", "model": "", "conversations": said(questions.CHATS[row % 4])}
+            made.add(chat)
+            continue
+        of = pool.shared(world, source)
+        picture = pool.lost(world, "vg2") if row == len(sources) + 11 else of[row // len(sources) % (len(of) - 1)]
+        turns = texts.asked(picture.drawing, chance)
+        if source in BY_HAND:
+            turns = [(chance.choice(texts.LONG_PROMPTS), texts.paragraph(picture.drawing))]
+        if row == len(sources):
+            turns[-1] = (turns[-1][0], "")
+            _add(made, picture, turns, chance, "empty_answer", "empty_answer")
+        else:
+            _add(made, picture, turns, chance)
+    return made
+
+
+def _add(
+    made: Sheet,
+    picture: Shared,
+    turns: questions.Turns,
+    chance: random.Random,
+    odd: str = "",
+    reason: str | None = None,
+) -> None:
+    stem = picture.name.rpartition("/")[2].rpartition(".")[0]
+    record = {
+        "id": stem,
+        "image": PREFIXES[picture.source] + picture.name,
+        "conversations": said(turns, image_first=chance.random() < 0.3),
+    }
+    made.add(record, picture.source, odd or picture.flaw, reason or picture.reason)
+
+
+def sam_tar(world: World, part: int) -> bytes:
+    """A tar of Segment Anything: pictures, and a JSON of masks beside each."""
+    members: list[Member] = [(f"./sa_{part}.json", lambda: MASKS)]  # of a picture that was taken out
+    for nth, (name, data) in enumerate(pool.members(world, "sam")):
+        if nth * 6 % SAM_TARS == part:
+            members += [(f"./{name}", data), (f"./{name.removesuffix('.jpg')}.json", lambda: MASKS)]
+    return tarred(members)
+
+
+def places(world: World) -> Places:
+    def sheet(make: Callable[[World], Dataset], file: str) -> bytes:
+        return world.made(make).sheets[file].array(indent=2)
+
+    web: dict[str, Maker] = {SAM.format(part=part): functools.partial(sam_tar, world, part) for part in range(SAM_TARS)}
+    return Places(
+        hub={
+            REPO: {file: functools.partial(sheet, sharegpt4v, file) for file in (CAPTIONS, PRETRAIN, SFT)},
+            VILA: {file: functools.partial(sheet, sharegpt4v_vila, file) for file in (VILA_PRETRAIN, VILA_SFT)},
+        },
+        web=web
+        | {DRIVE.format(name=PREFIXES[source].partition("/")[0]): _by_hand(world, source) for source in BY_HAND},
+    )
+
+
+def _by_hand(world: World, source: str) -> Maker:
+    return lambda: zipped(pool.members(world, source, f"data/{PREFIXES[source]}"))

@@ -1,0 +1,340 @@
+"""Plan: what running a recipe takes, before anything is downloaded, and everything that would stop it on the way.
+
+1. `stages` says which datasets each stage of a paper trains on, with what may stand for a lost one.
+2. `obstacles` lists what a person has to do first: accept terms, bring an archive, name a fallback.
+3. `make` asks upstream for the size of each file and reckons with stated rates. It never fails because upstream
+   doesn't answer: a size is then unknown, and said to be.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from datakit import manifest, mix, pipeline
+from datakit.errors import DatakitError, UsageError, nearest
+from datakit.fingerprint import changes
+from datakit.fingerprint import plain as plainly
+from datakit.run import Run
+from datakit.stage import Step, intact
+from datakit.stages.choose import ClipTop
+from datakit.stages.extract import Extract
+from datakit.stages.fetch import Fetch
+from datakit.stages.locate import Locate, asked_for, by_hand
+from datakit.stages.sampled import SampledListing
+from datakit.stages.share import StratifiedShare
+from datakit.store import free_bytes
+from datakit.web import downloads
+from datakit.web.hosts import Hosts
+
+DOWNLOAD_BYTES_PER_S = 50e6  # not measured: a line of 400 Mbit/s
+KEPT_PER_S = 1450 / 2  # URLs, a core: benchmarks/RESULTS.md, web-like, two cores
+SHRUNK_PER_S = {"area": 527 / 2, "linear": 864 / 2}  # benchmarks/RESULTS.md, short side to 336, two cores
+KEPT_BYTES = 86 << 10  # a picture: benchmarks/RESULTS.md, those of its server
+SHRUNK_BYTES = 30_000  # not measured: 336 x 386 pixels, the mean shape of COYO, at 1.8 bits each
+RATES = (
+    f"downloads at {DOWNLOAD_BYTES_PER_S / 1e6:.0f} MB/s (an assumption); URLs at the rates of benchmarks/RESULTS.md on"
+    " these cores, all of them alive (`datakit doctor NAME` measures the share that is, and the time)"
+)
+MANY = 1000  # files of one dataset, beyond which its manifest is asked for their size, not upstream
+ASKED_AT_ONCE = 16
+ASK_S = 60.0  # what hasn't answered by then is unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One dataset of a plan. Bytes and rows are None where nobody knows."""
+
+    name: str
+    title: str
+    licence: str
+    accept: str  # terms that a person must accept
+    licences: dict[str, str]  # of its sources of pictures
+    stands_for: str  # the lost dataset in whose place it is, or ""
+    steps: list[dict[str, Any]]
+    n_files: int | None
+    size_bytes: int | None  # of the files whose size is known
+    unknown_files: int
+    here_bytes: int
+    rows: int | None  # by the authors' word
+    chosen_rows: int | None  # that the recipe's choices leave, at the most
+    urls: int | None  # to crawl; 0 when pictures don't come by URL
+    url_s: float  # to crawl all of them
+    disk_bytes: int  # at the most
+    shards_done: int
+    shards: int | None
+    problems: list[str]
+
+    @property
+    def to_download(self) -> int:
+        return max(0, (self.size_bytes or 0) - self.here_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `datakit run RECIPE --dry-run` prints."""
+
+    recipe: str
+    mixes: dict[str, str]
+    datasets: list[Planned]
+    obstacles: list[str]
+    free_bytes: int
+
+    @property
+    def to_download(self) -> int:
+        return sum(one.to_download for one in self.datasets)
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(one.disk_bytes for one in self.datasets)
+
+    @property
+    def seconds(self) -> float:
+        return self.to_download / DOWNLOAD_BYTES_PER_S + sum(one.url_s for one in self.datasets)
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Datasets of which something isn't known, so that the sums are too small."""
+        return [one.name for one in self.datasets if one.unknown_files or one.size_bytes is None or one.urls is None]
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe,
+            "mixes": self.mixes,
+            "datasets": [plainly(one) for one in self.datasets],
+            "obstacles": self.obstacles,
+            "bytes_to_download": self.to_download,
+            "disk_bytes": self.disk_bytes,
+            "free_bytes": self.free_bytes,
+            "seconds": round(self.seconds),
+            "rates": RATES,
+            "not_in_the_sums": self.incomplete,
+        }
+
+
+Terms = dict[str, list[tuple[str, int]]]
+
+
+def stages(recipe: str, *, only: str | None = None, fallback: bool = False) -> tuple[Terms, dict[str, str]]:
+    """The datasets of each stage and how often, and which of them stand for which lost ones."""
+    mixes = pipeline.mixes(recipe)
+    if only is not None and only not in mixes:
+        raise UsageError(f"recipe {recipe!r} has no stage {only!r}. {nearest(only, mixes)}")
+    found: Terms = {}
+    stand_ins: dict[str, str] = {}
+    for stage, expression in mixes.items():
+        if only not in (None, stage):
+            continue
+        times: dict[str, int] = {}
+        for name, n in mix.parse(expression, manifest.known()):
+            about = manifest.load(name)
+            taken = about.fallback if about.lost and fallback and about.fallback else name
+            if taken != name:
+                stand_ins[taken] = name
+            times[taken] = times.get(taken, 0) + n
+        found[stage] = list(times.items())
+    return found, stand_ins
+
+
+def expression(terms: list[tuple[str, int]]) -> str:
+    """Terms as `datakit build-mix` takes them."""
+    return "+".join(name if times == 1 else f"{name}:{times}" for name, times in terms)
+
+
+def shards_of(run: Run, wanted: list[int] | None) -> list[int] | None:
+    """Those of the wanted shards that a dataset has, if upstream has a file for each; else None, which is all.
+
+    Raises UsageError when it has none of them.
+    """
+    rows = run.manifest.annotations
+    if wanted is None or rows.shards is None:
+        return None
+    numbers = set(rows.numbers())
+    found = [shard for shard in wanted if shard in numbers]
+    if not found:
+        raise UsageError(f"{run.manifest.name!r} has none of these shards; its numbers run from 0 to {max(numbers)}")
+    return found
+
+
+def obstacles(runs: Iterable[Run], *, rebuild: bool = False) -> list[str]:
+    """What would stop a run of these datasets, with the way on; looks at this machine only."""
+    found = []
+    for run in runs:
+        about = run.manifest
+        if about.lost:
+            cure = f"--fallback takes {about.fallback!r} in its place" if about.fallback else "Nothing stands for it"
+            found.append(f"{about.name!r} can't be had any more: {about.lost.rstrip('.')}. {cure}")
+            continue
+        if about.accept and run.choices.accepted != about.accept:
+            found.append(
+                f"{about.name!r} has terms: {about.accept.rstrip('.')}. See {about.homepage}; "
+                "--accept-licence accepts them"
+            )
+        fetch = run.steps[-2].stage
+        absent = by_hand(fetch.sources(about), run.work(run.steps[-2])) if isinstance(fetch, Locate) else []
+        if absent and not _finished(run):
+            found.append(asked_for(about.name, absent))
+        if not rebuild and (differs := _differs(run)):
+            found.append(f"{run.folder} was made by another recipe ({differs}). Take another --root, or --rebuild")
+    return found
+
+
+def _finished(run: Run) -> bool:
+    """Whether all of a dataset is packed, so that its archives may be gone."""
+    seen, last = run.snapshot(), len(run.steps) - 1
+    known = seen.known_shards()
+    return bool(known) and all(seen.done(last, shard) for shard in known)
+
+
+def _differs(run: Run) -> str:
+    """The first field in which what is in the root was made otherwise; nothing when there is none."""
+    for step in run.steps:
+        old = run.ledger(step).recipe()
+        if old is not None and (lines := changes(old, run.step_recipe(step))):
+            return f"{step.name}: {lines[0]}"
+    return ""
+
+
+def make(
+    recipe: str,
+    terms: Terms,
+    runs: dict[str, Run],
+    *,
+    stand_ins: dict[str, str],
+    wanted: list[int] | None = None,
+    jobs: int = 1,
+    rebuild: bool = False,
+) -> Plan:
+    """The plan of a recipe for these datasets."""
+    planned = [_planned(run, stand_ins.get(name, ""), shards_of(run, wanted), jobs) for name, run in runs.items()]
+    return Plan(
+        recipe=recipe,
+        mixes={stage: expression(some) for stage, some in terms.items()},
+        datasets=planned,
+        obstacles=obstacles(runs.values(), rebuild=rebuild),
+        free_bytes=free_bytes(next(iter(runs.values())).store.downloads),
+    )
+
+
+def _planned(run: Run, stands_for: str, shards: list[int] | None, jobs: int) -> Planned:
+    about, last = run.manifest, len(run.steps) - 1
+    seen = run.snapshot()
+    known = shards if shards is not None else seen.known_shards()
+    ours = set(known)
+    done = [k for k in seen.ledger(run.steps[last]).commits() if (not ours or k in ours) and seen.done(last, k)]
+    left = 1.0 - len(done) / len(known) if known else 1.0
+    part = 1.0 if shards is None else len(shards) / len(about.annotations.numbers())
+    n_files, size, unknown, here = _files(run, shards, part, left)
+    rows = _expected(run, "rows")
+    rows = None if rows is None else round(rows * part)
+    chosen = _chosen(rows, run)
+    urls, url_s, made_bytes = _made(run, size or 0, rows, chosen, left, jobs)
+    kept_bytes = 0 if isinstance(run.steps[0].stage, SampledListing) else max(0, (size or 0) - here)
+    return Planned(
+        name=about.name,
+        title=about.title,
+        licence=about.licence,
+        accept=about.accept,
+        licences={name: one.licence for name, one in about.images.sources.items() if one.licence},
+        stands_for=stands_for,
+        steps=[_shown(step) for step in run.steps],
+        n_files=n_files,
+        size_bytes=size,
+        unknown_files=unknown,
+        here_bytes=here,
+        rows=rows,
+        chosen_rows=chosen,
+        urls=urls,
+        url_s=url_s,
+        disk_bytes=round(kept_bytes + made_bytes),
+        shards_done=len(done),
+        shards=len(known) or None,
+        problems=about.problems,
+    )
+
+
+def _made(
+    run: Run, size: int, rows: int | None, chosen: int | None, left: float, jobs: int
+) -> tuple[int | None, float, float]:
+    """URLs to try, the seconds that they take, and the bytes that the steps write."""
+    fetch = run.steps[-2].stage
+    if not isinstance(fetch, Fetch):
+        share = chosen / rows if rows and chosen is not None else 1.0
+        # Packed, about as large as what it is packed from; taken out of base64 first, three quarters of it, twice.
+        return 0, 0.0, size * share * left * (1.5 if isinstance(fetch, Extract) else 1.0)
+    if run.manifest.lost or chosen is None or rows is None:
+        return None, 0.0, 0.0
+    images, documents = _expected(run, "images"), _expected(run, "rows")
+    urls = round(chosen * (images / documents if images and documents else 1.0) * left)
+    shrinks = fetch.max_short_side_px is not None
+    per_s = (SHRUNK_PER_S[fetch.resize] if shrinks else KEPT_PER_S) * min(jobs, os.cpu_count() or 1)
+    return urls, urls / per_s, 2.0 * urls * (SHRUNK_BYTES if shrinks else KEPT_BYTES)  # fetched, then packed
+
+
+def _shown(step: Step) -> dict[str, Any]:
+    return {"step": step.name, "stage": type(step.stage).__name__, **plainly(step.stage)}
+
+
+def _expected(run: Run, what: str) -> int | None:
+    """A count of the manifest: of the subset, if the dataset is one; the exact one before the rough one."""
+    expected = run.manifest.expected
+    subset = run.manifest.name.partition(".")[2]
+    ending = f"_{subset}" if subset else ""
+    return next((expected[k] for k in (f"{what}{ending}", f"{what}_about{ending}") if k in expected), None)
+
+
+def _chosen(rows: int | None, run: Run) -> int | None:
+    for stage in (step.stage for step in run.steps):
+        if isinstance(stage, SampledListing):
+            rows = stage.n_rows if rows is None else min(rows, stage.n_rows)
+        elif isinstance(stage, (ClipTop, StratifiedShare)) and rows is not None:
+            rows = round(rows * stage.share)
+    return rows
+
+
+def _files(run: Run, shards: list[int] | None, part: float, left: float) -> tuple[int | None, int | None, int, int]:
+    """How many files there are, the bytes of those whose size is known, how many others, and the bytes here."""
+    about = run.manifest
+    work = run.work(run.steps[0])
+    if about.lost:
+        return None, None, 0, 0
+    rows = [about.address(about.file_of(k)) for k in shards] if shards is not None else _rows(run)
+    sources = {n: s for n, s in about.images.sources.items() if n not in run.choices.without}
+    archives = [about.at_commit(a) for one in sources.values() for a in one.archives()]
+    brought = {about.at_commit(a) for one in sources.values() if one.obtain for a in one.archives()}
+    n_files = None if rows is None else len({*rows, *archives})
+    size = gone_by = 0
+    if rows is None or len(rows) > MANY:
+        listed = _expected(run, "bytes")
+        if listed is None:
+            return n_files, None, 0, 0
+        size, gone_by, rows = round(listed * part), round(listed * part * (1 - left)), []
+    addresses = list(dict.fromkeys([*rows, *archives]))
+    here = {a: work.local(a).stat().st_size for a in addresses if intact(work.local(a))}
+    asked = sizes([a for a in addresses if a not in here and a not in brought], run.hosts)
+    known = {**here, **{a: n for a, n in asked.items() if n is not None}}
+    return n_files, size + sum(known.values()), len(addresses) - len(known), gone_by + sum(here.values())
+
+
+def _rows(run: Run) -> list[str] | None:
+    """The addresses of all annotation files; None when only the repository knows them."""
+    about = run.manifest
+    return None if about.annotations.glob else [about.address(file) for file in about.shard_files()]
+
+
+def sizes(addresses: list[str], hosts: Hosts) -> dict[str, int | None]:
+    """The size of each file by upstream's word; None where it says nothing, or can't be asked."""
+    pool = ThreadPoolExecutor(ASKED_AT_ONCE)
+    asked = {address: pool.submit(downloads.head, address, hosts=hosts) for address in addresses}
+    done, _ = wait(asked.values(), timeout=ASK_S)
+    pool.shutdown(wait=False, cancel_futures=True)
+    found: dict[str, int | None] = {}
+    for address, future in asked.items():
+        error = future.exception() if future in done else None
+        if error is not None and not isinstance(error, DatakitError):
+            raise error
+        found[address] = future.result().size_bytes if future in done and error is None else None
+    return found

@@ -1,0 +1,32 @@
+"""Dense Connector (arXiv:2405.13800) on either of its two sets of data, LLaVA-1.5's and Mini-Gemini's.
+
+In order, with LLaVA-1.5: `pretrain` trains the connector on 558K captions, `finetune` connector and language model on
+the 665K mix. With Mini-Gemini: `mgm_pretrain` (1.2 million: LLaVA's 558K and ALLaVA's captions) and `mgm_finetune`
+(1.5 million). `--stage pretrain` and so on make one of them only.
+
+The guide links two other guides in place of data (upstream.md E26); here are the data. Of Mini-Gemini's:
+mgm_generation_pure_text.json isn't merged in, for mgm_instruction.json holds it already; ALLaVA's pictures of the
+instructions are where the README's tree has them, not its list. The rest is as in `llava15`.
+"""
+
+from datakit.stage import Step
+from datakit.stages.listing import Listing
+from datakit.stages.locate import Locate
+from datakit.stages.pack import Pack
+
+ARCHIVES = (
+    Step(name="list", stage=Listing()),
+    Step(name="fetch", stage=Locate()),
+    Step(name="pack", stage=Pack()),
+)
+
+STEPS = {"llava558k": ARCHIVES, "llava665k": ARCHIVES, "mgm": ARCHIVES}
+
+MIXES = {
+    "pretrain": "llava558k",
+    "finetune": "llava665k",
+    "mgm_pretrain": "mgm.pretrain",
+    "mgm_finetune": "mgm.instruction",
+}
+
+# TRAINING, by stage, comes here with the trainer's recipes.

@@ -1,0 +1,25 @@
+"""ICM-Instruct, strategy CSFT: a finished LLaVA-1.5 learns content moderation. Research only.
+
+One stage, `finetune`: projector and language model of llava-v1.5 on ICM-Instruct alone.
+
+Differs from the guide as `icm_msft` does (upstream.md E21): no mix here, whatever the sentence under this heading
+says, and records with a broken path are dropped and counted.
+"""
+
+from datakit.stage import Step
+from datakit.stages.listing import Listing
+from datakit.stages.locate import Locate
+from datakit.stages.pack import Pack
+
+STEPS = {
+    "icm": (
+        Step(name="list", stage=Listing()),
+        # upstream.md D13: of the 172,465 questions, which stand together, the converter breaks 156,884 paths, 91 %
+        Step(name="fetch", stage=Locate(), tolerates=0.95),
+        Step(name="pack", stage=Pack()),
+    )
+}
+
+MIXES = {"finetune": "icm"}
+
+# TRAINING, by stage, comes here with the trainer's recipes. Upstream names 13b in the script and 7B in the guide.

@@ -1,0 +1,32 @@
+"""LibMoE (arXiv:2411.00918): mixtures of experts upcycled from a dense model, on LLaVA's and ALLaVA's data.
+
+In order: `pretrain` trains the projector on 558K captions; `prefinetune` the whole dense model on ALLaVA's captions,
+708,140 of them; `finetune` the experts on LLaVA-332K, the half of the 665K mix that LibMoE publishes. Its later
+version takes the full mix: `datakit build-mix --fetch llava665k`. For a half whose rule is known, use
+`datakit build-mix --fetch llava665k --recipe llava_half`.
+
+Differs from the guide: files keep their names, no `?download=true` in them (upstream.md E2); nothing is fetched twice
+(E3); TextVQA's pictures are found under textvqa/train_images, as the JSON says (E4); no shell line with a stray blank
+after its backslash to mend (E5), and no second layout of folders for the scripts (E6). The script of the second
+stage reads the 332K by mistake; this takes ALLaVA's captions, as the guide says. ALLaVA's own files stand for
+CuMo's conversion of them, cumo_pft_allava.json. A picture that can't be read drops its record, counted; the scripts
+train on a black one in its place (E24). ALLaVA's archives are read when they are whole (E25), and at one commit (E27).
+"""
+
+from datakit.stage import Step
+from datakit.stages.listing import Listing
+from datakit.stages.locate import Locate
+from datakit.stages.pack import Pack
+
+ARCHIVES = (
+    Step(name="list", stage=Listing()),
+    Step(name="fetch", stage=Locate()),
+    Step(name="pack", stage=Pack()),
+)
+
+STEPS = {"llava558k": ARCHIVES, "allava": ARCHIVES, "llava332k": ARCHIVES}
+
+MIXES = {"pretrain": "llava558k", "prefinetune": "allava.captions", "finetune": "llava332k"}
+
+# TRAINING, by stage, comes here with the trainer's recipes. The projector's stage uses the chat template phi35
+# there, not LLaVA's plain one.

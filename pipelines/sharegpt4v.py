@@ -1,0 +1,36 @@
+"""ShareGPT4V (arXiv:2311.12793): 1.2 million written captions, then LLaVA's mix with 23K of them in it.
+
+In order: `pretrain` trains the upper half of the vision tower, the projector and the language model on the captions,
+`finetune` projector and language model on the mix.
+
+VILA uses a cleaned copy (the dataset `sharegpt4v_vila`): its README says that captions which name a file (sa_XXXX) or
+repeat themselves were left out, and its script for it is not published. The step `clean` does what that sentence says
+by two rules of our own, to all but the mix; the numbers need not be upstream's. SAM's and four smaller collections of
+pictures come from forms and drives only: bring them with `datakit adopt`, or go `--without`.
+"""
+
+from datakit.stage import Step
+from datakit.stages.listing import Listing
+from datakit.stages.locate import Locate
+from datakit.stages.pack import Pack
+from datakit.stages.rules import DropText
+
+CLEANED = (
+    Step(name="list", stage=Listing()),
+    Step(name="clean", stage=DropText(rules=("sa_id", "repetition"))),
+    Step(name="fetch", stage=Locate()),
+    Step(name="pack", stage=Pack()),
+)
+
+STEPS = {
+    "sharegpt4v": CLEANED,
+    "sharegpt4v.sft": (
+        Step(name="list", stage=Listing()),
+        Step(name="fetch", stage=Locate()),
+        Step(name="pack", stage=Pack()),
+    ),
+}
+
+MIXES = {"pretrain": "sharegpt4v.pretrain", "finetune": "sharegpt4v.sft"}
+
+# TRAINING, by stage, comes here with the trainer's recipes.

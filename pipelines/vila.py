@@ -1,0 +1,83 @@
+"""VILA (arXiv:2312.07533): align, pretrain on web pairs and interleaved documents, then instructions with plain text.
+
+In order: `align` trains the projector on CC3M 595K; `pretrain` projector and language model on 25 million pairs of COYO
+and the documents of MMC4-core; `sft` both on a million rows of FLAN, the 14 sets of M3IT that upstream takes,
+and ShareGPT4V's mix in VILA's cut, 738K, in which LLaVA-1.5's is contained. A mix of VILA-1.0 is all of its sets
+once each, without weights (llava/data/datasets_mixture.py).
+
+Differs from the guide and its scripts (data_prepare/ of NVlabs/VILA), and why:
+- CC3M: chat.json is taken from resolve/, not from the page that the guide links (E1); pictures from its zip.
+- MMC4-core is lost, and the form that gave access to it is of no use any more (upstream.md E7). `--fallback` takes
+  mmc4-core-ff in its place, the set without pictures that show faces. Nothing is replaced without being asked.
+- 23,085 shards, not 23,098 - 14 (E8); by number, not by the alphabet (E9); no arguments that crash when left out (E10).
+- Every URL has an outcome, what failed can be tried again, and a kill loses minutes (E12); no pickles, which run
+  code when they are opened. No counts to copy by hand (E11), no tail to drop (E13).
+- COYO: 25 million rows are fetched, not the 149.4 million of which upstream's scripts keep the pictures and its
+  training uses 25: which 25 is our reading, as the recipe `coyo25m` says. Ties, order and floor as in `coyo_vila`.
+- FLAN: the stride is whole numbers; upstream's float32 repeats rows and can run past the end (E14). Only the row groups
+  that hold a chosen row are read, where upstream has 378 million strings in memory and downloads 70 GB of unused JSON.
+- M3IT: its JSON Lines are read, not its loader script, which new `datasets` refuse; a line break stands between
+  instruction and input, which upstream glues (E15; `m3it_glued` is upstream's form). Visual dialogues are turns.
+- ShareGPT4V has its own folder, not COYO's (E16). The names of upstream's mixtures that don't exist (E17) are not
+  needed. The copy that VILA cleaned is taken as it is; `sharegpt4v` has our rules for the original.
+- A document with a dead picture is dropped whole, as upstream does; `mmc4_keep` has the other policy.
+"""
+
+from datakit.stage import Step
+from datakit.stages.choose import ClipTop
+from datakit.stages.extract import Extract
+from datakit.stages.fetch import Fetch
+from datakit.stages.listing import Listing
+from datakit.stages.locate import Locate
+from datakit.stages.pack import Pack
+from datakit.stages.sampled import SampledListing
+
+SOURCE = "NVlabs/VILA data_prepare/"
+
+ARCHIVES = (
+    Step(name="list", stage=Listing()),
+    Step(name="fetch", stage=Locate()),
+    Step(name="pack", stage=Pack()),
+)
+
+DOCUMENTS = (
+    Step(name="list", stage=Listing()),
+    # SOURCE mmc4/mmc4_downloader.py: shorter side > 336 becomes 336, JPEG of Pillow's quality 75. Documents with a
+    # dead picture count: half of them are usual (mmc4 issue 14, and rot since); 90 % is a network down.
+    Step(name="fetch", stage=Fetch(max_short_side_px=336, quality=75), tolerates=0.9),
+    Step(name="pack", stage=Pack(missing="drop_sample")),  # SOURCE mmc4/mmc4_filter_and_counter.py: all or nothing
+)
+
+STEPS = {
+    "cc3m595k": ARCHIVES,
+    "coyo": (  # as in the recipe coyo25m
+        Step(name="list", stage=Listing()),
+        # 25 million by NVlabs/VILA issue 207, of the 746,972,269 rows by COYO's README; SOURCE: clip_sim > 0.6
+        Step(name="top25m", stage=ClipTop(share=25_000_000 / 746_972_269, floor=0.60)),
+        # SOURCE coyo/coyo_downloader.py: size_limit = 336, JPEG quality 75. 90 % failing is a network down.
+        Step(name="fetch", stage=Fetch(max_short_side_px=336, quality=75), tolerates=0.9),
+        Step(name="pack", stage=Pack()),
+    ),
+    "mmc4_core": DOCUMENTS,
+    "mmc4": DOCUMENTS,
+    "flan": (
+        Step(name="list", stage=SampledListing(n_rows=1_000_000)),  # SOURCE sft/preprocess_flan.py: 1M of about 378M
+        Step(name="fetch", stage=Locate()),
+        Step(name="pack", stage=Pack()),
+    ),
+    "m3it": (
+        Step(name="list", stage=Listing(separator="\n")),
+        Step(name="fetch", stage=Extract()),
+        Step(name="pack", stage=Pack()),
+    ),
+    "sharegpt4v_vila": ARCHIVES,
+}
+
+MIXES = {
+    "align": "cc3m595k",
+    "pretrain": "coyo+mmc4_core",
+    "sft": "flan+m3it+sharegpt4v_vila.sft",
+}
+
+# TRAINING, by stage, comes here with the trainer's recipes. Upstream's loader takes the first six pictures of a
+# document, and every second of the eight frames of a video (llava/data/dataset.py); what is packed has all of them.

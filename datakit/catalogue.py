@@ -6,11 +6,12 @@ it is set) come first, then datakit's own: inside the package in a wheel, beside
 
 from __future__ import annotations
 
+import ast
 import os
 from pathlib import Path
 from typing import Literal
 
-from datakit.errors import UsageError, nearest
+from datakit.errors import ManifestError, UsageError, nearest
 
 Kind = Literal["manifests", "pipelines"]
 
@@ -31,6 +32,26 @@ def names(kind: Kind) -> list[str]:
     ending = ".toml" if kind == "manifests" else ".py"
     found = {p.stem for folder in folders(kind) for p in folder.glob(f"*{ending}")}
     return sorted(name for name in found if not name.startswith("_"))
+
+
+def mixes(recipe: str) -> str | None:
+    """The first line of a recipe that says what a paper trains on; None for one without mixes. Runs nothing of it.
+
+    Raises ManifestError for a file that isn't Python.
+    """
+    path = find("pipelines", f"{recipe}.py")
+    try:
+        tree = ast.parse(path.read_text("utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ManifestError(f"recipe {path} isn't Python: {error}") from error
+    named = [
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    return (ast.get_docstring(tree) or "").partition("\n")[0] if "MIXES" in named else None
 
 
 def find(kind: Kind, file: str) -> Path:

@@ -17,6 +17,7 @@ from datakit.miniature import Miniature
 
 COMMANDS = (
     "list",
+    "run llava15 --dry-run",
     "fetch coyo --shards 0-3",
     "fetch llava665k",
     "fetch qinstruct",

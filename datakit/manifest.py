@@ -77,7 +77,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     inside: str = ""  # "*/" means any folder
     any_extension: bool = False  # x.jpg may be stored as x.png or x.gif
     obtain: str = ""  # no program can have it: what to accept, and where a person gets it
-    subsets: list[str] = []  # that have pictures of it; all when none is named
+    subsets: list[str] = []  # that have pictures of it; all when none is named. The whole takes the first of a prefix
     licence: str = ""
 
     def archives(self) -> list[str]:
@@ -165,12 +165,19 @@ def load(name: str) -> Manifest:
     if not KEY.fullmatch(whole):
         raise UsageError(f"bad dataset name {name!r}. {nearest(name, catalogue.names('manifests'))}")
     manifest = read(catalogue.find("manifests", f"{whole}.toml"))
-    return _subset(manifest, subset) if name != whole else manifest
+    return _subset(manifest, subset) if name != whole else _whole(manifest)
 
 
 def known() -> list[str]:
     """The names of datasets that a mix may have. A subset is known by its dataset's name."""
     return catalogue.names("manifests")
+
+
+def _whole(manifest: Manifest) -> Manifest:
+    """All files: a subset's smaller archive of pictures that another one holds too isn't needed."""
+    first = {source.prefix: name for name, source in reversed(manifest.images.sources.items())}
+    sources = {name: source for name, source in manifest.images.sources.items() if first[source.prefix] == name}
+    return msgspec.structs.replace(manifest, images=msgspec.structs.replace(manifest.images, sources=sources))
 
 
 def _subset(whole: Manifest, subset: str) -> Manifest:
@@ -182,7 +189,7 @@ def _subset(whole: Manifest, subset: str) -> Manifest:
     return msgspec.structs.replace(
         whole,
         name=f"{whole.name}.{subset}",
-        annotations=msgspec.structs.replace(rows, files=rows.subsets[subset]),
+        annotations=msgspec.structs.replace(rows, files=rows.subsets[subset], subsets={}),
         images=msgspec.structs.replace(whole.images, sources=sources),
     )
 

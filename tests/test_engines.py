@@ -127,7 +127,7 @@ def test_engines_and_imports_mean_nothing_to_archives(user, output):
         got = user(command)
 
         assert got.code == 2
-        assert "archives" in got.err
+        assert "don't come by URL" in got.err
 
 
 def test_a_folder_that_is_none_is_refused(user, tmp_path):

@@ -137,6 +137,7 @@ for name in ("llava665k", "llava332k", "sharegpt4v.sft", "sharegpt4v_vila.sft"):
     REFERENCES[name] = {p + "1.jpg": _NAMED.get(p, p.partition("/")[0]) for p in MIX665K}
 for name in ("sharegpt4v.sft", "sharegpt4v_vila.sft", "mgm.instruction"):
     REFERENCES.setdefault(name, {}).update({p + "1.jpg": p.partition("/")[0].replace("-", "_") for p in BY_HAND})
+REFERENCES["sharegpt4v.sft"]["sam/images/1.jpg"] = "sam9k"
 REFERENCES["mgm.instruction"] |= {
     p + "1.jpg": _NAMED.get(p, p.partition("/")[0]) for p in MIX665K if "textvqa" not in p
 }
@@ -309,6 +310,13 @@ def test_no_two_sources_of_a_dataset_answer_for_the_same_prefix(name):
     prefixes = [source.prefix for source in manifest.load(name).images.sources.values()]
 
     assert len(set(prefixes)) == len(prefixes)
+
+
+def test_the_mix_of_sharegpt4v_needs_only_the_nine_thousand_of_sams_pictures():
+    mix, whole = manifest.load("sharegpt4v.sft").images.sources, manifest.load("sharegpt4v").images.sources
+
+    assert "sam9k" in mix and "sam" not in mix
+    assert "sam" in whole and "sam9k" not in whole
 
 
 def test_the_text_of_allava_needs_no_pictures():

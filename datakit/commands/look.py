@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """The datasets of the catalogue."""
+    """The datasets of the catalogue, and the recipes for `datakit run`."""
     from datakit import catalogue, manifest
 
     found, wrong = [], False
@@ -33,7 +33,19 @@ def list_(as_json: bool) -> None:
         sys.exit(int(wrong))
     wide = max((len(m.name) for m in found), default=4)
     for one in found:
-        click.echo(f"{one.name:{wide}}  {one.title}  [{one.licence.partition('(')[0].partition(';')[0].strip()}]")
+        licence = one.licence.partition("(")[0].partition(";")[0].strip()
+        note = "  LOST" if one.lost else "  TERMS" if one.accept else ""
+        click.echo(f"{one.name:{wide}}  {one.title}  [{licence}]{note}")
+    click.echo("\nRecipes for `datakit run`:")
+    for name in catalogue.names("pipelines"):
+        try:
+            told = catalogue.mixes(name)
+        except ManifestError as error:
+            wrong = True
+            click.echo(f"error: {error}", err=True)
+            continue
+        if told is not None:
+            click.echo(f"{name:{wide}}  {told}")
     sys.exit(int(wrong))
 
 

@@ -152,5 +152,5 @@ def _show_dataset(one: Planned) -> None:
         click.echo(f"  URLs      {'unknown' if one.urls is None else f'{one.urls:,}'} to try")
     whole = "an unknown number of" if one.shards is None else f"{one.shards:,}"
     click.echo(f"  done      {one.shards_done:,} of {whole} shards are packed")
-    for problem in one.problems:
-        click.echo(f"  known     {problem}")
+    if one.problems:
+        click.echo(f"  known     {len(one.problems)} problems: see `datakit info {one.dataset}`")

@@ -26,6 +26,7 @@ VILA_SFT = "sharegpt4v_mix738k_remove_sa.json"
 SAM_TARS, MASKS = 51, b'{"annotations": []}'
 # Neither can be fetched by a program; what a person got there has these names.
 SAM = "https://ai.meta.com/datasets/segment-anything-downloads/sa_{part:06d}.tar"
+SAM_9K = "https://drive.google.com/file/d/1dKumdOKSXtV7lIXdrG7jsIK_z2vZv2gs/sam_images_share-sft.zip"
 DRIVE = "https://drive.google.com/drive/folders/1tCUQ-sq6vdshZVkF0ZeF3K4eztkXJgax/{name}.zip"
 PREFIXES = {
     "coco": "coco/train2017/",
@@ -150,6 +151,7 @@ def places(world: World) -> Places:
             VILA: {file: functools.partial(sheet, sharegpt4v_vila, file) for file in (VILA_PRETRAIN, VILA_SFT)},
         },
         web=web
+        | {SAM_9K: lambda: zipped(pool.members(world, "sam"))}
         | {DRIVE.format(name=PREFIXES[source].partition("/")[0]): _by_hand(world, source) for source in BY_HAND},
     )
 

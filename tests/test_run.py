@@ -332,7 +332,7 @@ def test_a_plan_says_files_rows_steps_licences_mixes_disk_and_time(user):
         "; free ",
         "time      ",
         "benchmarks/RESULTS.md",
-        "OCR-VQA: the JSON says .jpg",
+        "problems: see `datakit info llava665k`",
     ):
         assert words in got.out
 

@@ -153,4 +153,4 @@ def _show_dataset(one: Planned) -> None:
     whole = "an unknown number of" if one.shards is None else f"{one.shards:,}"
     click.echo(f"  done      {one.shards_done:,} of {whole} shards are packed")
     if one.problems:
-        click.echo(f"  known     {len(one.problems)} problems: see `datakit info {one.dataset}`")
+        click.echo(f"  known     {len(one.problems)} problems: see `datakit info {one.name}`")

@@ -28,7 +28,7 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/listing.py
+	$(BIN)/python benchmarks/annotations.py
 
 bench-crawl: $(VENV)/installed
 	$(BIN)/python benchmarks/crawl.py

@@ -23,14 +23,14 @@ KEY = re.compile(r"[a-z0-9_-]+")  # WebDataset cuts a member's name at its first
 Role = Literal["system", "user", "assistant"]
 
 
-class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+class Part(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One piece of a message: a text, or the place of the next image."""
 
     type: Literal["text", "image"]
     text: str | None = None
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):  # neither can be in a cycle
     role: Role
     content: list[Part]
 
@@ -56,12 +56,18 @@ def problem(messages: list[Message], n_images: int) -> str | None:
         return "no_messages"
     if not any(m.role == "assistant" for m in messages):
         return "no_answer"
+    marks = 0
     for message in messages:
-        if not any(p.type == "image" or (p.text or "").strip() for p in message.content):
+        said = False
+        for part in message.content:
+            if part.type == "image":
+                marks += 1
+                said = True
+            elif not said:
+                said = part.text is not None and part.text != "" and not part.text.isspace()
+        if not said:
             return "empty_answer" if message.role == "assistant" else "empty_question"
-    if sum(p.type == "image" for m in messages for p in m.content) != n_images:
-        return "image_marks"
-    return None
+    return "image_marks" if marks != n_images else None
 
 
 _encoder = msgspec.json.Encoder()

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from datakit.errors import ManifestError, UsageError, nearest
-from datakit.web.crawl import Limits
 from datakit.web.hosts import Hosts, parse_allowed, parse_mirrors
+from datakit.web.pacing import Limits
 
 FILE = "datakit.toml"
 TIMEOUT_S = 30  # for one picture, redirects included; VILA gives 10, img2dataset 10 to each read

@@ -24,8 +24,8 @@ from datakit.store import Sink, Store
 from datakit.tables import Rows
 from datakit.tars import TarWriter
 from datakit.web import downloads
-from datakit.web.crawl import Limits
 from datakit.web.hosts import Hosts
+from datakit.web.pacing import Limits
 
 # (step, what, amount): "shards" and "done" of the run; "total" (rows to come), "rows", "bytes" and "fault REASON" of a
 # step, added up; "size ADDRESS" and "download ADDRESS" in bytes so far.

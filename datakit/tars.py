@@ -9,6 +9,11 @@ from datakit.errors import SourceError
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
+_OWNER = b"0000644\0" + 2 * b"0000000\0"  # mode, user, group
+_TIME = b"\0" + b"00000000000\0"  # after the end of the size
+_REST = (b"0" + 100 * b"\0" + b"ustar\0" + b"00").ljust(BLOCK - 156, b"\0")  # a plain file
+_SUM = sum(_OWNER + _TIME + 8 * b" " + _REST)
+_GATHERED = 256 << 10  # bytes; a write costs more than its bytes where these are few
 
 
 def header(name: str, size: int) -> bytes:
@@ -16,36 +21,46 @@ def header(name: str, size: int) -> bytes:
     encoded = name.encode("ascii")
     if len(encoded) > 100 or size >= 8 << 30:
         raise ValueError(f"a tar member of {size} bytes named {name!r} doesn't fit a USTAR header")
-    fields = b"%-100b0000644\0000000000\0000000000\000%011o\00000000000000\000        0" % (
-        encoded.ljust(100, b"\0"),
-        size,
-    )
-    block = (fields.ljust(257, b"\0") + b"ustar\00000").ljust(BLOCK, b"\0")
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    stated = b"%011o" % size
+    checksum = b"%06o\0 " % (_SUM + sum(encoded) + sum(stated))
+    return b"".join((encoded.ljust(100, b"\0"), _OWNER, stated, _TIME, checksum, _REST))
 
 
 class TarWriter:
-    """Appends members to a file that only needs `write`."""
+    """Appends members to a file that only needs `write`. The last ones are there when it is closed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._at = 0
+        self._held: list[bytes] = []
+        self._written = 0
 
     def add(self, name: str, data: bytes) -> int:
         """Writes one member and returns the offset of its first byte."""
         pad = -len(data) % BLOCK
-        self._file.write(header(name, len(data)))
-        self._file.write(data)
-        if pad:
-            self._file.write(_ZEROS[:pad])
         offset = self._at + BLOCK
         self._at = offset + len(data) + pad
+        self._held.append(header(name, len(data)))
+        if len(data) >= _GATHERED:  # not copied once more
+            self._flush()
+            self._file.write(data)
+        else:
+            self._held.append(data)
+        self._held.append(_ZEROS[:pad])
+        if self._at - self._written >= _GATHERED:
+            self._flush()
         return offset
 
+    def _flush(self) -> None:
+        self._file.write(b"".join(self._held))
+        self._held.clear()
+        self._written = self._at
+
     def close(self) -> None:
-        """Writes the end mark; the file stays the caller's."""
-        self._file.write(_ZEROS + _ZEROS)
+        """Writes what is left and the end mark; the file stays the caller's."""
+        self._held.append(_ZEROS + _ZEROS)
         self._at += 2 * BLOCK
+        self._flush()
 
 
 class Member(NamedTuple):

@@ -30,7 +30,7 @@ import simplejpeg
 from datakit.errors import BadImage
 from datakit.images import jpegs
 from datakit.images.colours import Pixels, apply_profile, profile_effect
-from datakit.images.headers import jpeg_frame, orientation, size, sniff
+from datakit.images.headers import jpeg_sof, orientation, size, sniff
 from datakit.images.structure import MAX_FRAMES, Structure, walked
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _jpeg(
     data: bytes, seen: Structure, wanted: tuple[int, int] | None, resize: Resize, max_pixels: int
 ) -> tuple[Pixels, int] | None:
     """Pixels and EXIF turn of a JPEG; None when its bytes can stay."""
-    frame = jpeg_frame(data)
+    frame = next(frame for segment in seen.parts if (frame := jpeg_sof(data, segment)) is not None)
     exif: list[bytes] = []
     profile: dict[int, bytes] = {}
     xmp_turn = False
@@ -199,7 +199,7 @@ def _jpeg(
     icc = b"".join(profile[n] for n in sorted(profile))
     effect = profile_effect(icc, "L" if frame.components == 1 else "RGB") if frame.components != 4 else "differs"
     turn = orientation(exif[0]) if exif else 1
-    head = jpegs.bare_head(data)
+    head = jpegs.bare_head(data, seen.parts, frame)
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(head)
     except ValueError as error:  # libjpeg-turbo's simple interface has no odd subsamplings; Pillow has

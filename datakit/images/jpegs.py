@@ -53,11 +53,10 @@ def fault(said: str) -> BadImage:
     return BadImage("unsupported" if "nsupported" in said else "corrupt", said)
 
 
-def bare_head(data: bytes) -> bytes:
+def bare_head(data: bytes, segments: list[tuple[int, int, int]], frame: Frame) -> bytes:
     """A JPEG up to its first scan's data without what only confuses: EXIF, profiles, previews, comments, junk."""
-    frame = jpeg_frame(data)
     kept = [data[:2]]
-    for marker, start, end in jpeg_segments(data):
+    for marker, start, end in segments:
         if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept += data[start - 4 : start], _usual(marker, data[start:end], frame)
     return b"".join(kept)
@@ -71,8 +70,8 @@ def _strict(data: bytes, colours: str, at_least: tuple[int, int]) -> Pixels:
 
 def _mended(data: bytes, colours: str) -> bytes:
     """The same picture in a JPEG that no decoder warns of. Raises BadImage when there is none."""
-    *_, (_, _, end) = jpeg_segments(data)
-    head, scans = bare_head(data), data[end:]
+    segments = list(jpeg_segments(data))
+    head, scans = bare_head(data, segments, jpeg_frame(data)), data[segments[-1][2] :]
     for _ in range(_MAX_JUNK + 1):
         said = complaint(head + scans, colours)
         if not said:

@@ -88,6 +88,7 @@ class Pack(Stage):
     def _samples(self, rows: Rows, files: _Files, work: Work, out: Out) -> Iterator[dict[str, Any]]:
         working = _working(rows.schema())
         for batch in rows.batches(size=512):
+            n_bytes = 0
             for row in batch.to_pylist():
                 about = {name: row.pop(name) for name in working}
                 if self.missing == "drop_image" and about and None not in about.values():
@@ -95,7 +96,9 @@ class Pack(Stage):
                 else:
                     kept = self._all_or_nothing(row, files, out)
                 if kept is not None:
-                    yield self._write(*kept, work, out)
+                    yield (written := self._write(*kept, work, out))
+                    n_bytes += written["json_bytes"] + sum(image["size_bytes"] for image in written["images"])
+            work.tell(work.step, "bytes", n_bytes)
 
     def _all_or_nothing(self, row: dict[str, Any], files: _Files, out: Out) -> _Kept | None:
         if failed := failures(row["images"]):
@@ -170,7 +173,6 @@ class Pack(Stage):
         if caption is not None and pictures:
             out.tar.add(f"{key}.txt", caption.encode())
         record = encode(Record(key=key, source=work.manifest.name, messages=messages, images=facts, attrs=attrs))
-        work.tell(work.step, "bytes", sum(len(p.data) for p in pictures) + len(record))
         return {
             **{name: value for name, value in row.items() if name != "messages"},
             "images": places,

@@ -276,3 +276,19 @@ def test_a_file_that_changed_since_its_plan_is_refused(tmp_path):
 def test_a_plan_of_a_file_cut_short_is_refused(tmp_path):
     with pytest.raises(SourceError, match="cut short"):
         plan(written(tmp_path, json.dumps(ROWS)[:-1]), rows_per_shard=2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b'[{"a": "\xff"}]', b'{"a": 1}\n{"a": "\xc3"}\n', b'[{"a": tru}]', b'[{"a": 1}, 2]', b'{"a": 1}\n{"a": 01}\n'],
+)
+def test_a_plan_finds_in_rows_that_it_only_counts_what_reading_them_finds(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_bytes(text)
+
+    with pytest.raises(SourceError) as reading:
+        list(chunks(path))
+    with pytest.raises(SourceError) as planning:
+        jsonfile.plan(path, rows_per_shard=2)
+
+    assert str(planning.value) == str(reading.value)

@@ -31,6 +31,19 @@ def test_other_tar_readers_read_what_we_write_and_find_no_time_and_no_owner():
     assert places == offsets
 
 
+@pytest.mark.parametrize("size", [200, (256 << 10) - 512, (256 << 10) - 1, 256 << 10, (256 << 10) + 1, 700_000])
+def test_members_of_any_size_are_written_in_order(size):
+    samples = [(f"{n}.bin", bytes([n]) * (size if n % 3 else 10)) for n in range(9)]
+
+    data, offsets = written(samples)
+
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        found = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers()]
+    assert found == samples
+    for at, (_, body) in zip(offsets, samples, strict=True):
+        assert data[at : at + len(body)] == body
+
+
 def test_members_are_found_where_they_were_written():
     data, offsets = written(SAMPLES)
 

@@ -10,6 +10,7 @@ Plans stand beside the listing in plan.json. A trial of `limit` rows takes as ma
 
 from __future__ import annotations
 
+import posixpath
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,10 @@ from typing import Any
 import msgspec
 
 from datakit import archives, jsonfile
-from datakit.errors import ArchiveError, DownloadError, Incomplete, SourceError
+from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError, shortlist
 from datakit.fingerprint import fingerprint
 from datakit.readers import About
-from datakit.stage import Work
+from datakit.stage import Work, known_file
 from datakit.store import locked, publish_file
 from datakit.web.downloads import Downloaded
 
@@ -92,10 +93,13 @@ def inputs(work: Work, shard: int) -> dict[str, str] | None:
     rows = work.manifest.annotations
     if rows.cut:
         try:
-            file = file_of(work, shard)
+            file, first, _ = _place(work, shard)
         except Incomplete:
             return None
-        found = {file: _kept(work)[file].sha256}
+        here = work.known(work.manifest.address(file))  # another file by now than the one that was planned?
+        found = {file: here["sha256"] if here else _kept(work)[file].sha256}
+        if first:  # rows are numbered through all files
+            found["rows before"] = str(first)
     else:
         file = work.manifest.file_of(shard)
         known = work.known(work.manifest.address(file))
@@ -103,7 +107,7 @@ def inputs(work: Work, shard: int) -> dict[str, str] | None:
             return None
         found = {file: known["sha256"]}
     if rows.beside:
-        near = next((n for n in _near(work, file) if work.known(work.manifest.address(n))), None)
+        near = next((n for n in near_by(work, file) if work.known(work.manifest.address(n))), None)
         if near is None:
             return None
         found[near] = (work.known(work.manifest.address(near)) or {})["sha256"]
@@ -212,9 +216,13 @@ def _member(work: Work, path: Path) -> Path:
     if not inside:
         return path
     out = path.with_name(f"{path.name}{INSIDE}{Path(inside).suffix}")
+    of = out.with_name(f"{out.name}.of")  # of which bytes it is
+    sha256 = (known_file(path) or {}).get("sha256", "").encode()
     with locked(out.with_name(f"{out.name}.lock")):
-        if not out.exists() or out.stat().st_mtime_ns < path.stat().st_mtime_ns:
+        if not out.exists() or not of.exists() or of.read_bytes() != sha256:
+            of.unlink(missing_ok=True)
             publish_file(out, _taken_out(path, inside))
+            publish_file(of, sha256)
     return out
 
 
@@ -232,23 +240,28 @@ def _json(work: Work, path: Path) -> Iterator[Path]:
 
 
 def _taken_out(path: Path, inside: str) -> bytes:
-    """The bytes of the member of an archive. Raises ArchiveError when there is none of that name, or two."""
+    """The bytes of the member of an archive. Raises ManifestError when there is none of that name, or two."""
     ending = inside.removeprefix("*") if inside.startswith("*") else None
-    found = [m for m in archives.members(path) if m.name == inside or (ending and m.name.endswith(ending))]
+    named = [member for member in archives.members(path) if ".json" in member.name or member.name == inside]
+    found = [member for member in named if member.name == inside or (ending and member.name.endswith(ending))]
     if len(found) != 1:
-        raise ArchiveError(f"{str(path)!r} has {len(found)} members {inside!r} where one was expected")
+        there = shortlist(member.name for member in named) or "none"
+        raise ManifestError(
+            f"{str(path)!r} has {len(found)} members {inside!r} where one was expected; of JSON it has {there}. "
+            "Name the one that is meant in annotations.inside of the manifest"
+        )
     with path.open("rb") as file:
         return archives.read(file, found[0], max_bytes=_MAX_JSON_BYTES)
 
 
-def _near(work: Work, file: str) -> list[str]:
+def near_by(work: Work, file: str) -> list[str]:
     """What may stand beside a file, in the order in which it is asked for."""
-    return [f"{file.rpartition('/')[0]}/{name}" for name in work.manifest.annotations.beside]
+    return [posixpath.join(posixpath.dirname(file), name) for name in work.manifest.annotations.beside]
 
 
 def _beside(work: Work, file: str) -> Path:
     """The first file beside it that is there. Raises DownloadError with what each of them answered."""
-    near = [work.manifest.address(name) for name in _near(work, file)]
+    near = [work.manifest.address(name) for name in near_by(work, file)]
     if known := next((address for address in near if work.known(address)), None):
         near = [known]
     refused = []

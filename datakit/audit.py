@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,16 +15,20 @@ import xxhash
 from msgspec import structs
 
 from datakit import catalogue, manifest, mix, pipeline
-from datakit.annotations import INSIDE, file_of
-from datakit.errors import MixError
+from datakit.annotations import INSIDE, file_of, near_by
+from datakit.errors import ManifestError, MixError, UsageError, nearest
 from datakit.fingerprint import changes
 from datakit.run import Choices, Run, choices, choose, folder_of
 from datakit.shards import ranges, shard_name
 from datakit.stage import Step, known_file
+from datakit.stages.extract import Extract
 from datakit.stages.fetch import ENGINES, Engine, Fetch
 from datakit.stages.locate import Locate
 from datakit.store import Store
+from datakit.web import downloads
 from datakit.web.hosts import Hosts
+
+log = logging.getLogger(__name__)
 
 _TRIAL = re.compile(r"([a-z0-9_.-]+)@limit-(\d+)")
 
@@ -35,16 +40,18 @@ def open_run(
     recipe: str | None = None,
     limit: int | None = None,
     engine: Engine | None = None,
-    without: tuple[str, ...] = (),
+    without: tuple[str, ...] | None = None,
     accept: bool = False,
     **rest: Any,
 ) -> Run:
     """The run of a dataset under the recipe that was chosen for it before, else its own; or another.
 
     Pictures that were fetched by another engine stay that engine's, unless `engine` names one; sources that were
-    done without stay left out; terms that were accepted stay so.
+    done without stay left out, unless `without` says otherwise; terms that were accepted stay so. Raises UsageError.
     """
     about = manifest.load(name)
+    if odd := sorted(set(without or ()) - set(about.images.sources)):
+        raise UsageError(f"{name!r} has no source {odd[0]!r} to do without. {nearest(odd[0], about.images.sources)}")
     before = choices(store, folder_of(name, limit))
     chosen = recipe or before.recipe or about.recipe
     run = Run(
@@ -55,7 +62,7 @@ def open_run(
         limit=limit,
         choices=Choices(
             recipe="" if chosen == about.recipe else chosen,
-            without=tuple(sorted(set(without) or set(before.without))),
+            without=before.without if without is None else tuple(sorted(set(without))),
             repairs=before.repairs,
             accepted=about.accept if accept else before.accepted,
         ),
@@ -66,8 +73,10 @@ def open_run(
 
 def _as_chosen(run: Run, step: Step, engine: Engine | None) -> Step:
     stage = step.stage
+    mends = "extension" in run.choices.repairs
+    if isinstance(stage, Extract):
+        return replace(step, stage=replace(stage, any_extension=mends))
     if isinstance(stage, Locate):
-        mends = "extension" in run.choices.repairs
         return replace(step, stage=replace(stage, without=run.choices.without, any_extension=mends))
     if not isinstance(stage, Fetch):
         return step
@@ -76,19 +85,29 @@ def _as_chosen(run: Run, step: Step, engine: Engine | None) -> Step:
     return replace(step, stage=replace(stage, engine=engine or known))
 
 
-def repair_always(run: Run, repairs: tuple[str, ...]) -> None:
-    """Turns repairs on for a dataset from now on."""
-    choose(run.store, run.folder, structs.replace(run.choices, repairs=repairs))
+def note(run: Run, **chosen: Any) -> None:
+    """Adds to what is chosen for a dataset, as it is written down by now."""
+    choose(run.store, run.folder, structs.replace(choices(run.store, run.folder), **chosen))
 
 
-def runs(store: Store, name: str | None = None) -> Iterator[Run]:
-    """A run for each dataset of the catalogue that the root holds, trials too."""
+def runs(store: Store, name: str | None = None, *, strict: bool = False) -> Iterator[Run]:
+    """A run for each dataset of the catalogue that the root holds, trials too.
+
+    One whose manifest or recipe can't be read is passed over with a warning, or raises what is wrong if `strict`.
+    """
     known = set(catalogue.names("manifests"))
     for folder in store.names(""):
         trial = _TRIAL.fullmatch(folder)
         dataset = trial[1] if trial else folder
         if dataset.partition(".")[0] in known and name in (None, dataset, folder):
-            yield open_run(store, dataset, limit=int(trial[2]) if trial else None, hosts=Hosts())
+            try:
+                run = open_run(store, dataset, limit=int(trial[2]) if trial else None, hosts=Hosts())
+            except (UsageError, ManifestError) as error:
+                if strict:
+                    raise
+                log.warning("%s is passed over: %s", folder, error)
+                continue
+            yield run
 
 
 @dataclass
@@ -238,12 +257,13 @@ def repair(run: Run, broken: list[Broken]) -> list[str]:
     for one in broken:
         if one.where.startswith("downloads/"):
             path = run.store.downloads / one.where.removeprefix("downloads/")
-            for ending in (".download.json", ".index.parquet", ""):
-                path.with_name(path.name + ending).unlink(missing_ok=True)
+            for left in (path.with_name(f"{path.name}.download.json"), *downloads.made_of(path), path):
+                left.unlink(missing_ok=True)
             names.append(one.where)
-            pack = run.ledger(run.steps[-1])
-            for shard in pack.commits():  # what was packed from it can't be trusted either
-                pack.discard(shard_name(shard))
+            for step in run.steps:  # what was made of its bytes can't be trusted either
+                if step is run.steps[-1] or step.stage.reads_annotations:
+                    for shard in run.ledger(step).commits():
+                        run.ledger(step).discard(shard_name(shard))
         if one.shard is None or not one.where.startswith(f"{run.folder}/"):
             continue
         step = next(s for s in run.steps if s.name == one.step)
@@ -286,9 +306,14 @@ def superfluous(run: Run, others: list[Run]) -> list[Superfluous]:
 def _downloads(run: Run) -> set[str]:
     """The files that a dataset downloads, and what was taken out of them, below the downloads folder."""
     found = {_below(run, address) for address in run.manifest.addresses().values()}
-    if run.manifest.annotations.inside:
-        ending = f"{INSIDE}{Path(run.manifest.annotations.inside).suffix}"
-        found |= {f"{_below(run, run.manifest.address(file))}{ending}" for file in run.manifest.shard_files()}
+    work, rows = run.work(run.steps[0]), run.manifest.annotations
+    if rows.inside:
+        ending = f"{INSIDE}{Path(rows.inside).suffix}"
+        taken = [f"{_below(run, run.manifest.address(file))}{ending}" for file in run.manifest.shard_files()]
+        found |= {*taken, *(f"{name}.of" for name in taken)}
+    if rows.beside:
+        near = {name for file in run.manifest.shard_files() for name in near_by(work, file)}
+        found |= {_below(run, run.manifest.address(name)) for name in near}
     return found
 
 
@@ -307,12 +332,14 @@ def _still_needed(run: Run) -> set[str]:
     for shard in known:
         # Pictures that stand in the rows are read again by fetch.
         if not run.done(0, shard) or (fetch.reads_annotations and not run.done(last - 1, shard)):
-            needed.add(_below(run, run.manifest.address(file_of(run.work(run.steps[0]), shard))))
+            work = run.work(run.steps[0])
+            file = file_of(work, shard)
+            needed |= {_below(run, run.manifest.address(name)) for name in (file, *near_by(work, file))}
     if not all(run.done(last, shard) for shard in known):
         for source in run.manifest.images.sources.values():
             needed |= {_below(run, archive) for archive in source.archives()}
     if run.manifest.annotations.inside:
-        needed |= {one for one in _downloads(run) if any(one.startswith(f"{name}{INSIDE}") for name in needed)}
+        needed |= {one for one in _downloads(run) if one.rpartition(INSIDE)[0] in needed}
     return needed
 
 

@@ -30,17 +30,19 @@ def mix_name(text: str, limit: int | None) -> str:
 
 
 def check_fetched(runs: list[Run]) -> None:
-    """Raises Incomplete, naming the commands, when nothing of a dataset has been fetched."""
+    """Raises Incomplete, naming the commands, when nothing of a dataset has been fetched, or can be."""
     missing = [
         run for run in runs if not run.ledger(run.steps[-2]).commits() and not run.ledger(run.steps[-1]).commits()
     ]
+    for run in missing:
+        run.permit()
     if missing:
         commands = " ; ".join(
             f"datakit fetch {run.manifest.name}" + (f" --limit {run.limit}" if run.limit else "") for run in missing
         )
         raise Incomplete(
             f"nothing of {', '.join(repr(run.manifest.name) for run in missing)} is fetched yet. Run\n  {commands}\n"
-            "or give --fetch to let this command download"
+            "or `datakit build-mix` with --fetch, which downloads, too"
         )
 
 
@@ -97,7 +99,7 @@ def adopt(run: Run, file: Path, wanted: str | None) -> tuple[str, Downloaded]:
     """Takes a file that the user has for one that would be downloaded. Raises UsageError when it isn't clear which."""
     known = run.manifest.addresses()
     if wanted is None:
-        named = [n for n, address in known.items() if posixpath.basename(address) == file.name]
+        named = list({a: n for n, a in known.items() if posixpath.basename(a) == file.name}.values())
         if len(named) != 1:
             which = f"{file.name!r} may be {' or '.join(named)}" if named else f"nothing is named {file.name!r}"
             raise UsageError(f"{which} in {run.manifest.name!r}. Say with --as which it is: {shortlist(known, 12)}")

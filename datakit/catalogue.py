@@ -59,5 +59,9 @@ def find(kind: Kind, file: str) -> Path:
     for folder in folders(kind):
         if "/" not in file and (folder / file).is_file():
             return folder / file
-    what = "dataset" if kind == "manifests" else "recipe"
+    what, name = "dataset" if kind == "manifests" else "recipe", Path(file).stem
+    if kind == "manifests" and name in names("pipelines"):
+        raise UsageError(f"{name!r} is a recipe and no dataset: `datakit run {name}` makes what it trains on")
+    if kind == "pipelines" and name in names("manifests"):
+        raise UsageError(f"{name!r} is a dataset and no recipe: `datakit fetch {name}` gets it")
     raise UsageError(f"unknown {what} {Path(file).stem!r}. {nearest(Path(file).stem, names(kind))}")

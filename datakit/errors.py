@@ -83,4 +83,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"Known: {shortlist(known, 12)}." if known else "None is known here."
+    return f"Known: {shortlist(known, 20)}." if known else "None is known here."

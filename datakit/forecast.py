@@ -144,7 +144,7 @@ def forecast(
     if rows == 0:
         raise Incomplete(f"shards {shards} of {run.manifest.name!r} hold no rows to try: name others with --shards")
     urls = _sampled(tables, min(sample, rows), seed)
-    n_shards = max(len(run.known_shards()), run.manifest.annotations.shards or 0, len(shards))
+    n_shards = max(len(run.known_shards()), len(shards))
     whole = len(urls) / min(sample, rows) * rows / len(shards) * n_shards
     found = Forecast(
         shards=shards, n_shards=n_shards, sampled=len(urls), all_rows=sample >= rows, urls=whole, spent_s=0.0

@@ -168,15 +168,11 @@ def load(name: str) -> Manifest:
     return _subset(manifest, subset) if name != whole else _whole(manifest)
 
 
-def known() -> list[str]:
-    """The names of datasets that a mix may have. A subset is known by its dataset's name."""
-    return catalogue.names("manifests")
-
-
 def _whole(manifest: Manifest) -> Manifest:
     """All files: a subset's smaller archive of pictures that another one holds too isn't needed."""
-    first = {source.prefix: name for name, source in reversed(manifest.images.sources.items())}
-    sources = {name: source for name, source in manifest.images.sources.items() if first[source.prefix] == name}
+    every = manifest.images.sources
+    first = {source.prefix: name for name, source in reversed(every.items()) if source.subsets}
+    sources = {name: source for name, source in every.items() if first.get(source.prefix, name) == name}
     return msgspec.structs.replace(manifest, images=msgspec.structs.replace(manifest.images, sources=sources))
 
 

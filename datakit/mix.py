@@ -71,6 +71,10 @@ def parse(expression: str, known: list[str]) -> list[tuple[str, int]]:
         if name in chosen:
             raise UsageError(f"{name!r} stands twice in mix {expression!r}; write {name}:2 to repeat it")
         chosen[name] = int(times or 1)
+    for name in chosen:
+        whole = name.partition(".")[0]
+        if whole != name and whole in chosen:
+            raise UsageError(f"{name!r} is a part of {whole!r}, so mix {expression!r} would have its rows twice")
     return list(chosen.items())
 
 

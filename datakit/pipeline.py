@@ -65,11 +65,13 @@ def mixes(recipe: str) -> dict[str, str]:
 
     Raises UsageError when it has none, ManifestError for one that names what isn't in the catalogue.
     """
-    table = getattr(load(recipe), "MIXES", None)
+    module = load(recipe)
+    table = getattr(module, "MIXES", None)
     if table is None:
+        of = next((name for name in getattr(module, "STEPS", {}) if name != "*"), "NAME")
         raise UsageError(
             f"recipe {recipe!r} names no mixes, so there is nothing to run. Its steps are used by "
-            f"`datakit fetch NAME --recipe {recipe}`"
+            f"`datakit fetch {of} --recipe {recipe}`"
         )
     if not isinstance(table, dict) or not table or not all(isinstance(text, str) for text in table.values()):
         raise ManifestError(f"recipe {recipe!r}: MIXES should be a dictionary from stages to mixes, not {table!r}")
@@ -77,7 +79,7 @@ def mixes(recipe: str) -> dict[str, str]:
         if not isinstance(stage, str) or not KEY.fullmatch(stage):
             raise ManifestError(f"recipe {recipe!r}: the name of a stage may hold a-z, 0-9, _ and -, not {stage!r}")
         try:
-            for name, _ in mix.parse(expression, manifests.known()):
+            for name, _ in mix.parse(expression, catalogue.names("manifests")):
                 manifests.load(name)
         except UsageError as error:
             raise ManifestError(f"recipe {recipe!r}, stage {stage!r}: {error}") from error

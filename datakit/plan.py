@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from datakit import manifest, mix, pipeline
+from datakit import catalogue, manifest, mix, pipeline
 from datakit.errors import DatakitError, UsageError, nearest
 from datakit.fingerprint import changes
 from datakit.fingerprint import plain as plainly
@@ -58,19 +58,22 @@ class Planned:
     n_files: int | None
     size_bytes: int | None  # of the files whose size is known
     unknown_files: int
+    to_come: dict[str, int]  # files that have to be downloaded, and their bytes
+    more_bytes: int  # that have to be downloaded of files that weren't asked about one by one
     here_bytes: int
     rows: int | None  # by the authors' word
     chosen_rows: int | None  # that the recipe's choices leave, at the most
     urls: int | None  # to crawl; 0 when pictures don't come by URL
     url_s: float  # to crawl all of them
-    disk_bytes: int  # at the most
+    made_bytes: int  # that the steps write, at the most
+    streamed: bool  # what is downloaded isn't kept
     shards_done: int
     shards: int | None
     problems: list[str]
 
     @property
     def to_download(self) -> int:
-        return max(0, (self.size_bytes or 0) - self.here_bytes)
+        return self.more_bytes + sum(self.to_come.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +88,14 @@ class Plan:
 
     @property
     def to_download(self) -> int:
-        return sum(one.to_download for one in self.datasets)
+        """Bytes; an archive that several datasets share counts once."""
+        files = {address: n for one in self.datasets for address, n in one.to_come.items()}
+        return sum(files.values()) + sum(one.more_bytes for one in self.datasets)
 
     @property
     def disk_bytes(self) -> int:
-        return sum(one.disk_bytes for one in self.datasets)
+        passing = sum(one.more_bytes for one in self.datasets if one.streamed)
+        return self.to_download - passing + sum(one.made_bytes for one in self.datasets)
 
     @property
     def seconds(self) -> float:
@@ -129,7 +135,7 @@ def stages(recipe: str, *, only: str | None = None, fallback: bool = False) -> t
         if only not in (None, stage):
             continue
         times: dict[str, int] = {}
-        for name, n in mix.parse(expression, manifest.known()):
+        for name, n in mix.parse(expression, catalogue.names("manifests")):
             about = manifest.load(name)
             taken = about.fallback if about.lost and fallback and about.fallback else name
             if taken != name:
@@ -227,12 +233,11 @@ def _planned(run: Run, stands_for: str, shards: list[int] | None, jobs: int) -> 
     done = [k for k in seen.ledger(run.steps[last]).commits() if (not ours or k in ours) and seen.done(last, k)]
     left = 1.0 - len(done) / len(known) if known else 1.0
     part = 1.0 if shards is None else len(shards) / len(about.annotations.numbers())
-    n_files, size, unknown, here = _files(run, shards, part, left)
+    n_files, size, to_come, more, unknown = _files(run, shards, part, left)
     rows = _expected(run, "rows")
     rows = None if rows is None else round(rows * part)
     chosen = _chosen(rows, run)
     urls, url_s, made_bytes = _made(run, size or 0, rows, chosen, left, jobs)
-    kept_bytes = 0 if isinstance(run.steps[0].stage, SampledListing) else max(0, (size or 0) - here)
     return Planned(
         name=about.name,
         title=about.title,
@@ -244,12 +249,15 @@ def _planned(run: Run, stands_for: str, shards: list[int] | None, jobs: int) -> 
         n_files=n_files,
         size_bytes=size,
         unknown_files=unknown,
-        here_bytes=here,
+        to_come=to_come,
+        more_bytes=more,
+        here_bytes=max(0, (size or 0) - more - sum(to_come.values())),
         rows=rows,
         chosen_rows=chosen,
         urls=urls,
         url_s=url_s,
-        disk_bytes=round(kept_bytes + made_bytes),
+        made_bytes=round(made_bytes),
+        streamed=isinstance(run.steps[0].stage, SampledListing),
         shards_done=len(done),
         shards=len(known) or None,
         problems=about.problems,
@@ -275,7 +283,10 @@ def _made(
 
 
 def _shown(step: Step) -> dict[str, Any]:
-    return {"step": step.name, "stage": type(step.stage).__name__, **plainly(step.stage)}
+    chosen = {f.name: plainly(getattr(step.stage, f.name)) for f in fields(step.stage)}
+    usual = {f.name: plainly(f.default) for f in fields(step.stage) if f.default is not MISSING}
+    told = {name: value for name, value in chosen.items() if name not in usual or value != usual[name]}
+    return {"step": step.name, "stage": type(step.stage).__name__, **told}
 
 
 def _expected(run: Run, what: str) -> int | None:
@@ -295,28 +306,33 @@ def _chosen(rows: int | None, run: Run) -> int | None:
     return rows
 
 
-def _files(run: Run, shards: list[int] | None, part: float, left: float) -> tuple[int | None, int | None, int, int]:
-    """How many files there are, the bytes of those whose size is known, how many others, and the bytes here."""
+def _files(
+    run: Run, shards: list[int] | None, part: float, left: float
+) -> tuple[int | None, int | None, dict[str, int], int, int]:
+    """Of all files: how many, and the bytes of those whose size is known; of those that have to come: the bytes of
+    each, and of such as weren't asked about one by one; and how many there are of unknown size.
+    """
     about = run.manifest
     work = run.work(run.steps[0])
     if about.lost:
-        return None, None, 0, 0
+        return None, None, {}, 0, 0
     rows = [about.address(about.file_of(k)) for k in shards] if shards is not None else _rows(run)
     sources = {n: s for n, s in about.images.sources.items() if n not in run.choices.without}
     archives = [about.at_commit(a) for one in sources.values() for a in one.archives()]
     brought = {about.at_commit(a) for one in sources.values() if one.obtain for a in one.archives()}
     n_files = None if rows is None else len({*rows, *archives})
-    size = gone_by = 0
+    size = more = 0
     if rows is None or len(rows) > MANY:
         listed = _expected(run, "bytes")
         if listed is None:
-            return n_files, None, 0, 0
-        size, gone_by, rows = round(listed * part), round(listed * part * (1 - left)), []
+            return n_files, None, {}, 0, 0
+        size, more, rows = round(listed * part), round(listed * part * left), []
     addresses = list(dict.fromkeys([*rows, *archives]))
     here = {a: work.local(a).stat().st_size for a in addresses if intact(work.local(a))}
     asked = sizes([a for a in addresses if a not in here and a not in brought], run.hosts)
-    known = {**here, **{a: n for a, n in asked.items() if n is not None}}
-    return n_files, size + sum(known.values()), len(addresses) - len(known), gone_by + sum(here.values())
+    to_come = {address: n for address, n in asked.items() if n is not None}
+    unknown = len(addresses) - len(here) - len(to_come)
+    return n_files, size + sum(here.values()) + sum(to_come.values()), to_come, more, unknown
 
 
 def _rows(run: Run) -> list[str] | None:

@@ -85,12 +85,13 @@ class Run:
                 f"{about.fallback!r} may stand for it: `datakit fetch {about.fallback}`. " if about.fallback else ""
             )
             raise DownloadError(
-                f"{about.name!r} can't be had any more: {about.lost} {instead}"
+                f"{about.name!r} can't be had any more: {about.lost.rstrip('.')}. {instead}"
                 "If you have a copy, write a manifest of your own that names where it is"
             )
         if about.accept and self.choices.accepted != about.accept:
+            terms = about.accept.rstrip(".")
             raise DownloadError(
-                f"{about.name!r} has terms that must be accepted first: {about.accept} See {about.homepage}, then run "
+                f"{about.name!r} has terms that must be accepted first: {terms}. See {about.homepage}, then run "
                 "the same command with --accept-licence"
             )
 
@@ -148,7 +149,18 @@ class Run:
                 self.store.remove_folder(ledger.folder)
             if place >= start or old is not None:
                 ledger.claim(recipe)
+        if rebuild and removing:
+            self._remove_what_came_of_it(last)
         choose(self.store, self.folder, self.choices)
+
+    def _remove_what_came_of_it(self, last: int) -> None:
+        """Removes the folders of later steps, and of steps that the recipe doesn't have."""
+        ours = {step.name for step in self.steps[: last + 1]}
+        for name in self.store.names(self.folder):
+            folder = f"{self.folder}/{name}"
+            if name not in ours and self.store.read(f"{folder}/recipe.json") is not None:
+                log.warning("removing %s, which came of another recipe", folder)
+                self.store.remove_folder(folder)
 
     def inputs(self, place: int, shard: int) -> dict[str, str] | None:
         """What a shard's step is made from, as its commit names it; None when the step before isn't done."""

@@ -62,6 +62,9 @@ def execute(
     start = len(run.upto(first)) - 1 if first else 0
     if start == 0:
         run.permit()
+    if rebuild:  # what would stop it later stops it before anything is removed
+        for step in steps[start:]:
+            step.stage.check(run.work(step))
     run.claim(start, last, rebuild=rebuild)
     seen = run.snapshot()
     if start == 0:
@@ -113,9 +116,10 @@ def _chosen(run: Run, known: list[int], shards: list[int] | None) -> list[int]:
         return known
     unknown = sorted(set(shards) - set(known))
     if unknown:
-        raise UsageError(
-            f"{run.manifest.name!r} has shards {ranges(known) or '(none)'}, so there is no {ranges(unknown)}"
-        )
+        there = ranges(known) or "(none)"
+        if len(there) > 80:
+            there = f"{len(known)} shards of {known[0]} to {known[-1]}"
+        raise UsageError(f"{run.manifest.name!r} has shards {there}, so there is no {ranges(unknown)}")
     return shards
 
 
@@ -171,9 +175,9 @@ def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
             tell(step.name, "total", len(span))
             made = _make_part(step, span, work, ledger, name, tolerates, source)
             tell(step.name, "total", made["rows"] - len(span))  # what was dropped is done, too
-            inputs = run.inputs(place, shard)  # asked again: a listing learns its file's hash while it reads it
-            if inputs is None:
-                raise Incomplete(f"what {ledger.folder}/{name} was made from was removed meanwhile: run again")
+            before, inputs = inputs, run.inputs(place, shard)  # a listing learns its file's hash while it reads it
+            if inputs is None or (place and before is not None and before != inputs):
+                raise Incomplete(f"what {ledger.folder}/{name} was made from was changed meanwhile: run again")
             commits.append(Commit(recipe=recipe, inputs=inputs, made_by=maker(), **made))
             if n_parts > 1:
                 ledger.write(name, commits[-1])
@@ -227,7 +231,7 @@ def _make_part(
             stream.close()  # type: ignore[attr-defined]
         for reason, n in out.faults.items():
             work.tell(step.name, f"fault {reason}", n)
-        _hold_ceiling(out, writer.rows, tolerates, f"{ledger.folder}/{name}")
+        _hold_ceiling(out, writer.rows, tolerates, f"{ledger.folder}/{name}", work.manifest.name)
         writer.close()
         out.close()
         if out.log:
@@ -246,14 +250,14 @@ def _make_part(
     }
 
 
-def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str) -> None:
+def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str, dataset: str) -> None:
     came, wrong = kept + sum(out.dropped.values()), out.bad_rows
     if wrong > max(tolerates * came, min(FEW, max(1, came // 2))):
         causes = ", ".join(f"{reason} {n}" for reason, n in out.faults.most_common(5))
         raise CeilingExceeded(
             f"{where}: {wrong} of {came} rows went wrong ({causes}), more than the {tolerates:.0%} that this "
-            f"step tolerates. Nothing of it was committed. If that is how the data is, run again with "
-            f"--tolerate {min(1.0, wrong / came + 0.05):.2f}"
+            f"step tolerates. Nothing of it was committed. `datakit check {dataset}` shows examples; if that is how "
+            f"the data is, run again with --tolerate {min(1.0, wrong / came + 0.05):.2f}"
         )
 
 

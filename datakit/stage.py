@@ -89,7 +89,8 @@ class Work:
 
     def known(self, address: str) -> dict[str, Any] | None:
         """The sidecar of a file that was downloaded once, even if it was cleaned since; no network."""
-        return known_file(self.local(address))
+        address = self.manifest.at_commit(address)
+        return downloads.changed(address, self.store.downloads) or known_file(self.local(address))
 
     def distrust(self, address: str, error: SourceError) -> SourceError:
         """Puts a download aside that can't be read, and returns the error with the way on."""
@@ -145,6 +146,13 @@ class Out:
             self._tar = TarWriter(self.sink)  # type: ignore[arg-type]
         return self._tar
 
+    def add(self, name: str, data: bytes) -> dict[str, Any]:
+        """Writes a picture into the tar; returns where its bytes stand, as tables.LOCATED has it."""
+        offset = self.tar.add(name, data)
+        return {
+            "file": self.tar_name, "offset": offset, "stored_bytes": len(data), "size_bytes": len(data), "method": 0
+        }  # fmt: skip
+
     def close(self) -> None:
         if self._tar is not None:
             self._tar.close()
@@ -163,6 +171,9 @@ class Stage:
         """What recipe.json says: class, version, fields, and the parts of the manifest that matter."""
         parts = {} if self.rows_per_part is None else {"rows_per_part": self.rows_per_part}
         return {"stage": type(self).__name__, "version": self.version, **parts, **plain(self)}
+
+    def check(self, work: Work) -> None:
+        """Raises what would stop `prepare` for want of something that only a person can bring; no network."""
 
     def prepare(self, work: Work) -> None:
         """Done once, before any shard that isn't done: downloads, plans."""

@@ -111,7 +111,7 @@ def storage_errors(where: object) -> Iterator[None]:
             raise StorageError(f"can't use {str(where)!r}: {error.strerror}. Is its disk or server well?") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT):
             raise StorageError(
-                f"can't use {str(where)!r} ({error.strerror}): is --root a folder that can be made?"
+                f"can't use {str(where)!r} ({error.strerror}): is --root (or --out) a folder that can be made?"
             ) from error
         raise
 

@@ -53,6 +53,8 @@ LOCATED = pa.list_(
     )
 )
 
+NOWHERE: dict[str, Any] = dict.fromkeys(LOCATED.value_type.names)  # a picture that there is nothing to say of
+
 # The log beside a table of fetch: what differs from run to run, so it isn't part of what a commit vouches for.
 LOG = pa.schema(
     [

@@ -357,7 +357,7 @@ def test_another_choice_under_another_name_does_not_overwrite_what_was_fetched(o
     assert "recipe 'wide'" in again.out
     assert got.code == 1
     assert "coyo/fetch was made by another recipe" in got.err
-    assert 'after.step: "half" -> "top20"' in got.err
+    assert 'steps before: "list > half" -> "list > top20"' in got.err
     assert (tmp_path / "root/coyo/fetch/00000.tar").read_bytes() == before
 
 

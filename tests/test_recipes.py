@@ -32,7 +32,7 @@ def datasets(recipe):
     mixed = [
         name
         for expression in (pipeline.mixes(recipe) if recipe in PAPERS else {}).values()
-        for name, _ in mix.parse(expression, manifest.known())
+        for name, _ in mix.parse(expression, catalogue.names("manifests"))
     ]
     return sorted({*mixed, *(name for name in named if not any(m.partition(".")[0] == name for m in mixed))})
 

@@ -29,6 +29,8 @@ def look(path: Path, pictures: Path | None) -> Found:
         refs += list(islice(refs_of(rows), max(0, REFS - len(refs))))
     annotations = {"format": "json", "files": [path.as_uri()], "rows_per_shard": ROWS_PER_SHARD}
     found = Found(path.stem, annotations, {"by": "none"}, "", "inline", expected={"rows": n_rows})
+    if not n_rows:
+        raise UsageError(f"{path} has no rows")
     found.note("format", f"{json_rows(found, first, path.name)}, {n_rows:,} rows")
     if not refs:
         found.note("pictures", "none are named")
@@ -47,8 +49,9 @@ def look(path: Path, pictures: Path | None) -> Found:
 
 def _folder(found: Found, folder: Path, refs: list[str]) -> None:
     """The folder that references start from: the one that was named, or one above it."""
+    refs = [ref for ref in refs if not ref.startswith("/") and ".." not in ref.split("/")] or ["(paths elsewhere)"]
     places = (folder, *folder.parents[:3])
-    counts = {above: sum((above / ref.lstrip("/")).is_file() for ref in refs) for above in places}
+    counts = {above: sum(_is_file(above / ref) for ref in refs) for above in places}
     best = max(counts, key=lambda above: counts[above])
     best = best if counts[best] else folder
     found.images = {"by": "folder", "folder": str(best)}
@@ -56,6 +59,13 @@ def _folder(found: Found, folder: Path, refs: list[str]) -> None:
     if not counts[best]:
         text += f"; rows name them as {refs[0]!r}, so write the folder above that into images.folder"
     found.note("pictures", text, problem=not counts[best])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def json_rows(found: Found, rows: list[Any], name: str) -> str:

@@ -202,7 +202,7 @@ def columns(schema: Any, where: str) -> tuple[dict[str, str], str]:
         return bool(pa.types.is_string(schema.field(name).type) or pa.types.is_large_string(schema.field(name).type))
 
     # What `datasets` writes beside the columns; it need not be installed to be read.
-    said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    said = _features((schema.metadata or {}).get(b"huggingface", b"{}"))
     held = [name for name in schema.names if '"_type": "Image"' in json.dumps(said.get(name))]
     told_by = "the features that Hugging Face datasets wrote into the file"
     if not said:
@@ -225,6 +225,17 @@ def columns(schema: Any, where: str) -> tuple[dict[str, str], str]:
         )
     found = {role: picked[role] for role in kept} | ({"image": held[0]} if held else {})
     return found | ({"id": "id"} if "id" in schema.names else {}), told_by
+
+
+def _features(text: bytes) -> dict[str, Any]:
+    """The features that `datasets` wrote into a Parquet file; none when it didn't, or they can't be read."""
+    try:
+        found = json.loads(text)
+        for name in ("info", "features"):
+            found = found[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _hub_tars(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
@@ -257,7 +268,7 @@ def _json_head(head: bytes) -> tuple[list[Any], int]:
     while match := re.compile(r"[\s,]*(?=\{)").match(text, at):
         try:
             row, at = decoder.raw_decode(text, match.end())
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         rows.append(row)
     return rows, max(1, len(text[start:at].encode("utf-8", "ignore")))
@@ -296,7 +307,7 @@ def names_in(hub: Hub, file: str) -> list[str] | None:
             return [name for name in zipped.namelist() if not name.endswith("/")]
     except _TooMuch:
         return None
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise SourceError(f"{file} of {hub.repo} is no zip: {error}") from error
 
 

@@ -22,8 +22,8 @@ from datakit.errors import ArchiveError, BadImage
 from datakit.images.headers import sniffed
 from datakit.run import Run
 from datakit.stage import Tell, Work
-from datakit.stages.extract import Extract, Find
-from datakit.stages.locate import Locate, find, index_of, under_another_extension
+from datakit.stages.extract import Extract, Find, Folder
+from datakit.stages.locate import Finder, Locate, index_of, table_name
 
 _HEAD_BYTES = 4096
 _KINDS = {"jpg": "jpg", "jpeg": "jpg", "jpe": "jpg", "png": "png", "gif": "gif", "webp": "webp", "bmp": "bmp"}
@@ -47,7 +47,7 @@ def pictures_of(run: Run, *, full: bool, tell: Tell) -> Iterator[Pictures]:
                 return
             if by == "folder" and isinstance(step.stage, Extract):
                 step.stage.prepare(work)
-                yield _InFolder(stack.enter_context(step.stage.opened([], work)), full)
+                yield _InFolder(Folder(run.manifest.images.folder, repair=True), step.stage.any_extension, full)
                 return
         if by == "inline":
             yield _InRows(run, full)
@@ -78,17 +78,15 @@ class _InArchives(Pictures):
     def __init__(self, work: Work, stage: Locate, full: bool, stack: ExitStack) -> None:
         super().__init__([])
         self._full = full
-        self._sources = sorted(work.manifest.images.sources.items(), key=lambda named: -len(named[1].prefix))
-        self._archives: dict[str, list[tuple[archives.Index, BinaryIO]]] = {
-            name: [
-                (index_of(work, archive), stack.enter_context(work.local(archive).open("rb", buffering=0)))
-                for archive in source.archives()
-            ]
-            for name, source in stage.sources(work.manifest).items()
+        self._finder = Finder(stage, work, repair=True)
+        self._mended = stage.any_extension  # so that fetch takes what it finds under another extension
+        self._files: dict[str, BinaryIO] = {
+            table_name(work, archive): stack.enter_context(work.local(archive).open("rb", buffering=0))
+            for source in stage.sources(work.manifest).values()
+            for archive in source.archives()
         }
-        # How a fetch looks for pictures, and how a repaired one would; and whether fetch does so as things are.
-        self._rules = ((find, True), (under_another_extension, stage.any_extension))
-        self._source = dict(self._sources)
+        self._first = {name: s.archives()[0] for name, s in stage.sources(work.manifest).items()}
+        self._work = work
         self._asked: Counter[str] = Counter()
         self._found: Counter[str] = Counter()
         self._example: dict[str, str] = {}
@@ -98,61 +96,54 @@ class _InArchives(Pictures):
             yield from self._look(ref)
 
     def _look(self, ref: str) -> Found:
-        name, source = next(((n, s) for n, s in self._sources if ref.startswith(s.prefix)), ("", None))
-        if source is None:
-            yield "no_source", ref
+        found = self._finder(ref)
+        if isinstance(found, str):
+            if found == "missing":
+                name = next(one for one in self._finder.sources(ref) if one in self._first)
+                self._asked[name] += 1
+                self._example.setdefault(name, ref)
+            yield found, ref
             return
-        if name not in self._archives:
-            yield "left_out", ref
-            return
-        self._asked[name] += 1
-        place = self._place(name, ref)
-        if place is None:
-            self._example.setdefault(name, ref)
-            yield "missing", ref
-            return
-        self._found[name] += 1
-        member, file, known = place
-        if _suffix(ref) != _suffix(member.name):
-            yield ("extension_known" if known else "extension"), f"{ref} is {member.name}"
+        self._asked[found.source] += 1
+        self._found[found.source] += 1
+        if _suffix(ref) != _suffix(found.member.name):
+            known = self._mended or not found.repaired
+            yield ("extension_known" if known else "extension"), f"{ref} is {found.member.name}"
+        file = self._files[found.file]
         try:
-            data = archives.read(file, member) if self._full else _head(file, member)
+            data = archives.read(file, found.member) if self._full else _head(file, found.member)
         except ArchiveError as error:
             yield "unreadable", f"{ref}: {error}"
             return
-        yield from content(data, member.name, ref, self._full)
-
-    def _place(self, name: str, ref: str) -> tuple[archives.Member, BinaryIO, bool] | None:
-        """The member that a reference means, its archive, and whether a fetch finds it as things are."""
-        for rule, known in self._rules:
-            for index, file in self._archives[name]:
-                member = rule(index, self._source[name], ref)
-                if member is not None:
-                    return member, file, known
-        return None
+        yield from content(data, found.member.name, ref, self._full)
 
     def wrong_archives(self) -> Iterator[tuple[str, int, str]]:
         for name, asked in sorted(self._asked.items()):
             found = self._found[name]
             if asked >= _ENOUGH and found < asked * _FEW:
-                index, file = self._archives[name][0]
+                index, file = (
+                    index_of(self._work, self._first[name]),
+                    self._files[table_name(self._work, self._first[name])],
+                )
                 holds = next((member.name for member in index), "nothing")
                 why = f"{Path(str(file.name)).name} has {found} of {asked}; asked for {self._example[name]}"
                 yield name, asked - found, f"{why}, it holds {holds}"
 
 
 class _InFolder(Pictures):
-    def __init__(self, find: Find, full: bool) -> None:
+    def __init__(self, find: Find, mended: bool, full: bool) -> None:
         super().__init__([])
-        self._find, self._full = find, full
+        self._find, self._mended, self._full = find, mended, full
 
     def of_row(self, row: Any, refs: list[str], about: readers.About) -> Found:
         for ref in refs:
             try:
-                data = self._find(ref)
+                data, repaired = self._find(ref)
             except BadImage as error:
                 yield ("missing" if error.reason in ("missing", "outside") else "unreadable"), ref
                 continue
+            if repaired:
+                yield ("extension_known" if self._mended else "extension"), f"{ref} is there under another extension"
             yield from content(data, ref, ref, self._full)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import load_settings, open_run, placed
+from datakit.commands.options import load_settings, named, open_run, placed
 from datakit.errors import Incomplete
 
 if TYPE_CHECKING:
@@ -47,20 +47,18 @@ def check(
     """
     from datakit import audit, checks
     from datakit.progress import Progress
-    from datakit.run import choose
     from datakit.shards import parse_shards
 
-    left_out = tuple(one.strip() for one in (without or "").split(",") if one.strip())
-    run = open_run(load_settings(**place), name, limit=limit, without=left_out, accept=accept)
+    run = open_run(load_settings(**place), name, limit=limit, without=named(without), accept=accept)
     run.permit()
-    choose(run.store, run.folder, run.choices)
+    audit.note(run, accepted=run.choices.accepted)  # --without is of this look only
     with Progress(run.folder) as progress:
         chosen = parse_shards(shards) if shards is not None else None
         report = checks.check(run, full=full, shards=chosen, tell=progress.tell)
     mends = repair and "extension" in report.found
     mended = report.mend() if mends else 0
     if mends:
-        audit.repair_always(run, tuple(sorted({*run.choices.repairs, "extension"})))
+        audit.note(run, repairs=tuple(sorted({*run.choices.repairs, "extension"})))
     if as_json:
         import json
 

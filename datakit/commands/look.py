@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -130,7 +131,8 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
         for field in one.differs:
             click.echo(f"    made by another recipe: {field}")
         came = max(1, one.rows + sum(one.dropped.values()))
-        for what, counts in (("dropped", one.dropped), ("failed", one.faults)):
+        failed = Counter({reason: n for reason, n in one.faults.items() if reason not in one.dropped})
+        for what, counts in (("dropped", one.dropped), ("failed", failed)):
             for reason, n in counts.most_common():
                 again = "  --retry may help" if what == "failed" and one.by_url and may_pass(reason) else ""
                 click.echo(f"    {what:8} {reason:18} {n:>12,}  {n / came:6.1%}{again}")
@@ -213,16 +215,29 @@ def _archives(run: Run, as_json: bool) -> None:
     from datakit.store import free_bytes
     from datakit.web import downloads
 
-    work = run.work(run.steps[0])
+    work, sources = run.work(run.steps[0]), run.manifest.images.sources
+    by_hand = {a: source.obtain for source in sources.values() if source.obtain for a in source.archives()}
     found: list[dict[str, Any]] = []
     for label, address in run.manifest.addresses().items():
-        one: dict[str, Any] = {"name": label, "address": address, "here": intact(work.local(address))}
-        try:
-            one["bytes"] = downloads.head(address, hosts=run.hosts).size_bytes
-        except DownloadError as error:
-            one["problem"] = str(error)
+        path = work.local(address)
+        one: dict[str, Any] = {"name": label, "address": address, "here": intact(path)}
+        if one["here"]:
+            one["bytes"] = path.stat().st_size
+        elif address in by_hand:
+            one["problem"] = by_hand[address]
+        else:
+            try:
+                one["bytes"] = downloads.head(address, hosts=run.hosts).size_bytes
+            except DownloadError as error:
+                one["problem"] = str(error)
         found.append(one)
-    missing = sum(one.get("bytes") or 0 for one in found if not one["here"])
+    rows = run.manifest.annotations
+    if rows.glob:  # only parts of such files are read
+        whole = run.manifest.expected.get("bytes_about")
+        found.append(
+            {"name": str(rows.files), "address": run.manifest.address(str(rows.files)), "here": False, "bytes": whole}
+        )
+    missing = sum({one["address"]: one.get("bytes") or 0 for one in found if not one["here"]}.values())
     free = free_bytes(run.store.downloads)
     if as_json:
         _json({"files": found, "bytes_to_download": missing, "free_bytes": free})

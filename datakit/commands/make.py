@@ -173,6 +173,8 @@ def executed(run: Run, task: Task, *, upto: str, first: str | None = None, shard
     memory.spare()
     if run.choices.recipe and task.recipe is None:
         click.echo(f"{run.folder}: recipe {run.recipe!r}, as it was chosen before")
+    if run.choices.without and task.without is None:
+        click.echo(f"{run.folder}: without {', '.join(run.choices.without)}, as it was chosen before")
     with Progress(run.folder) as progress:
         report = execute(
             run,
@@ -228,7 +230,7 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
 
     settings = load_settings(**place)
     run = open_run(settings, name, limit=limit)
-    others = [other for other in audit.runs(run.store) if other.folder != run.folder]
+    others = [other for other in audit.runs(run.store, strict=True) if other.folder != run.folder]
     files = audit.superfluous(run, others)
     if not dry_run:
         audit.clean(run, files)
@@ -256,6 +258,10 @@ def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
     run = open_run(load_settings(**place), name)
     address, done = builder.adopt(run, Path(file), wanted)
     click.echo(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
+    sources = run.manifest.images.sources
+    if given_up := [s for s in run.choices.without if address in map(run.manifest.at_commit, sources[s].archives())]:
+        left = ",".join(s for s in run.choices.without if s not in given_up)
+        click.echo(f"{given_up[0]} was given up: `datakit fetch {name} --without '{left}' --rebuild` takes it up again")
 
 
 @click.command()
@@ -273,6 +279,8 @@ def pin(name: str, out: str | None, **place: Any) -> None:
     from datakit.store import publish_file
 
     run = open_run(load_settings(**place), name)
+    if run.manifest.lost:
+        run.permit()
     pinned = builder.pin(run)
     path = Path(out) if out else catalogue.find("manifests", f"{name}.toml").with_suffix(".sums")
     publish_file(path, manifest.sums(name, pinned).encode())

@@ -54,7 +54,7 @@ class Task:
     rebuild: bool
     recipe: str | None
     tolerates: float | None
-    without: tuple[str, ...]
+    without: tuple[str, ...] | None
     accept: bool
 
     def run(self, name: str, **choices: Any) -> Run:
@@ -83,8 +83,7 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         if rebuild and slice_of:
             raise UsageError("--rebuild with --slice would remove what another slice makes: rebuild first, then slice")
         choices: dict[str, Any] = {"slice_of": slice_of, "limit": limit, "rebuild": rebuild, "recipe": recipe}
-        left_out = tuple(name.strip() for name in (without or "").split(",") if name.strip())
-        task = Task(settings=settings, tolerates=tolerates, without=left_out, accept=accept, **choices)
+        task = Task(settings=settings, tolerates=tolerates, without=named(without), accept=accept, **choices)
         return command(*args, task=task, **rest)
 
     for option in (
@@ -99,11 +98,20 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--rebuild", is_flag=True, help="Remove what another recipe made, and make it again."),
         click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's. [what was chosen before]"),
-        click.option("--without", metavar="SOURCE,…", help="Sources of pictures to give up, e.g. sam,wikiart."),
+        click.option(
+            "--without",
+            metavar="SOURCE,…",
+            help="Sources of pictures to give up, e.g. sam,wikiart; '' for none. [as before]",
+        ),
         click.option("--accept-licence", "accept", is_flag=True, help="You accept the terms that a dataset has."),
     ):
         with_task = option(with_task)
     return placed(paced(with_task))
+
+
+def named(text: str | None) -> tuple[str, ...] | None:
+    """The names of a list with commas; None when none was given, which isn't the same as an empty one."""
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def paced(command: F) -> F:

@@ -61,10 +61,11 @@ def _runs(task: Task, datasets: list[str]) -> dict[str, Run]:
 
     has = {dataset: manifest.load(dataset).images.sources for dataset in dict.fromkeys(datasets)}
     every = {source for sources in has.values() for source in sources}
-    if unknown := set(task.without) - every:
+    if unknown := set(task.without or ()) - every:
         raise UsageError(f"no dataset of {task.recipe!r} has a source {min(unknown)!r}. {nearest(min(unknown), every)}")
+    given = task.without
     return {
-        dataset: task.run(dataset, without=tuple(one for one in task.without if one in sources))
+        dataset: task.run(dataset, without=given and tuple(one for one in given if one in sources))
         for dataset, sources in has.items()
     }
 

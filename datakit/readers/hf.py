@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from datakit.errors import ManifestError, shortlist
 from datakit.readers import About
-from datakit.readers.llava import MARK, Row, _alternate, _parts
+from datakit.readers.llava import MARK, Row, alternate, parts_of
 from datakit.record import Message, Part, problem
 from datakit.tables import REFS
 
@@ -89,7 +89,7 @@ def conversation(turns: Any, n_pictures: int) -> list[Message] | str:
     if isinstance(turns, str):
         try:
             turns = msgspec.json.decode(turns)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return "malformed"
     if not isinstance(turns, list):
         return "malformed"
@@ -109,7 +109,7 @@ def conversation(turns: Any, n_pictures: int) -> list[Message] | str:
             if content is None:
                 return "malformed"
             messages.append(Message(role=role, content=content))  # type: ignore[arg-type]
-    if not _alternate(messages) and [message.role for message in messages] != ["assistant"]:  # a pair or a document
+    if not alternate(messages) and [message.role for message in messages] != ["assistant"]:  # a pair or a document
         return "roles"
     return _with_marks(messages, n_pictures)
 
@@ -140,7 +140,7 @@ def _either(turn: dict[str, Any], *names: str) -> Any:
 def _content(value: Any, marks: bool) -> list[Part] | None:
     """The parts of a turn; None for what is neither a text nor a list of parts."""
     if isinstance(value, str):
-        return _parts(value) if marks and MARK in value else [Part(type="text", text=value)]
+        return parts_of(value) if marks and MARK in value else [Part(type="text", text=value)]
     if not isinstance(value, list):
         return None
     parts: list[Part] = []

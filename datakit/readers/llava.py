@@ -68,7 +68,7 @@ def read(row: Any, number: int) -> Row | str:
         if role is None:
             return "unknown_role"
         if refs and role == "user" and MARK in value:
-            content, marked = _parts(value), True
+            content, marked = parts_of(value), True
             if written(content) != value:
                 repairs.append("line_breaks")
         else:
@@ -76,7 +76,7 @@ def read(row: Any, number: int) -> Row | str:
         if len(turn) > 2:
             repairs.append("turn_keys")
         messages.append(Message(role=role, content=content))  # type: ignore[arg-type]
-    if not _alternate(messages):
+    if not alternate(messages):
         return "roles"
     if refs and not marked:
         first = next(i for i, m in enumerate(messages) if m.role == "user")
@@ -105,7 +105,7 @@ def _id(row: dict[str, Any], number: int) -> tuple[str, list[str]]:
     return str(found), repairs
 
 
-def _alternate(messages: list[Message]) -> bool:
+def alternate(messages: list[Message]) -> bool:
     """A system message at most at the start, then user and assistant in turns, an answer last."""
     roles = [m.role for m in messages]
     if roles[:1] == ["system"]:
@@ -113,7 +113,7 @@ def _alternate(messages: list[Message]) -> bool:
     return bool(roles) and roles == ["user", "assistant"] * (len(roles) // 2)
 
 
-def _parts(value: str) -> list[Part]:
+def parts_of(value: str) -> list[Part]:
     """Text and image parts of a turn with marks."""
     parts: list[Part] = []
     pieces = value.split(MARK)

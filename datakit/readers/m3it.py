@@ -121,7 +121,7 @@ def _instructions(about: About) -> list[str]:
         )
     try:
         found = msgspec.json.decode(about.beside)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _bad(about, f"aren't JSON: {error}") from error
     texts = _texts(found)
     if not texts:

@@ -35,7 +35,7 @@ def read(row: dict[str, Any], number: int) -> Row | str:
     try:
         told = msgspec.json.decode(row["json"]) if "json" in row else {}
         text = row["txt"].decode() if "txt" in row else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "malformed"
     if not isinstance(told, dict):
         return "malformed"

@@ -22,9 +22,12 @@ from datakit.archives.members import MAX_MEMBER_BYTES
 from datakit.errors import BadImage, SourceError
 from datakit.manifest import Manifest
 from datakit.stage import Out, Stage, Work
-from datakit.tables import LOCATED, Rows, failures, with_images, with_places
+from datakit.stages.locate import with_repair
+from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
 
-Find = Callable[[str], bytes]  # the bytes of a reference; raises BadImage with the outcome
+# The bytes of a reference, and whether they were found only by a repair; raises BadImage with the outcome.
+Find = Callable[[str], tuple[bytes, bool]]
+ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # tried in lower and upper case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,12 @@ class Extract(Stage):
     version: ClassVar[int] = 1
     rows_per_part: ClassVar[int | None] = 10_000  # some GB of photographs
     tars: ClassVar[bool] = True
+    reads_annotations: ClassVar[bool] = True
+    any_extension: bool = False  # of loose files: what `datakit check --repair` turns on
+
+    def identity(self, manifest: Manifest) -> dict[str, Any]:
+        said = super().identity(manifest)
+        return said if self.any_extension else {k: v for k, v in said.items() if k != "any_extension"}
 
     def prepare(self, work: Work) -> None:
         source = work.manifest.images
@@ -61,7 +70,7 @@ class Extract(Stage):
     def opened(self, parts: list[Rows], work: Work) -> Iterator[Find]:
         """One walk through upstream's rows for all the parts of a shard."""
         if work.manifest.images.by == "folder":
-            yield _Folder(work.manifest.images.folder)
+            yield Folder(work.manifest.images.folder, repair=self.any_extension)
         elif work.manifest.images.by == "inline" and parts:
             yield _Inline(numbered(work, parts[0].shard), work, parts[0].shard)
         else:
@@ -70,40 +79,26 @@ class Extract(Stage):
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         schema = self.schema(rows, work.manifest)
         for batch in rows.batches(size=256):
-            places = []
-            for key, found in zip(batch["key"].to_pylist(), batch["images"].to_pylist(), strict=True):
-                places.append([_place(key, at, len(found), one["ref"], out) for at, one in enumerate(found)])
+            places, mended = [], []
+            for key, refs in zip(batch["key"].to_pylist(), batch["images"].to_pylist(), strict=True):
+                made = [_place(key, at, len(refs), one["ref"], out) for at, one in enumerate(refs)]
+                places.append([place for place, _ in made])
+                mended.append(any(repaired for _, repaired in made))
                 out.fail(failures(places[-1]))
             work.tell(work.step, "bytes", sum(p["size_bytes"] or 0 for row in places for p in row))
-            yield with_places(batch, places, schema)
+            yield with_places(with_repair(batch, mended), places, schema)
 
 
-_NOWHERE: dict[str, Any] = dict.fromkeys(LOCATED.value_type.names)
-
-
-def _place(key: str, at: int, n: int, ref: str, out: Out) -> dict[str, Any]:
-    """Where picture `at` of the `n` of a row stands, once it is written; or why it doesn't."""
+def _place(key: str, at: int, n: int, ref: str, out: Out) -> tuple[dict[str, Any], bool]:
+    """Where picture `at` of the `n` of a row stands, once it is written, or why it doesn't; and if by a repair."""
     try:
-        data = out.source(ref)
+        data, repaired = out.source(ref)
         ext, width, height = images.inspect(data)
     except BadImage as error:
-        return {**_NOWHERE, "ref": ref, "outcome": error.reason}
+        return {**NOWHERE, "ref": ref, "outcome": error.reason}, False
     name = f"{key}.{ext}" if n == 1 else f"{key}.{at}.{ext}"
-    return {
-        **_NOWHERE,
-        "ref": ref,
-        "outcome": "ok",
-        "file": out.tar_name,
-        "offset": out.tar.add(name, data),
-        "stored_bytes": len(data),
-        "size_bytes": len(data),
-        "method": 0,
-        "checked": False,
-        "ext": ext,
-        "width": width,
-        "height": height,
-        "sha256": sha256(data).hexdigest(),
-    }
+    about = {"ext": ext, "width": width, "height": height, "sha256": sha256(data).hexdigest(), "checked": False}
+    return {**NOWHERE, "ref": ref, "outcome": "ok", **out.add(name, data), **about}, repaired
 
 
 class _Inline:
@@ -117,11 +112,11 @@ class _Inline:
         self._number = -1
         self._pictures: list[bytes | str] = []
 
-    def __call__(self, ref: str) -> bytes:
+    def __call__(self, ref: str) -> tuple[bytes, bool]:
         number, _, nth = ref.partition(".")
         if self._number != int(number):
             self._pictures = self._reader.pictures(self._row(int(number)), self._about)
-        return decoded(self._pictures[int(nth)] if int(nth) < len(self._pictures) else b"")
+        return decoded(self._pictures[int(nth)] if int(nth) < len(self._pictures) else b""), False
 
     def _row(self, wanted: int) -> Any:
         for number, row in self._rows:
@@ -134,7 +129,7 @@ class _Inline:
         )
 
 
-def _nowhere(ref: str) -> bytes:
+def _nowhere(ref: str) -> tuple[bytes, bool]:
     raise BadImage("missing", ref)
 
 
@@ -152,13 +147,29 @@ def decoded(picture: bytes | str) -> bytes:
         raise BadImage("not_an_image", f"not base64: {error}") from error
 
 
-class _Folder:
-    """Pictures by their path below a folder. What a path or a link names elsewhere is never opened."""
+class Folder:
+    """Pictures by their path below a folder. What a path or a link names elsewhere is never opened.
 
-    def __init__(self, folder: str) -> None:
-        self._folder = os.path.realpath(folder)
+    With `repair` one that isn't there is the one file that differs from it in its extension, if there is just one.
+    """
 
-    def __call__(self, ref: str) -> bytes:
+    def __init__(self, folder: str, *, repair: bool) -> None:
+        self._folder, self._repair = os.path.realpath(folder), repair
+
+    def __call__(self, ref: str) -> tuple[bytes, bool]:
+        try:
+            return self._read(ref), False
+        except BadImage as error:
+            stem, dot, _ = ref.rpartition(".")
+            if not self._repair or error.reason != "missing" or not dot:
+                raise
+            endings = [cased for ending in ENDINGS for cased in (ending, ending.upper())]
+            others = [stem + ending for ending in endings if Path(self._folder, stem + ending).is_file()]
+            if len(others) != 1:  # two would be a guess
+                raise
+            return self._read(others[0]), True
+
+    def _read(self, ref: str) -> bytes:
         if ref.startswith("/") or ".." in ref.split("/") or "\0" in ref:
             raise BadImage("outside", ref)
         try:

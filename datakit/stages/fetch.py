@@ -16,7 +16,7 @@ from datakit import images
 from datakit.errors import BadImage
 from datakit.manifest import Manifest
 from datakit.stage import Out, Stage, Work
-from datakit.tables import LOCATED, Rows, failures, with_images, with_places
+from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
 from datakit.web.crawl import Fetched, crawl
 
 if TYPE_CHECKING:
@@ -126,27 +126,11 @@ class Fetch(Stage):
         out.log.append({"key": key, "url": got.url, "outcome": got.outcome, "status": got.status, "ms": got.ms})
         picture = got.value
         if got.outcome != "ok" or picture is None:
-            return _NOWHERE | place
+            return NOWHERE | place
         name = f"{key}.{picture.ext}" if n == 1 else f"{key}.{at}.{picture.ext}"
-        return (
-            _NOWHERE
-            | place
-            | {
-                "file": out.tar_name,
-                "offset": out.tar.add(name, picture.data),
-                "stored_bytes": len(picture.data),
-                "size_bytes": len(picture.data),
-                "method": 0,
-                "checked": self.max_short_side_px is not None,
-                "ext": picture.ext,
-                "width": picture.width,
-                "height": picture.height,
-                "sha256": picture.sha256,
-            }
-        )
-
-
-_NOWHERE: dict[str, Any] = dict.fromkeys(LOCATED.value_type.names)
+        about = {name: getattr(picture, name) for name in ("ext", "width", "height", "sha256")}
+        checked = self.max_short_side_px is not None
+        return NOWHERE | place | out.add(name, picture.data) | about | {"checked": checked}
 
 
 @lru_cache(maxsize=1)  # a process takes many shards from one folder, and its index takes a while

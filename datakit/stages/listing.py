@@ -32,7 +32,8 @@ class Listing(Stage):
         said = super().identity(manifest)
         if self.separator == "\n":  # so that datasets to which it means nothing stay what they were
             del said["separator"]
-        told = {"inside": rows.inside, "beside": rows.beside, "columns": rows.columns}
+        inline = manifest.images.by == "inline"  # pictures have other names then
+        told = {"inside": rows.inside, "beside": rows.beside, "columns": rows.columns, "inline": inline}
         return {
             **said,
             "reader": manifest.reader,

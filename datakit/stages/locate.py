@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 from msgspec import structs
@@ -19,7 +19,7 @@ from datakit.fingerprint import plain
 from datakit.manifest import Manifest, Source
 from datakit.stage import Out, Stage, Work, intact
 from datakit.store import locked
-from datakit.tables import LOCATED, Rows, failures, with_images, with_places
+from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
 
 log = logging.getLogger(__name__)
 
@@ -105,55 +105,74 @@ class Locate(Stage):
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         schema = self.schema(rows, work.manifest)
-        # The longest prefix wins: vg/VG_100K_2/ is not vg/VG_100K/.
-        sources = sorted(work.manifest.images.sources.items(), key=lambda named: -len(named[1].prefix))
-        places_of = {
-            name: [(index_of(work, archive), _file(work, archive)) for archive in source.archives()]
-            for name, source in self.sources(work.manifest).items()
-        }
-        mends = "repairs" in schema.names
+        finder = Finder(self, work, repair=self.any_extension)
         for batch in rows.batches():
             places, mended = [], []
             for row in batch["images"].to_pylist():
-                found = [self._place(image["ref"], sources, places_of) for image in row]
-                places.append([place for place, _ in found])
-                mended.append(any(repaired for _, repaired in found))
+                found = [(image["ref"], finder(image["ref"])) for image in row]
+                places.append([_place(ref, one) for ref, one in found])
+                mended.append(any(isinstance(one, Found) and one.repaired for _, one in found))
                 out.fail([why for why in failures(places[-1]) if why != "left_out"])  # a choice, not a fault
-            if mends and any(mended):
-                batch = _with_repair(batch, mended)
-            yield with_places(batch, places, schema)
-
-    def _place(
-        self, ref: str, sources: list[tuple[str, Source]], places_of: dict[str, list[tuple[archives.Index, str]]]
-    ) -> tuple[dict[str, Any], bool]:
-        """Where a picture stands, and whether it was found only by a repair."""
-        place: dict[str, Any] = {**_NOWHERE, "ref": ref}
-        name, source = next(((n, s) for n, s in sources if ref.startswith(s.prefix)), (None, None))
-        if name is None or source is None:
-            return {**place, "outcome": "no_source"}, False
-        if name in self.without:
-            return {**place, "outcome": "left_out"}, False
-        for index, file in places_of[name]:
-            member = find(index, source, ref)
-            repaired = member is None and self.any_extension
-            if repaired:
-                member = under_another_extension(index, source, ref)
-            if member is not None:
-                return {
-                    **place,
-                    "outcome": "ok",
-                    "file": file,
-                    "offset": member.offset,
-                    "stored_bytes": member.stored_bytes,
-                    "size_bytes": member.size_bytes,
-                    "method": member.method,
-                    "crc32": member.crc32,
-                    "checked": False,
-                }, repaired
-        return {**place, "outcome": "missing"}, False
+            yield with_places(with_repair(batch, mended), places, schema)
 
 
-_NOWHERE: dict[str, Any] = dict.fromkeys(LOCATED.value_type.names)
+class Found(NamedTuple):
+    """What a reference means."""
+
+    source: str
+    file: str  # the archive, as tables name it
+    member: archives.Member
+    repaired: bool  # found under another extension, where the manifest doesn't say that this is so
+
+
+class Finder:
+    """Finds references in the archives of a dataset; with `repair` under another extension, too, if under none else."""
+
+    def __init__(self, stage: Locate, work: Work, *, repair: bool) -> None:
+        # The longest prefix wins: vg/VG_100K_2/ is not vg/VG_100K/.
+        self._sources = sorted(work.manifest.images.sources.items(), key=lambda named: -len(named[1].prefix))
+        self._archives = {
+            name: [(source, table_name(work, archive), index_of(work, archive)) for archive in source.archives()]
+            for name, source in stage.sources(work.manifest).items()
+        }
+        self._rules = (find, under_another_extension) if repair else (find,)
+
+    def sources(self, ref: str) -> list[str]:
+        """The sources of the longest prefix that a reference has."""
+        ref = ref.removeprefix("./")
+        fit = [(name, len(source.prefix)) for name, source in self._sources if ref.startswith(source.prefix)]
+        return [name for name, length in fit if length == fit[0][1]]
+
+    def __call__(self, ref: str) -> Found | str:
+        """What it means, or the outcome: no_source, left_out, missing."""
+        names = self.sources(ref)
+        ours = [name for name in names if name in self._archives]
+        if not ours:
+            return "left_out" if names else "no_source"
+        for rule in self._rules:  # first in all archives by the name it has, then in any by another
+            for name in ours:
+                for source, file, index in self._archives[name]:
+                    if (member := rule(index, source, ref.removeprefix("./"))) is not None:
+                        return Found(name, file, member, rule is not find)
+        return "missing"
+
+
+def _place(ref: str, found: Found | str) -> dict[str, Any]:
+    """Where a picture stands, or why it doesn't."""
+    if isinstance(found, str):
+        return {**NOWHERE, "ref": ref, "outcome": found}
+    return {
+        **NOWHERE,
+        "ref": ref,
+        "outcome": "ok",
+        "file": found.file,
+        "offset": found.member.offset,
+        "stored_bytes": found.member.stored_bytes,
+        "size_bytes": found.member.size_bytes,
+        "method": found.member.method,
+        "crc32": found.member.crc32,
+        "checked": False,
+    }
 
 
 def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]]) -> str:
@@ -185,13 +204,15 @@ def index_of(work: Work, archive: str) -> archives.Index:
     return open_index(archives.index_path(work.local(archive)))
 
 
-def _file(work: Work, archive: str) -> str:
+def table_name(work: Work, archive: str) -> str:
     """An archive as tables name it."""
     return f"downloads/{work.local(archive).relative_to(work.store.downloads).as_posix()}"
 
 
-def _with_repair(batch: pa.RecordBatch, mended: list[bool]) -> pa.RecordBatch:
+def with_repair(batch: pa.RecordBatch, mended: list[bool]) -> pa.RecordBatch:
     """The batch with `extension` among the repairs of some of its rows."""
+    if not any(mended) or "repairs" not in batch.schema.names:
+        return batch
     repairs = [
         [*(old or []), "extension"] if new else old
         for old, new in zip(batch["repairs"].to_pylist(), mended, strict=True)

@@ -12,6 +12,7 @@ download that was killed begins again from nothing.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -139,14 +140,22 @@ def tried(ask: Callable[[], Got], failed: str) -> Got:
                 raise DownloadError(f"{failed}: {broken}. Run the same command again later") from broken
 
 
+def changed(address: str, into: Path) -> dict[str, str] | None:
+    """What stands for a file of this machine that was replaced since it was taken; None when it wasn't."""
+    source = parse(address)
+    path, file = Path(into, source.folder), Path(getattr(source, "path", ""))
+    if not isinstance(source, LocalFile) or not file.is_file() or not path.exists():
+        return None
+    here, there = path.stat(), file.stat()
+    if there.st_size == here.st_size and there.st_mtime_ns <= here.st_mtime_ns:
+        return None
+    return {"sha256": f"{there.st_size} bytes of {there.st_mtime_ns}"}
+
+
 def _local(file: Path, address: str, path: Path, into: Path) -> Downloaded:
     """A file of this machine, linked or copied; again when it was replaced since."""
     done = _finished(path, Expect())
-    try:
-        changed = file.stat().st_size != path.stat().st_size or file.stat().st_mtime_ns > path.stat().st_mtime_ns
-    except FileNotFoundError:
-        changed = file.is_file()
-    if done and not changed:
+    if done and path.exists() and not changed(address, into):
         return done
     if not file.is_file():
         raise DownloadError(f"there is no file {str(file)!r}, which the manifest names: has it moved?")
@@ -238,8 +247,16 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".download.json")
 
 
+def made_of(path: Path) -> list[Path]:
+    """What stands beside a download because it was made of it: an archive's index, a JSON that was taken out."""
+    inside = path.parent.glob(f"{glob.escape(path.name)}.inside.*")
+    return [path.with_name(f"{path.name}.index.parquet"), *(one for one in inside if one.suffix != ".lock")]
+
+
 def _declare(done: Downloaded, address: str) -> None:
-    """Writes the sidecar: from now on the file is finished."""
+    """Writes the sidecar: from now on the file is finished, and what was made of another in its place goes."""
+    for left in made_of(done.path):
+        left.unlink(missing_ok=True)
     said = {**asdict(done), "url": address}
     del said["path"]
     publish_file(_sidecar(done.path), json.dumps(said, indent=2).encode() + b"\n")
@@ -316,6 +333,8 @@ class _Part:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._handle)
+        if not self.size and self.version is None:  # upstream has no such file, or nothing came of it
+            self._file.unlink(missing_ok=True)
 
     @property
     def whole(self) -> bool:

@@ -2,15 +2,17 @@
 
 import io
 import json
+import os
 import zipfile
 
 import pytest
 
 from datakit import annotations, manifest
-from datakit.errors import DownloadError, Incomplete, SourceError, UsageError
+from datakit.errors import DownloadError, Incomplete, ManifestError, UsageError
 from datakit.run import Run
 from datakit.stage import Work
 from datakit.store import Store
+from datakit.web import downloads
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
 
@@ -121,6 +123,30 @@ def test_only_a_file_that_changed_makes_its_shards_stale(tmp_path):
     assert ids(both, 4) == [(7, "c2"), (8, "c3")]
 
 
+def test_a_file_with_other_rows_before_makes_the_next_files_shards_stale_too(tmp_path):
+    both = work(tmp_path, two_files(tmp_path))
+    annotations.prepare(both)
+    before = annotations.inputs(both, 3)
+
+    (tmp_path / "a.json").unlink()
+    (tmp_path / "a.json").write_text(json.dumps(rows(6, "a")))
+    annotations.prepare(both)
+
+    assert ids(both, 3) == [(6, "b0"), (7, "b1")]
+    assert annotations.inputs(both, 3) != before
+
+
+def test_a_file_of_this_machine_that_was_replaced_is_noticed_without_a_plan(tmp_path):
+    both = work(tmp_path, two_files(tmp_path))
+    annotations.prepare(both)
+    before = annotations.inputs(both, 0)
+
+    (tmp_path / "a.json").unlink()
+    (tmp_path / "a.json").write_text(json.dumps(rows(5, "other")))
+
+    assert annotations.inputs(both, 0) != before
+
+
 def zipped(**members):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
@@ -156,11 +182,11 @@ def test_one_zip_a_shard_is_read_without_those_that_upstream_never_had(tmp_path)
     assert not list((tmp_path / "root").rglob("rows.jsonl"))
 
 
-def test_a_zip_with_two_documents_where_one_was_due_is_put_aside(tmp_path):
+def test_a_zip_with_two_documents_where_one_was_due_is_told_with_what_it_holds(tmp_path):
     (tmp_path / "docs_0.jsonl.zip").write_bytes(zipped(a__jsonl=lines(1, "a"), b__jsonl=lines(1, "b")))
     found = work(tmp_path, SHARDS)
 
-    with pytest.raises(SourceError, match=r"has 2 members .* put aside"):
+    with pytest.raises(ManifestError, match=r"has 2 members .* it has a\.jsonl, b\.jsonl"):
         ids(found, 0)
 
 
@@ -185,6 +211,28 @@ by = "none"
     assert len(list((tmp_path / "root").rglob("*.inside.json"))) == 1
 
 
+def test_a_json_inside_is_taken_out_again_when_an_older_archive_takes_its_place(tmp_path):
+    text = """
+[annotations]
+format = "json"
+files = "https://example.org/all.zip"
+inside = "rows.json"
+rows_per_shard = 9
+[images]
+by = "none"
+"""
+    found = work(tmp_path, text)
+    for n in (3, 5):
+        path = tmp_path / f"{n}.zip"
+        path.write_bytes(zipped(rows__json=json.dumps(rows(n, "r"))))
+        os.utime(path, (1_000_000 // n, 1_000_000 // n))
+        downloads.bring(path, "https://example.org/all.zip", found.store.downloads)
+
+        annotations.prepare(found)
+
+        assert len(ids(found, 0)) == n
+
+
 BESIDE = """
 [annotations]
 format = "json"
@@ -206,7 +254,9 @@ def test_the_first_file_beside_that_is_there_is_given_to_the_reader(tmp_path):
     annotations.prepare(found)
 
     assert [annotations.about(found, shard).beside for shard in (0, 1)] == [b'["x"]', b'["y"]']
-    assert len(annotations.inputs(found, 1)) == 2
+    assert annotations.inputs(found, 1).keys() >= {
+        f"file://{tmp_path}/y/{name}" for name in ("train.jsonl", "instruction.json")
+    }
 
 
 def test_files_of_one_name_in_several_folders_are_called_by_their_paths(tmp_path):

@@ -72,10 +72,10 @@ def read(row: Any, number: int) -> Row | str:
             if written(content) != value:
                 repairs.append("line_breaks")
         else:
-            content = [Part(type="text", text=value)]
+            content = [Part("text", value)]  # by place: this is most of the time of a listing
         if len(turn) > 2:
             repairs.append("turn_keys")
-        messages.append(Message(role=role, content=content))  # type: ignore[arg-type]
+        messages.append(Message(role, content))  # type: ignore[arg-type]
     if not alternate(messages):
         return "roles"
     if refs and not marked:

@@ -10,7 +10,8 @@ Differs from the guide: files keep their names, no `?download=true` in them (ups
 after its backslash to mend (E5), and no second layout of folders for the scripts (E6). The script of the second
 stage reads the 332K by mistake; this takes ALLaVA's captions, as the guide says. ALLaVA's own files stand for
 CuMo's conversion of them, cumo_pft_allava.json. A picture that can't be read drops its record, counted; the scripts
-train on a black one in its place (E24). ALLaVA's archives are read when they are whole (E25), and at one commit (E27).
+train on a black one in its place (E24). ALLaVA's archives are read when they are whole (E25), and at one commit once
+they are pinned (E27).
 """
 
 from datakit.stage import Step

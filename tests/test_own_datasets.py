@@ -310,6 +310,16 @@ def test_a_folder_is_repaired_as_an_archive_is(user):
     assert [(record["attrs"]["id"], record["attrs"]["repairs"]) for record in records] == [("1", ["extension"])]
 
 
+def test_a_repair_can_be_turned_off_again(user):
+    sources = {"all": {"prefix": "", "archive": zipped(user.at / "r.zip", a__png=picture("blue", "PNG"))}}
+    user.dataset("mended", [row(1, "a.jpg")], sources)
+
+    on, looked, off = user("check mended --repair"), user("check mended"), user("check mended --no-repair")
+
+    assert [one.code for one in (on, looked, off)] == [0, 0, 1]
+    assert "datakit check mended --repair" in off.out
+
+
 def test_a_whole_dataset_and_a_part_of_it_make_no_mix(user):
     got = user("build-mix allava+allava.captions")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name")
-@click.option("--repair", is_flag=True, help="Keep rows whose only fault can be mended without guessing.")
+@click.option("--repair/--no-repair", default=None, help="Keep rows whose only fault can be mended without guessing.")
 @click.option("--full", is_flag=True, help="Read every picture whole, not only its first bytes.")
 @click.option("--shards", metavar="RANGE", help="Only these, e.g. 0-127 or 0,4-6. [all]")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="N rows of each annotation file.")
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @placed
 def check(
     name: str,
-    repair: bool,
+    repair: bool | None,
     full: bool,
     shards: str | None,
     limit: int | None,
@@ -43,15 +43,19 @@ def check(
     wrong or odd, with five examples each. Exit code 1 says that rows would be lost to faults as things are.
 
     --repair turns on what can be mended surely: a picture whose name has another extension in its archive is found
-    by the rest of its name, and its row says so in `repairs`.
+    by the rest of its name, and its row says so in `repairs`. --no-repair turns it off.
     """
     from datakit import audit, checks
     from datakit.progress import Progress
     from datakit.shards import parse_shards
 
-    run = open_run(load_settings(**place), name, limit=limit, without=named(without), accept=accept)
+    settings = load_settings(**place)
+    run = open_run(settings, name, limit=limit, without=named(without), accept=accept)
     run.permit()
     audit.note(run, accepted=run.choices.accepted)  # --without is of this look only
+    if repair is False and run.choices.repairs:
+        audit.note(run, repairs=())
+        run = open_run(settings, name, limit=limit, without=named(without))
     with Progress(run.folder) as progress:
         chosen = parse_shards(shards) if shards is not None else None
         report = checks.check(run, full=full, shards=chosen, tell=progress.tell)

@@ -248,8 +248,14 @@ DEFECTS = {
     "E10": ["recipe vila: no arguments that crash"],
     "E11": ["recipe vila: No counts to copy"],
     "E12": ["recipe vila: Every URL has an outcome", "tests/test_run.py::test_a_run_that_was_killed_goes_on"],
-    "E13": ["recipe vila: no tail to drop", "tests/test_chain.py::test_what_is_packed_and_what_is_dropped_add_up_to_what_came"],
-    "E14": ["recipe vila: the stride is whole numbers", "tests/datakit/test_sampled.py::test_all_steps_are_even_where_float32_has_steps_of_352_to_384"],
+    "E13": [
+        "recipe vila: no tail to drop",
+        "tests/test_chain.py::test_what_is_packed_and_what_is_dropped_add_up_to_what_came",
+    ],
+    "E14": [
+        "recipe vila: the stride is whole numbers",
+        "tests/datakit/test_sampled.py::test_all_steps_are_even_where_float32_has_steps_of_352_to_384",
+    ],
     "E15": [
         "recipe m3it_glued: upstream's form",
         "tests/test_recipes.py::test_m3it_and_mmc4_differ_from_their_other_forms_in_one_field",

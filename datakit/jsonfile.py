@@ -143,7 +143,8 @@ class _Source:
         self.size = path.stat().st_size
 
     def fail(self, at: int, what: str, then: str = _FETCH, cause: Exception | None = None) -> NoReturn:
-        raise SourceError(f"{str(self.path)!r}, byte {at}: {what}. {then}.") from cause
+        end = "" if then.endswith("?") else "."
+        raise SourceError(f"{str(self.path)!r}, byte {at}: {what}. {then}{end}") from cause
 
     def cut_short(self, doing: str) -> NoReturn:
         self.fail(self.size, f"cut short, {doing}")

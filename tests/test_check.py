@@ -141,7 +141,7 @@ def test_the_table_names_rows_ids_and_values(user):
     [
         (row(0, "<image>\nQ", ""), {"empty_value": 1}),
         (row(0, "<image>\nQ", "A", "Q"), {"roles": 1}),
-        ({**row(0), "conversations": said("Q", "A", "Q2", "A2")[1:]}, {"first_turn": 1, "no_mark": 1}),
+        ({**row(0), "conversations": said("Q", "A", "Q2", "A2")[1:]}, {"first_turn": 1}),
         ({**row(0), "conversations": said("<image>\nQ", "A")[::-1]}, {"first_turn": 1, "roles": 1}),
         (row(0, "<image>\n<image>\nQ", "A"), {"image_marks": 1}),
         (row(0, "Q", "A"), {"no_mark": 1}),
@@ -294,7 +294,7 @@ def test_loose_files_are_looked_at(mine, tmp_path):
 
     got = mine(rows, by=f'folder"\nfolder = "{tmp_path}/loose', recipe="inline")()
 
-    assert counts(got) == {"gif_named_jpg": 1, "missing": 2}
+    assert counts(got) == {"gif_named_jpg": 1, "missing": 1, "outside": 1}
 
 
 @pytest.mark.parametrize("file", ["cleaned_labels.json", "q-instruct-images.tar"])

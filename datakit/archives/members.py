@@ -87,7 +87,8 @@ class ArchiveFile:
         return pread(self.fd, n, offset)
 
     def fail(self, at: int, what: str, then: str = "Fetch it again") -> NoReturn:
-        raise ArchiveError(f"{str(self.path)!r}, byte {at}: {what}. {then}.")
+        end = "" if then.endswith("?") else "."
+        raise ArchiveError(f"{str(self.path)!r}, byte {at}: {what}. {then}{end}")
 
 
 def clean_name(raw: bytes | str, skipped: Counter[str]) -> str | None:

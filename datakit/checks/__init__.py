@@ -44,6 +44,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "image_marks": ("<image> marks aren't as many as images", "dropped"),
     "missing": ("missing picture", "dropped"),
     "no_source": ("picture under no known prefix", "dropped"),
+    "outside": ("path that leaves the folder of pictures", "dropped"),
     "left_out": ("picture of a source that is done without", "left out"),
     "wrong_zip": ("wrong archive: it has few of its pictures or none", "dropped"),
     "html": ("HTML instead of a picture", "dropped"),
@@ -226,6 +227,7 @@ class _Checking:
         id = id_of(row)
         found = list(findings(row))
         if isinstance(record, str):
+            found = [one for one in found if FINDINGS[one[0]][1] == "dropped"]  # the rest is of rows that are kept
             if EXPLAINS.get(record, {record}).isdisjoint(name for name, _ in found):
                 found.append((record, ""))
             self._report.dropped += 1

@@ -140,7 +140,7 @@ class _InFolder(Pictures):
             try:
                 data, repaired = self._find(ref)
             except BadImage as error:
-                yield ("missing" if error.reason in ("missing", "outside") else "unreadable"), ref
+                yield (error.reason if error.reason in ("missing", "outside") else "unreadable"), ref
                 continue
             if repaired:
                 yield ("extension_known" if self._mended else "extension"), f"{ref} is there under another extension"

@@ -180,7 +180,13 @@ def _limited(work: Work, n_rows: int) -> int:
 
 
 def _download(work: Work, file: str) -> Downloaded:
-    return work.download(work.manifest.address(file))
+    try:
+        return work.download(work.manifest.address(file))
+    except DownloadError as error:
+        if work.manifest.annotations.shards is None or " no file " not in f" {error} ":
+            raise
+        more = "If upstream never had it, leave it out with --shards, or write its number into annotations.absent"
+        raise DownloadError(f"{str(error).rstrip('.')}. {more} of the manifest") from error
 
 
 def _planned(work: Work, file: str, sha256: str) -> _Kept:

@@ -94,7 +94,7 @@ class Ledger:
             if self.commits():
                 log.warning("%s/recipe.json is unreadable; commits are checked one by one", self.folder)
             self.store.write(f"{self.folder}/recipe.json", _pretty(recipe))
-        elif (differ := changes(_by_step(old), _by_step(recipe))) and not self._begun():
+        elif (differ := changes(by_step(old), by_step(recipe))) and not self._begun():
             self.store.write(f"{self.folder}/recipe.json", _pretty(recipe))  # nothing was ever made by the old one
         elif differ:
             raise RecipeChanged(
@@ -235,7 +235,7 @@ def _pretty(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"
 
 
-def _by_step(recipe: dict[str, Any]) -> dict[str, Any]:
+def by_step(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe with those of the steps before it side by side, so that a step more is told as such."""
     found = {name: value for name, value in recipe.items() if name != "after"}
     before: list[str] = []

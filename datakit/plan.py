@@ -18,6 +18,7 @@ from datakit import catalogue, manifest, mix, pipeline
 from datakit.errors import DatakitError, UsageError, nearest
 from datakit.fingerprint import changes
 from datakit.fingerprint import plain as plainly
+from datakit.ledger import by_step
 from datakit.run import Run
 from datakit.stage import Step, intact
 from datakit.stages.choose import ClipTop
@@ -182,7 +183,7 @@ def obstacles(runs: Iterable[Run], *, rebuild: bool = False) -> list[str]:
         fetch = run.steps[-2].stage
         absent = by_hand(fetch.sources(about), run.work(run.steps[-2])) if isinstance(fetch, Locate) else []
         if absent and not _finished(run):
-            found.append(asked_for(about.name, absent))
+            found.append(asked_for(about.name, absent, run.choices.without))
         if not rebuild and (differs := _differs(run)):
             found.append(f"{run.folder} was made by another recipe ({differs}). Take another --root, or --rebuild")
     return found
@@ -199,8 +200,8 @@ def _differs(run: Run) -> str:
     """The first field in which what is in the root was made otherwise; nothing when there is none."""
     for step in run.steps:
         old = run.ledger(step).recipe()
-        if old is not None and (lines := changes(old, run.step_recipe(step))):
-            return f"{step.name}: {lines[0]}"
+        if old is not None and (lines := changes(by_step(old), by_step(run.step_recipe(step)))):
+            return f"{step.name}: {max(lines, key=lambda line: line.startswith('steps before'))}"
     return ""
 
 

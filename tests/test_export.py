@@ -97,7 +97,10 @@ def test_every_kept_record_goes_all_the_way_round_up_to_its_repairs(packed, buil
             assert not isinstance(theirs["id"], str)
             theirs["id"] = str(theirs["id"])
         assert mine == theirs
-    assert {name for repair in repairs.values() for name in repair} <= {"id_type"}
+    assert {name for repair in repairs.values() for name in repair} <= {"id_type", "content_type"}
+    faults = getattr(upstream.expected, dataset).faults
+    odd = {int(key[-9:]) for key, fault in faults.items() if fault in ("gif_named_jpg", "png_palette", "png_16bit")}
+    assert {number for number, repair in repairs.items() if "content_type" in repair} == odd
     n_ids = sum("id_type" in repair for repair in repairs.values())
     assert (f"id_type {n_ids}" in got.out) == bool(n_ids)
 

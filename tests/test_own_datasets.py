@@ -346,3 +346,45 @@ def test_an_archive_that_was_given_up_and_is_brought_says_how_to_take_it_up(user
     assert "--without '' --rebuild" in brought.out
     assert "without far, as it was chosen before" in again.out
     assert taken_up.code == 0 and "left_out" not in taken_up.out
+
+
+@pytest.mark.parametrize("long", ["x" * 5000 + ".jpg", "d/" * 2500 + "x.jpg"])
+def test_a_name_that_no_file_can_have_is_missing(user, long):
+    (user.at / "loose").mkdir()
+    (user.at / "loose/a.jpg").write_bytes(picture("red"))
+    user.dataset("named", [row(1, "a.jpg"), row(2, long)], {}, images=f'by = "folder"\nfolder = "{user.at}/loose"')
+    text = (user.at / "own/manifests/named.toml").read_text()
+    (user.at / "own/manifests/named.toml").write_text(text.replace('"instruct"', '"inline"'))
+
+    looked = user("check named --repair")
+    got = user("build-mix named --fetch")
+
+    assert looked.code == 1 and "missing picture" in looked.out
+    assert got.code == 0, got
+    assert len(packed(user.root, "named")) == 1
+
+
+def test_a_picture_of_another_type_than_its_name_says_is_among_the_repairs(user):
+    sources = {
+        "all": {
+            "prefix": "",
+            "archive": zipped(user.at / "t.zip", a__jpg=picture("blue", "PNG"), b__jpg=picture("red")),
+        }
+    }
+    user.dataset("typed", [row(1, "a.jpg"), row(2, "b.jpg")], sources)
+
+    assert user("build-mix typed --fetch").code == 0
+
+    records = [json.loads(line) for line in _records(user.root, "typed")]
+    assert [record["attrs"].get("repairs") for record in records] == [["content_type"], None]
+
+
+def test_a_second_source_that_is_given_up_doesnt_take_the_first_up_again(user):
+    sources = {
+        name: {"prefix": f"{name}/", "archive": f"https://example.org/{name}.zip", "obtain": "Ask."} for name in "ab"
+    }
+    user.dataset("two", [row(1, "a/1.jpg"), row(2, "b/1.jpg")], sources)
+
+    got = user("fetch two --without a")
+
+    assert got.code == 1 and "--without a,b" in got.err

@@ -11,6 +11,7 @@ from typing import Any
 from datakit import archives, jsonfile
 from datakit.add import Found
 from datakit.errors import UsageError, shortlist
+from datakit.stages.extract import is_file
 
 REFS = 2000  # references to pictures that are compared with an archive's names
 ROWS_PER_SHARD = 5000
@@ -19,7 +20,7 @@ TURNS = ("messages", "conversations", "conversation", "texts")  # names of colum
 
 def look(path: Path, pictures: Path | None) -> Found:
     """A JSON in LLaVA's form or with messages, and a folder or an archive of its pictures."""
-    path = path.absolute()
+    path = path.resolve()
     n_rows = 0
     refs: list[str] = []
     first: list[Any] = []
@@ -37,11 +38,11 @@ def look(path: Path, pictures: Path | None) -> Found:
     elif pictures is None:
         raise UsageError(f"{path.name} names pictures such as {refs[0]!r}: say where they are with --images")
     elif pictures.is_dir():
-        _folder(found, pictures.absolute(), refs)
+        _folder(found, pictures.resolve(), refs)
     else:
         names = [member.name for member in archives.members(pictures)]
         found.recipe = "instruct"
-        archive, _ = source(found, "all", pictures.absolute().as_uri(), refs, names)
+        archive, _ = source(found, "all", pictures.resolve().as_uri(), refs, names)
         found.images = {"by": "path", "sources": {"all": archive}}
     found.note("licence", found.licence)
     return found
@@ -51,7 +52,7 @@ def _folder(found: Found, folder: Path, refs: list[str]) -> None:
     """The folder that references start from: the one that was named, or one above it."""
     refs = [ref for ref in refs if not ref.startswith("/") and ".." not in ref.split("/")] or ["(paths elsewhere)"]
     places = (folder, *folder.parents[:3])
-    counts = {above: sum(_is_file(above / ref) for ref in refs) for above in places}
+    counts = {above: sum(is_file(above / ref) for ref in refs) for above in places}
     best = max(counts, key=lambda above: counts[above])
     best = best if counts[best] else folder
     found.images = {"by": "folder", "folder": str(best)}
@@ -59,13 +60,6 @@ def _folder(found: Found, folder: Path, refs: list[str]) -> None:
     if not counts[best]:
         text += f"; rows name them as {refs[0]!r}, so write the folder above that into images.folder"
     found.note("pictures", text, problem=not counts[best])
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that no file can have
-        return False
 
 
 def json_rows(found: Found, rows: list[Any], name: str) -> str:

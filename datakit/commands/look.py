@@ -209,22 +209,30 @@ def _show_forecast(run: Run, found: Forecast, jobs: int) -> None:
 
 def _archives(run: Run, as_json: bool) -> None:
     """What upstream says of each file of a dataset in archives, and whether there is room for them."""
-    from datakit.errors import DownloadError
+    import posixpath
+
+    from datakit.errors import DownloadError, shortlist
     from datakit.progress import size_text
     from datakit.stage import intact
+    from datakit.stages.locate import by_hand
     from datakit.store import free_bytes
     from datakit.web import downloads
 
     work, sources = run.work(run.steps[0]), run.manifest.images.sources
-    by_hand = {a: source.obtain for source in sources.values() if source.obtain for a in source.archives()}
+    given_up = {run.manifest.at_commit(a) for name in run.choices.without for a in sources[name].archives()}
     found: list[dict[str, Any]] = []
+    for name, source, archives in by_hand(sources, work):
+        if name not in run.choices.without:
+            text = f"{shortlist(posixpath.basename(a) for a in archives)}. {source.obtain}"
+            found.append({"name": name, "address": source.archive, "here": False, "problem": text})
+        given_up |= {run.manifest.at_commit(archive) for archive in archives}
     for label, address in run.manifest.addresses().items():
+        if address in given_up:
+            continue
         path = work.local(address)
         one: dict[str, Any] = {"name": label, "address": address, "here": intact(path)}
         if one["here"]:
             one["bytes"] = path.stat().st_size
-        elif address in by_hand:
-            one["problem"] = by_hand[address]
         else:
             try:
                 one["bytes"] = downloads.head(address, hosts=run.hosts).size_bytes
@@ -232,25 +240,27 @@ def _archives(run: Run, as_json: bool) -> None:
                 one["problem"] = str(error)
         found.append(one)
     rows = run.manifest.annotations
-    if rows.glob:  # only parts of such files are read
-        whole = run.manifest.expected.get("bytes_about")
-        found.append(
-            {"name": str(rows.files), "address": run.manifest.address(str(rows.files)), "here": False, "bytes": whole}
-        )
+    terms = run.manifest.accept if run.choices.accepted != run.manifest.accept else ""
     missing = sum({one["address"]: one.get("bytes") or 0 for one in found if not one["here"]}.values())
     free = free_bytes(run.store.downloads)
     if as_json:
-        _json({"files": found, "bytes_to_download": missing, "free_bytes": free})
+        _json({"files": found, "terms": terms, "bytes_to_download": missing, "free_bytes": free})
     else:
         for one in found:
             size = size_text(one["bytes"]) if one.get("bytes") is not None else "size unknown"
             state = one.get("problem") or ("here" if one["here"] else "can be had")
             click.echo(f"    {one['name']:24} {size:>12}  {state}")
+        if terms:
+            click.echo(f"    terms: {terms.rstrip('.')}; --accept-licence accepts them")
+        if rows.glob:
+            whole = run.manifest.expected.get("bytes_about")
+            most = f" of {size_text(whole)}" if whole else ""
+            click.echo(f"    {rows.files}: parts{most} are read, by ranges, and not kept")
         short = "  NOT ENOUGH" if free < 2 * missing else ""
         click.echo(
             f"to download {size_text(missing)}, and about as much again for `build-mix`; free {size_text(free)}{short}"
         )
-    if any("problem" in one for one in found):
+    if terms or any("problem" in one for one in found):
         sys.exit(1)
 
 

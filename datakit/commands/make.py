@@ -221,9 +221,10 @@ def _show_mix(mix: Mix, where: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @placed
 def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
-    """Remove what is packed and not needed any more.
+    """Remove what later steps have made superfluous.
 
-    Archives and tables that later steps have made superfluous; says how much, and never runs by itself.
+    Tables and tars whose next step is done, and downloads that nothing needs any more; says how much, and never runs
+    by itself.
     """
     from datakit import audit
     from datakit.progress import size_text

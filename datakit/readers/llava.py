@@ -16,6 +16,9 @@ attribute `repairs` names in what:
     line_breaks  a mark without a line break on either side, or with one too many
     turn_keys    a turn has more than `from` and `value`
 
+Later steps add `extension` (datakit/stages/locate.py) and `content_type`, for a picture whose name says that it is of
+another type than it is (datakit/stages/pack.py).
+
 Other keys of a row, such as `model`, aren't kept.
 """
 

@@ -147,6 +147,14 @@ def decoded(picture: bytes | str) -> bytes:
         raise BadImage("not_an_image", f"not base64: {error}") from error
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; no, for a name that none can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 class Folder:
     """Pictures by their path below a folder. What a path or a link names elsewhere is never opened.
 
@@ -164,7 +172,7 @@ class Folder:
             if not self._repair or error.reason != "missing" or not dot:
                 raise
             endings = [cased for ending in ENDINGS for cased in (ending, ending.upper())]
-            others = [stem + ending for ending in endings if Path(self._folder, stem + ending).is_file()]
+            others = [stem + ending for ending in endings if is_file(Path(self._folder, stem + ending))]
             if len(others) != 1:  # two would be a guess
                 raise
             return self._read(others[0]), True

@@ -65,7 +65,7 @@ class Locate(Stage):
                 raise UsageError(f"{work.manifest.name!r} has no source {name!r} to do without. {nearest(name, every)}")
         absent = by_hand(self.sources(work.manifest), work)
         if absent:
-            raise DownloadError(asked_for(work.manifest.name, absent))
+            raise DownloadError(asked_for(work.manifest.name, absent, self.without))
 
     def prepare(self, work: Work) -> None:
         self.check(work)
@@ -175,8 +175,8 @@ def _place(ref: str, found: Found | str) -> dict[str, Any]:
     }
 
 
-def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]]) -> str:
-    """What a person has to get, and how to go on with it or without."""
+def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]], without: tuple[str, ...]) -> str:
+    """What a person has to get, and how to go on with it or without it and what is given up already."""
     files = {name: [posixpath.basename(archive) for archive in archives] for name, _, archives in absent}
     lines = [f"  {name}: {shortlist(files[name])}. {source.obtain}" for name, source, _ in absent]
     return "\n".join(
@@ -184,7 +184,7 @@ def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]]) -> str:
             f"some archives of {dataset!r} can't be downloaded by a program:",
             *lines,
             f"Get them and run `datakit adopt {dataset} …/{files[absent[0][0]][0]}` for each, "
-            f"or give up their pictures with --without {','.join(files)}",
+            f"or give up their pictures with --without {','.join([*without, *files])}",
         ]
     )
 

@@ -31,6 +31,7 @@ from datakit.tables import CORE, PACKED, Rows, as_batches, failures, with_images
 SAMPLES_PER_TAR = 5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
 Missing = Literal["drop_sample", "drop_image"]
 _HIDDEN = {"file", "offset", "stored_bytes", "method", "crc32", "checked", "outcome", "size_bytes", "ext", "status"}
+_TYPES = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "gif": "gif", "webp": "webp", "bmp": "bmp"}  # by extension
 _DROPPED = "images_dropped"  # the attribute of a document that lost pictures
 
 
@@ -105,10 +106,14 @@ class Pack(Stage):
             out.drop(failed[0])  # its fault was counted by fetch
             return None
         try:
-            return _Kept(row, [self._picture(image, files) for image in row["images"]])
+            pictures = [self._picture(image, files) for image in row["images"]]
         except BadImage as error:
             out.reject(error.reason)
             return None
+        repairs = row.get("repairs") or []
+        if "repairs" in row and "extension" not in repairs and any(misnamed for _, misnamed in pictures):
+            row = {**row, "repairs": [*repairs, "content_type"]}
+        return _Kept(row, [picture for picture, _ in pictures])
 
     def _what_is_left(self, row: dict[str, Any], about: dict[str, Any], files: _Files, out: Out) -> _Kept | None:
         """A document with the pictures that can be had, matched again if one can't."""
@@ -120,7 +125,7 @@ class Pack(Stage):
                 gone[at] = image["outcome"]  # its fault was counted by fetch
                 continue
             try:
-                pictures[at] = self._picture(image, files)
+                pictures[at], _ = self._picture(image, files)
             except BadImage as error:
                 gone[at] = error.reason
                 faults.append(error.reason)
@@ -143,11 +148,14 @@ class Pack(Stage):
             return None
         return _Kept({**row, "images": [row["images"][at] for at in order]}, [pictures[at] for at in order])
 
-    def _picture(self, image: dict[str, Any], files: _Files) -> images.Picture:
+    def _picture(self, image: dict[str, Any], files: _Files) -> tuple[images.Picture, bool]:
+        """A picture as it is stored, and whether its name says that it is of another type than it is."""
         data = files.read(image)
         if image["checked"]:
-            return images.Picture(data, image["ext"], image["width"], image["height"], False)
-        return images.normalise(data, max_short_side_px=self.max_short_side_px, quality=self.quality)
+            return images.Picture(data, image["ext"], image["width"], image["height"], False), False
+        made = images.normalise(data, max_short_side_px=self.max_short_side_px, quality=self.quality)
+        said = _TYPES.get(image["ref"].rpartition(".")[2].lower())
+        return made, said is not None and said != images.sniff(data)
 
     def _write(self, row: dict[str, Any], pictures: list[images.Picture], work: Work, out: Out) -> dict[str, Any]:
         key, messages = row["key"], decode_messages(row["messages"])

@@ -26,11 +26,11 @@ from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError
 from datakit.fingerprint import fingerprint
 from datakit.readers import About
 from datakit.stage import Work, known_file
-from datakit.store import locked, publish_file
+from datakit.store import locked, publish_file, published
 from datakit.web.downloads import Downloaded
 
 _PLAN = "list/plan.json"
-_MAX_JSON_BYTES = 2 << 30  # of a JSON inside an archive, which is taken out in one piece
+_MAX_JSON_BYTES = 16 << 30  # of a JSON inside an archive
 INSIDE = ".inside"  # what the name of such a JSON adds to its archive's
 
 
@@ -227,7 +227,7 @@ def _member(work: Work, path: Path) -> Path:
     with locked(out.with_name(f"{out.name}.lock")):
         if not out.exists() or not of.exists() or of.read_bytes() != sha256:
             of.unlink(missing_ok=True)
-            publish_file(out, _taken_out(path, inside))
+            _take_out(path, inside, out)
             publish_file(of, sha256)
     return out
 
@@ -241,12 +241,12 @@ def _json(work: Work, path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".inside-") as folder:
         out = Path(folder, f"rows{Path(inside).suffix}")
-        publish_file(out, _taken_out(path, inside))
+        _take_out(path, inside, out)
         yield out
 
 
-def _taken_out(path: Path, inside: str) -> bytes:
-    """The bytes of the member of an archive. Raises ManifestError when there is none of that name, or two."""
+def _take_out(path: Path, inside: str, out: Path) -> None:
+    """Writes the member of an archive to a file. Raises ManifestError when there is none of that name, or two."""
     ending = inside.removeprefix("*") if inside.startswith("*") else None
     named = [member for member in archives.members(path) if ".json" in member.name or member.name == inside]
     found = [member for member in named if member.name == inside or (ending and member.name.endswith(ending))]
@@ -256,8 +256,9 @@ def _taken_out(path: Path, inside: str) -> bytes:
             f"{str(path)!r} has {len(found)} members {inside!r} where one was expected; of JSON it has {there}. "
             "Name the one that is meant in annotations.inside of the manifest"
         )
-    with path.open("rb") as file:
-        return archives.read(file, found[0], max_bytes=_MAX_JSON_BYTES)
+    with path.open("rb", buffering=0) as file, published(out) as sink:
+        for piece in archives.pieces(file, found[0], max_bytes=_MAX_JSON_BYTES):
+            sink.write(piece)
 
 
 def near_by(work: Work, file: str) -> list[str]:

@@ -170,7 +170,7 @@ class Store:
     def publish(self, name: str) -> Iterator[Sink]:
         """A file that exists under its name when the block ends well, and not at all otherwise."""
         if self.local:
-            with _publish_local(self.path(name)) as sink:
+            with published(self.path(name)) as sink:
                 yield sink
             return
         with tempfile.TemporaryDirectory(prefix="datakit-") as folder:
@@ -276,7 +276,8 @@ def _finished(sink: Sink) -> Iterator[Sink]:
 
 
 @contextmanager
-def _publish_local(final: Path) -> Iterator[Sink]:
+def published(final: Path) -> Iterator[Sink]:
+    """A file outside the root that stands under its name only when the block has ended well."""
     temporary = final.with_name(f".{final.name}.{_HOST}~{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -297,7 +298,7 @@ def _publish_local(final: Path) -> Iterator[Sink]:
 
 def publish_file(path: Path, data: bytes) -> None:
     """Publishes bytes at a path outside the root (a `.sums` file, a download's sidecar)."""
-    with _publish_local(path) as sink:
+    with published(path) as sink:
         sink.write(data)
 
 

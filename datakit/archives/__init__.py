@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datakit.archives.members import MAX_MEMBER_BYTES, ArchiveFile, Member, read
+from datakit.archives.members import MAX_MEMBER_BYTES, ArchiveFile, Member, pieces, read
 from datakit.archives.tarwalk import BLOCK, is_header, tar_members
 from datakit.archives.zipwalk import zip_members
 from datakit.errors import ArchiveError
 from datakit.store import publish_file
 
-__all__ = ["Archive", "Index", "Member", "index", "index_path", "members", "read", "write_index"]
+__all__ = ["Archive", "Index", "Member", "index", "index_path", "members", "pieces", "read", "write_index"]
 
 _PICTURES = {ext: rank for rank, ext in enumerate(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"))}
 _OTHERS = {

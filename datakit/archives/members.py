@@ -11,13 +11,15 @@ import os
 import re
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 from datakit.errors import ArchiveError
 
 STORED, DEFLATED = 0, 8
 MAX_MEMBER_BYTES = 256 << 20
+_PIECE = 1 << 20
 _HOSTILE = re.compile(r"^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]|(?:^|/)\.\.(?:/|$)")
 
 
@@ -59,6 +61,43 @@ def read(file: int | IO[bytes], member: Member, *, max_bytes: int = MAX_MEMBER_B
     if member.crc32 is not None and zlib.crc32(data) != member.crc32:
         _lie(member, "its checksum differs")
     return data
+
+
+def pieces(file: IO[bytes], member: Member, *, max_bytes: int) -> Iterator[bytes]:
+    """The same, a piece at a time for a member that is large; what came is only good when all has come."""
+    if member.size_bytes > max_bytes:
+        _lie(member, f"{member.size_bytes} bytes, above the ceiling of {max_bytes}")
+    if member.method not in (STORED, DEFLATED):
+        _lie(member, f"method {member.method!r} is neither stored (0) nor deflate (8)")
+    inflate = zlib.decompressobj(-15) if member.method == DEFLATED else None
+    at, end, size, crc = member.offset, member.offset + member.stored_bytes, 0, 0
+    while at < end:
+        data = pread(file.fileno(), min(_PIECE, end - at), at)
+        if not data:
+            _lie(member, "the archive is cut short")
+        at += len(data)
+        for piece in [data] if inflate is None else _inflated(inflate, data, member):
+            size, crc = size + len(piece), zlib.crc32(piece, crc)
+            if size > member.size_bytes:
+                _lie(member, f"more than the {member.size_bytes} bytes that are stated")
+            yield piece
+    if size != member.size_bytes or (inflate is not None and not inflate.eof):
+        _lie(member, f"{size} bytes where {member.size_bytes} are stated")
+    if member.crc32 is not None and crc != member.crc32:
+        _lie(member, "its checksum differs")
+
+
+def _inflated(inflate: Any, data: bytes, member: Member) -> Iterator[bytes]:
+    """What some more of the compressed data becomes, no more than a piece at once."""
+    while True:
+        try:
+            piece = inflate.decompress(data, _PIECE)
+        except zlib.error as error:
+            raise ArchiveError(f"member {member.name!r}: {error}. Fetch the archive again.") from error
+        data = inflate.unconsumed_tail
+        if not piece and not data:
+            return
+        yield piece
 
 
 def _lie(member: Member, what: str) -> NoReturn:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from datakit import archives
 from datakit.archives import Archive, Index, Member, index, index_path, members, read, write_index
 from datakit.errors import ArchiveError
 
@@ -443,3 +444,44 @@ def test_mutated_archives_raise_nothing_but_archive_error(tmp_path, data):
         assert str(error)
     else:
         assert all(not name.startswith("/") for name in found)
+
+
+def long_member(tmp_path, method):
+    """A zip with one member of 5 MB, and where it stands."""
+    body = b"".join(b"%d, " % n for n in range(800_000)) + bytes(3_000_000)
+    path = tmp_path / "long.zip"
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("long.json", body)
+    (member,) = archives.members(path)
+    return path, member, body
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_long_member_comes_in_pieces_that_are_what_it_is(tmp_path, method):
+    path, member, body = long_member(tmp_path, method)
+
+    with path.open("rb") as file:
+        found = list(archives.pieces(file, member, max_bytes=len(body)))
+
+    assert b"".join(found) == body
+    assert max(map(len, found)) <= 1 << 20
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"size_bytes": 7},
+        {"size_bytes": 1 << 33},
+        {"size_bytes": 9_000_001},
+        {"stored_bytes": 5_000},
+        {"offset": 10**9},
+        {"crc32": 7},
+        {"method": 9},
+    ],
+)
+def test_a_long_member_that_isnt_what_is_stated_is_refused(tmp_path, method, lie):
+    path, member, body = long_member(tmp_path, method)
+
+    with path.open("rb") as file, pytest.raises(ArchiveError, match=r"long\.json"):
+        list(archives.pieces(file, member._replace(**lie), max_bytes=len(body)))

@@ -13,18 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from webserver import pictures
 
+from datakit.miniature.flan import SCHEMA as FLAN_SCHEMA
+
 COYO_GROUP = 800_000  # rows of a row group, as Spark's 128 MB blocks give
 FLAN_GROUP = 20_000
-FLAN = pa.schema(
-    [
-        ("inputs", pa.string()),
-        ("targets", pa.string()),
-        ("_template_idx", pa.int64()),
-        ("_task_source", pa.string()),
-        ("_task_name", pa.string()),
-        ("_template_type", pa.string()),
-    ]
-)
 DISTINCT = 400  # pictures; the others differ by a comment
 WORDS = (
     "a the of in on with red blue green old new small large wooden house boat river mountain street people "
@@ -96,11 +88,11 @@ def make_rows(path: Path, dataset: str, *, size: int = 0, rows: int = 0) -> int:
 
 
 def make_flan(path: Path, rows: int, seed: int) -> int:
-    """A Parquet file of FLAN's columns; returns the bytes of its `inputs` and `targets`."""
+    """A Parquet file of FLAN_SCHEMA's columns; returns the bytes of its `inputs` and `targets`."""
     rng = np.random.default_rng(seed)
     asked = pa.array([" ".join(rng.choice(WORDS, size=20)) + "?" for _ in range(20_000)])
     said = pa.array([" ".join(rng.choice(WORDS, size=3)) for _ in range(2_000)])
-    with pq.ParquetWriter(path, FLAN, compression="snappy") as writer:
+    with pq.ParquetWriter(path, FLAN_SCHEMA, compression="snappy") as writer:
         for start in range(0, rows, FLAN_GROUP):
             n = min(FLAN_GROUP, rows - start)
             number = pa.array(np.arange(start, start + n)).cast(pa.string())
@@ -109,7 +101,7 @@ def make_flan(path: Path, rows: int, seed: int) -> int:
             kinds = pa.array(["zs_opt"]).take(pa.array(np.zeros(n, np.int32)))
             task = pa.array(rng.integers(0, 10, n))
             columns = [inputs, targets, task, kinds, task.cast(pa.string()), kinds]
-            writer.write_table(pa.table(columns, FLAN), row_group_size=FLAN_GROUP)
+            writer.write_table(pa.table(columns, FLAN_SCHEMA), row_group_size=FLAN_GROUP)
     about = pq.read_metadata(path)
     groups = [about.row_group(k) for k in range(about.num_row_groups)]
     return sum(group.column(place).total_compressed_size for group in groups for place in (0, 1))

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -76,16 +76,12 @@ def shards(work: Work) -> list[int]:
 
 def counts(work: Work) -> dict[str, int]:
     """Rows by file of JSON that is cut. Raises Incomplete while nobody knows."""
-    plans = _kept(work)
-    files = work.manifest.annotations.listed()
-    if any(file not in plans for file in files):
-        raise Incomplete(f"{work.manifest.name!r} isn't listed yet: run `datakit fetch {work.manifest.name}`")
-    return {file: plans[file].plan.n_rows for file in files}
+    return {file: kept.plan.n_rows for file, kept in _planned_files(work).items()}
 
 
 def file_of(work: Work, shard: int) -> str:
     """The file that a shard is read from."""
-    return _place(work, shard)[0] if work.manifest.annotations.cut else work.manifest.file_of(shard)
+    return _cut(work, shard).file if work.manifest.annotations.cut else work.manifest.file_of(shard)
 
 
 def inputs(work: Work, shard: int) -> dict[str, str] | None:
@@ -93,13 +89,14 @@ def inputs(work: Work, shard: int) -> dict[str, str] | None:
     rows = work.manifest.annotations
     if rows.cut:
         try:
-            file, first, _ = _place(work, shard)
+            cut = _cut(work, shard)
         except Incomplete:
             return None
+        file = cut.file
         here = work.known(work.manifest.address(file))  # another file by now than the one that was planned?
-        found = {file: here["sha256"] if here else _kept(work)[file].sha256}
-        if first:  # rows are numbered through all files
-            found["rows before"] = str(first)
+        found = {file: here["sha256"] if here else cut.kept.sha256}
+        if cut.rows_before:  # rows are numbered through all files
+            found["rows before"] = str(cut.rows_before)
     else:
         file = work.manifest.file_of(shard)
         known = work.known(work.manifest.address(file))
@@ -107,10 +104,11 @@ def inputs(work: Work, shard: int) -> dict[str, str] | None:
             return None
         found = {file: known["sha256"]}
     if rows.beside:
-        near = next((n for n in near_by(work, file) if work.known(work.manifest.address(n))), None)
-        if near is None:
+        near = ((name, work.known(work.manifest.address(name))) for name in near_by(work, file))
+        beside = next(((name, known["sha256"]) for name, known in near if known), None)
+        if beside is None:
             return None
-        found[near] = (work.known(work.manifest.address(near)) or {})["sha256"]
+        found |= [beside]
     return found
 
 
@@ -150,25 +148,41 @@ def numbered(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
 
 
 def _cut_rows(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
-    file, first, within = _place(work, shard)
-    kept = _kept(work)[file]
-    path = _member(work, _download(work, file).path)
+    cut = _cut(work, shard)
+    plan = cut.kept.plan
+    path = _member(work, _download(work, cut.file).path)
     per_shard = work.manifest.annotations.rows_per_shard or 1
-    start, stop = within * per_shard, min((within + 1) * per_shard, _limited(work, kept.plan.n_rows))
-    for number, row in jsonfile.read_rows(path, kept.plan, start, stop):
-        yield first + number, row
+    start, stop = cut.within * per_shard, min((cut.within + 1) * per_shard, _limited(work, plan.n_rows))
+    for number, row in jsonfile.read_rows(path, plan, start, stop):
+        yield cut.rows_before + number, row
 
 
-def _place(work: Work, shard: int) -> tuple[str, int, int]:
-    """Of a shard of cut files: its file, the number of that file's first row, and which of the file's shards it is."""
+class _Cut(NamedTuple):
+    """A shard of files that are cut: which of its file's shards it is, and how many rows the files before have."""
+
+    file: str
+    kept: _Kept
+    rows_before: int
+    within: int
+
+
+def _cut(work: Work, shard: int) -> _Cut:
     first = 0
-    for file, n_rows in counts(work).items():
-        here = _shards(work, n_rows)
+    for file, kept in _planned_files(work).items():
+        here = _shards(work, kept.plan.n_rows)
         if shard < here:
-            return file, first, shard
+            return _Cut(file, kept, first, shard)
         shard -= here
-        first += n_rows
+        first += kept.plan.n_rows
     raise Incomplete(f"{work.manifest.name!r} has no shard {shard!r} any more: upstream's files have fewer rows now")
+
+
+def _planned_files(work: Work) -> dict[str, _Kept]:
+    """The plans of all files, in their order. Raises Incomplete while one isn't planned."""
+    plans, files = _kept(work), work.manifest.annotations.listed()
+    if any(file not in plans for file in files):
+        raise Incomplete(f"{work.manifest.name!r} isn't listed yet: run `datakit fetch {work.manifest.name}`")
+    return {file: plans[file] for file in files}
 
 
 def _shards(work: Work, n_rows: int) -> int:

@@ -16,14 +16,14 @@ from msgspec import structs
 
 from datakit import catalogue, manifest, mix, pipeline
 from datakit.annotations import INSIDE, file_of, near_by
-from datakit.errors import ManifestError, MixError, UsageError, nearest
+from datakit.errors import ManifestError, MixError, UsageError
 from datakit.fingerprint import changes
 from datakit.run import Choices, Run, choices, choose, folder_of
 from datakit.shards import ranges, shard_name
 from datakit.stage import Step, known_file
 from datakit.stages.extract import Extract
 from datakit.stages.fetch import ENGINES, Engine, Fetch
-from datakit.stages.locate import Locate
+from datakit.stages.locate import Locate, known_sources
 from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
@@ -50,8 +50,7 @@ def open_run(
     done without stay left out, unless `without` says otherwise; terms that were accepted stay so. Raises UsageError.
     """
     about = manifest.load(name)
-    if odd := sorted(set(without or ()) - set(about.images.sources)):
-        raise UsageError(f"{name!r} has no source {odd[0]!r} to do without. {nearest(odd[0], about.images.sources)}")
+    known_sources(about, without or ())
     before = choices(store, folder_of(name, limit))
     chosen = recipe or before.recipe or about.recipe
     run = Run(

@@ -175,11 +175,8 @@ def obstacles(runs: Iterable[Run], *, rebuild: bool = False) -> list[str]:
             cure = f"--fallback takes {about.fallback!r} in its place" if about.fallback else "Nothing stands for it"
             found.append(f"{about.name!r} can't be had any more: {about.lost.rstrip('.')}. {cure}")
             continue
-        if about.accept and run.choices.accepted != about.accept:
-            found.append(
-                f"{about.name!r} has terms: {about.accept.rstrip('.')}. See {about.homepage}; "
-                "--accept-licence accepts them"
-            )
+        if run.terms:
+            found.append(f"{about.name!r} has terms: {run.terms}. See {about.homepage}; --accept-licence accepts them")
         fetch = run.steps[-2].stage
         absent = by_hand(fetch.sources(about), run.work(run.steps[-2])) if isinstance(fetch, Locate) else []
         if absent and not _finished(run):

@@ -77,6 +77,12 @@ class Run:
         """The dataset's folder below the root."""
         return folder_of(self.manifest.name, self.limit)
 
+    @property
+    def terms(self) -> str:
+        """The terms that a person still has to accept, or nothing."""
+        accept = self.manifest.accept
+        return accept.rstrip(".") if accept != self.choices.accepted else ""
+
     def permit(self) -> None:
         """Raises DownloadError when the dataset is lost, or its terms aren't accepted yet."""
         about = self.manifest
@@ -88,10 +94,9 @@ class Run:
                 f"{about.name!r} can't be had any more: {about.lost.rstrip('.')}. {instead}"
                 "If you have a copy, write a manifest of your own that names where it is"
             )
-        if about.accept and self.choices.accepted != about.accept:
-            terms = about.accept.rstrip(".")
+        if self.terms:
             raise DownloadError(
-                f"{about.name!r} has terms that must be accepted first: {terms}. See {about.homepage}, then run "
+                f"{about.name!r} has terms that must be accepted first: {self.terms}. See {about.homepage}, then run "
                 "the same command with --accept-licence"
             )
 

@@ -7,27 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from users import everything, settings, typed
+from users import KILLED, everything, settings, typed
 
 from datakit.miniature import Miniature
 
 BUILD = "build-mix --fetch llava665k+qinstruct:2"
-
-# Publishes as many files as it is told (one, unless that is no progress: a download takes several) and is killed
-# with the next one written but not yet renamed.
-DRIVER = """
-import os, pathlib, signal, sys
-from datakit.cli import main
-rename, left = pathlib.Path.replace, int(os.environ["CUT_AFTER"])
-def replace(self, target):
-    global left
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    return rename(self, target)
-pathlib.Path.replace = replace
-main()
-"""
 
 
 def made(root):
@@ -48,12 +32,13 @@ def whole(small, tmp_path_factory):
     return made(root)
 
 
+# One file each time, unless that is no progress: a download takes several.
 def test_a_two_dataset_build_killed_at_every_publish_ends_with_the_same_bytes(small, whole, tmp_path):
     env = {**os.environ, **settings(small, tmp_path)}
     kills, after, before = 0, 1, {}
 
     while True:
-        command = [sys.executable, "-c", DRIVER, *BUILD.split()]
+        command = [sys.executable, "-c", KILLED, *BUILD.split()]
         cut = {**env, "CUT_AFTER": str(after)}
         done = subprocess.run(command, env=cut, capture_output=True, text=True, check=False)
         if done.returncode != -signal.SIGKILL:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from users import everything, settings, typed
+from users import KILLED, everything, settings, typed
 
 from datakit import catalogue, manifest, mix, pipeline
 from datakit.miniature import Miniature
@@ -255,26 +255,12 @@ def test_a_wrong_command_is_one_clear_error(user, line, says):
 
 # A run that is interrupted
 
-DRIVER = """
-import os, pathlib, signal
-from datakit.cli import main
-rename, left = pathlib.Path.replace, int(os.environ["CUT_AFTER"])
-def replace(self, target):
-    global left
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    return rename(self, target)
-pathlib.Path.replace = replace
-main()
-"""
-
 
 @pytest.mark.parametrize("published", [12, 30, 58])  # of the 59 files that it publishes
 def test_a_run_that_was_killed_goes_on(ran, user, small, published):
     root, _ = ran
     env = {**os.environ, **settings(small, user.root), "CUT_AFTER": str(published)}
-    line = [sys.executable, "-c", DRIVER, "run", "qinstruct_mix"]
+    line = [sys.executable, "-c", KILLED, "run", "qinstruct_mix"]
 
     killed = subprocess.run(line, env=env, capture_output=True, check=False).returncode
     since = len(small.requests)

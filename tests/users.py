@@ -10,6 +10,31 @@ from datakit.cli import cli
 from datakit.errors import DatakitError
 from datakit.miniature import Miniature
 
+# A program that runs a `datakit` command, publishes as many files as CUT_AFTER says, and is killed with the next one
+# written but not yet renamed.
+KILLED = """
+import os, pathlib, signal
+from datakit.cli import main
+rename, left = pathlib.Path.replace, int(os.environ["CUT_AFTER"])
+def replace(self, target):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return rename(self, target)
+pathlib.Path.replace = replace
+main()
+"""
+# id and the similarities to ViT-B/32 and ViT-L/14 of the seven rows that COYO's README shows (kakaobrain/coyo-dataset)
+COYOS_ROWS = (
+    (4896263451343, 0.319336, 0.248169),
+    (1425929344479, 0.24939, 0.203735),
+    (7456063527931, 0.290771, 0.179321),
+    (3221225511175, 0.263916, 0.217896),
+    (5626407855002, 0.400878, 0.31665),
+    (1125282207474, 0.4453125, 0.3505859),
+    (1434519186493, 0.4165039, 0.3427734),
+)
 REAL = Path(__file__).parents[1].parent / "shared" / "real"
 
 

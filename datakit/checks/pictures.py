@@ -7,7 +7,6 @@ the pixel data only decoding shows, at `build-mix`. Pictures by URL aren't looke
 
 from __future__ import annotations
 
-import binascii
 import os
 import zlib
 from collections import Counter
@@ -22,7 +21,7 @@ from datakit.errors import ArchiveError, BadImage
 from datakit.images.headers import sniffed
 from datakit.run import Run
 from datakit.stage import Tell, Work
-from datakit.stages.extract import Extract, Find, Folder
+from datakit.stages.extract import Extract, Find, Folder, decoded
 from datakit.stages.locate import Finder, Locate, index_of, table_name
 
 _HEAD_BYTES = 4096
@@ -155,16 +154,13 @@ class _InRows(Pictures):
     def of_row(self, row: Any, refs: list[str], about: readers.About) -> Found:
         held = self._reader.pictures(row, about)
         for nth in range(len(refs)):
-            picture = held[nth] if nth < len(held) else b""
             try:
-                data = binascii.a2b_base64(picture, strict_mode=True) if isinstance(picture, str) else picture
-            except ValueError as error:
-                yield "unreadable", f"picture {nth}: not base64: {error}"
+                data = decoded(held[nth] if nth < len(held) else b"")
+            except BadImage as error:
+                lost = error.reason == "missing"
+                yield ("missing", f"picture {nth}") if lost else ("unreadable", f"picture {nth}: {error.detail}")
                 continue
-            if data:
-                yield from content(data, "", f"picture {nth}", self._full)
-            else:
-                yield "missing", f"picture {nth}"
+            yield from content(data, "", f"picture {nth}", self._full)
 
 
 def content(data: bytes, name: str, ref: str, full: bool) -> Found:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import load_settings, named, open_run, placed
+from datakit.commands.options import ACCEPT, WITHOUT, load_settings, named, open_run, placed
 from datakit.errors import Incomplete
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @click.option("--full", is_flag=True, help="Read every picture whole, not only its first bytes.")
 @click.option("--shards", metavar="RANGE", help="Only these, e.g. 0-127 or 0,4-6. [all]")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="N rows of each annotation file.")
-@click.option("--without", metavar="SOURCE,…", help="Sources of pictures to give up, e.g. sam,wikiart.")
-@click.option("--accept-licence", "accept", is_flag=True, help="You accept the terms that a dataset has.")
+@WITHOUT
+@ACCEPT
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @placed
 def check(

@@ -240,18 +240,17 @@ def _archives(run: Run, as_json: bool) -> None:
                 one["problem"] = str(error)
         found.append(one)
     rows = run.manifest.annotations
-    terms = run.manifest.accept if run.choices.accepted != run.manifest.accept else ""
     missing = sum({one["address"]: one.get("bytes") or 0 for one in found if not one["here"]}.values())
     free = free_bytes(run.store.downloads)
     if as_json:
-        _json({"files": found, "terms": terms, "bytes_to_download": missing, "free_bytes": free})
+        _json({"files": found, "terms": run.terms, "bytes_to_download": missing, "free_bytes": free})
     else:
         for one in found:
             size = size_text(one["bytes"]) if one.get("bytes") is not None else "size unknown"
             state = one.get("problem") or ("here" if one["here"] else "can be had")
             click.echo(f"    {one['name']:24} {size:>12}  {state}")
-        if terms:
-            click.echo(f"    terms: {terms.rstrip('.')}; --accept-licence accepts them")
+        if run.terms:
+            click.echo(f"    terms: {run.terms}; --accept-licence accepts them")
         if rows.glob:
             whole = run.manifest.expected.get("bytes_about")
             most = f" of {size_text(whole)}" if whole else ""
@@ -260,7 +259,7 @@ def _archives(run: Run, as_json: bool) -> None:
         click.echo(
             f"to download {size_text(missing)}, and about as much again for `build-mix`; free {size_text(free)}{short}"
         )
-    if terms or any("problem" in one for one in found):
+    if run.terms or any("problem" in one for one in found):
         sys.exit(1)
 
 

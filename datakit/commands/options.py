@@ -20,6 +20,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 PLACE = ("root", "mirrors", "allow_hosts")
 PACE = ("jobs", "timeout_s", "in_flight", "per_host", "per_host_per_s", "robots")
 
+WITHOUT = click.option(
+    "--without",
+    metavar="SOURCE,…",
+    help="Sources of pictures to give up, e.g. sam,wikiart; '' for none. [as before]",
+)
+ACCEPT = click.option("--accept-licence", "accept", is_flag=True, help="You accept the terms that a dataset has.")
+
 
 def placed(command: F) -> F:
     """Options that say where the root is and who may be connected to."""
@@ -98,12 +105,8 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--rebuild", is_flag=True, help="Remove what another recipe made, and make it again."),
         click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's. [what was chosen before]"),
-        click.option(
-            "--without",
-            metavar="SOURCE,…",
-            help="Sources of pictures to give up, e.g. sam,wikiart; '' for none. [as before]",
-        ),
-        click.option("--accept-licence", "accept", is_flag=True, help="You accept the terms that a dataset has."),
+        WITHOUT,
+        ACCEPT,
     ):
         with_task = option(with_task)
     return placed(paced(with_task))

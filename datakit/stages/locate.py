@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,10 +59,7 @@ class Locate(Stage):
 
     def check(self, work: Work) -> None:
         """Raises UsageError for a source that isn't there, DownloadError for archives that a person has to get."""
-        every = work.manifest.images.sources
-        for name in self.without:
-            if name not in every:
-                raise UsageError(f"{work.manifest.name!r} has no source {name!r} to do without. {nearest(name, every)}")
+        known_sources(work.manifest, self.without)
         absent = by_hand(self.sources(work.manifest), work)
         if absent:
             raise DownloadError(asked_for(work.manifest.name, absent, self.without))
@@ -173,6 +170,13 @@ def _place(ref: str, found: Found | str) -> dict[str, Any]:
         "crc32": found.member.crc32,
         "checked": False,
     }
+
+
+def known_sources(manifest: Manifest, names: Iterable[str]) -> None:
+    """Raises UsageError for a source to do without that the dataset doesn't have."""
+    every = manifest.images.sources
+    if odd := sorted(set(names) - every.keys()):
+        raise UsageError(f"{manifest.name!r} has no source {odd[0]!r} to do without. {nearest(odd[0], every)}")
 
 
 def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]], without: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from users import COYOS_ROWS
 
 from datakit.errors import SourceError
 from datakit.manifest import load
@@ -41,18 +42,6 @@ def test_the_best_share_of_all_rows_passes_in_the_order_it_came():
     assert kept == ["k002", "k003"]
     assert dropped == {"below_floor": 1, "below_quota": 2}
     assert faults == {}  # a choice is no fault
-
-
-# id and the similarities to ViT-B/32 and ViT-L/14 of the seven rows that COYO's README shows (kakaobrain/coyo-dataset)
-COYOS_ROWS = (
-    (4896263451343, 0.319336, 0.248169),
-    (1425929344479, 0.24939, 0.203735),
-    (7456063527931, 0.290771, 0.179321),
-    (3221225511175, 0.263916, 0.217896),
-    (5626407855002, 0.400878, 0.31665),
-    (1125282207474, 0.4453125, 0.3505859),
-    (1434519186493, 0.4165039, 0.3427734),
-)
 
 
 def test_the_rows_of_coyos_readme_give_vilas_choice(tmp_path):

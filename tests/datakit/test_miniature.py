@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from PIL import Image
+from users import COYOS_ROWS
 
 from datakit.errors import UsageError
 from datakit.miniature import Answer, Asked, Miniature, choose, coyo_parquet
@@ -524,16 +525,7 @@ def test_a_poor_shard_has_fewer_rows_above_the_floor_than_a_fifth(shared):
 
 
 def test_the_rule_chooses_what_it_chooses_of_the_preview_rows():
-    scores = [
-        (4896263451343, 0.319336, 0.248169),
-        (1425929344479, 0.24939, 0.203735),
-        (7456063527931, 0.290771, 0.179321),
-        (3221225511175, 0.263916, 0.217896),
-        (5626407855002, 0.400878, 0.31665),
-        (1125282207474, 0.4453125, 0.3505859),
-        (1434519186493, 0.4165039, 0.3427734),
-    ]
-    rows = [{"id": i, "clip_similarity_vitb32": b, "clip_similarity_vitl14": c} for i, b, c in scores]
+    rows = [{"id": i, "clip_similarity_vitb32": b, "clip_similarity_vitl14": c} for i, b, c in COYOS_ROWS]
 
     assert choose(rows) == [1125282207474]
 

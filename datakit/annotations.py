@@ -26,7 +26,8 @@ from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError
 from datakit.fingerprint import fingerprint
 from datakit.readers import About
 from datakit.stage import Work, known_file
-from datakit.store import locked, publish_file, published
+from datakit.store import locked, published
+from datakit.web import derived
 from datakit.web.downloads import Downloaded
 
 _PLAN = "list/plan.json"
@@ -236,13 +237,12 @@ def _member(work: Work, path: Path) -> Path:
     if not inside:
         return path
     out = path.with_name(f"{path.name}{INSIDE}{Path(inside).suffix}")
-    of = out.with_name(f"{out.name}.of")  # of which bytes it is
-    sha256 = (known_file(path) or {}).get("sha256", "").encode()
+    sha256 = (known_file(path) or {}).get("sha256", "")
     with locked(out.with_name(f"{out.name}.lock")):
-        if not out.exists() or not of.exists() or of.read_bytes() != sha256:
-            of.unlink(missing_ok=True)
+        if not derived.fits(out, sha256):
+            derived.remove(out)
             _take_out(path, inside, out)
-            publish_file(of, sha256)
+            derived.declare(out, sha256)
     return out
 
 

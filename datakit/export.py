@@ -25,6 +25,7 @@ from datakit import mix as mixes
 from datakit.archives.members import clean_name
 from datakit.errors import MixError, UsageError, shortlist
 from datakit.fingerprint import changes
+from datakit.ledger import wrong_bytes
 from datakit.mix import MixPart, MixShard
 from datakit.readers.llava import MARK, ROLES, written
 from datakit.record import Record, decode, encode
@@ -137,8 +138,9 @@ Held = list[tuple[bytes, str]]  # a record's pictures: bytes and extension
 def _samples(store: Store, shard: MixShard, tell: Tell) -> Iterator[tuple[Record, Held]]:
     """Records of a tar with their pictures, in its order."""
     tar, index = (mixes.locate("mixes/export", name) for name in (shard.tar, shard.index))
-    if store.size(tar) != shard.size_bytes:
-        raise MixError(f"{tar!r} isn't there, or isn't as it was packed: `datakit verify` tells")
+    for name, size, xxh3 in ((tar, shard.size_bytes, shard.xxh3), (index, None, shard.index_xxh3)):
+        if wrong := wrong_bytes(store, name, size, xxh3):
+            raise MixError(f"{name!r} can't be used: {wrong}. `datakit verify --repair` says how to have it again")
     rows = Rows(store, 0, ((index, shard.samples),), 0, shard.samples)
     with store.open(tar) as file:
         for batch in rows.batches(["json_offset", "json_bytes", "images"], size=256):

@@ -23,7 +23,7 @@ from datakit.errors import Incomplete, UsageError, nearest
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.pool import pooled
 from datakit.run import Run
-from datakit.runner import committed_rows, maker
+from datakit.runner import check_tables, committed_rows, maker
 from datakit.shards import ranges, shard_name
 from datakit.stage import Out, Tell, Work, silent
 from datakit.stages.fetch import Engine, Fetch
@@ -156,6 +156,7 @@ def retry_shard(
         if whole is None:
             raise Incomplete(f"shard {shard} of {run.manifest.name!r} was removed meanwhile")
         todo = [part for part in whole.parts if part.tries == tries]
+        check_tables(ledger, todo)
         rows = {part.name: committed_rows(run, step, shard, [part]) for part in todo}
         urls = (ref for part in todo for ref in _failed(rows[part.name], where))
         fetched = stage.crawled(urls, work)

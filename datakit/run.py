@@ -11,6 +11,7 @@ import msgspec
 
 from datakit.errors import DownloadError, Incomplete, UsageError
 from datakit.fingerprint import fingerprint
+from datakit.holdings import write_manifest
 from datakit.ledger import Ledger
 from datakit.manifest import Manifest
 from datakit.shards import shard_name
@@ -157,6 +158,7 @@ class Run:
         if rebuild and removing:
             self._remove_what_came_of_it(last)
         choose(self.store, self.folder, self.choices)
+        write_manifest(self.store, self.folder, self.manifest)
 
     def _remove_what_came_of_it(self, last: int) -> None:
         """Removes the folders of later steps, and of steps that the recipe doesn't have."""

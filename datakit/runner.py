@@ -148,6 +148,8 @@ def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
     ledger, work = run.ledger(step), run.work(step, tell)
     recipe = run.recipes[place]
     upstream = run.ledger(run.steps[place - 1]).read(shard_name(shard)) if place else None
+    if upstream is not None:
+        check_tables(run.ledger(run.steps[place - 1]), upstream.parts)
     rows = _upstream_rows(run, place, shard, upstream)
     tolerates = step.tolerates if run.tolerates is None else run.tolerates
     per_part = step.stage.rows_per_part or max(1, len(rows))
@@ -204,6 +206,16 @@ def committed_rows(run: Run, step: Step, shard: int, parts: list[Part]) -> Rows:
     folder = run.ledger(step).folder
     files = tuple((f"{folder}/{part.table.name}", part.rows) for part in parts)
     return Rows(run.store, shard, files, 0, sum(part.rows for part in parts))
+
+
+def check_tables(ledger: Ledger, parts: list[Part]) -> None:
+    """Raises SourceError when a table that is about to be read isn't as it was committed. Tars check their pictures."""
+    for part in parts:
+        if wrong := ledger.wrong(part.table):
+            raise SourceError(
+                f"{ledger.store.root}/{ledger.folder}/{part.table.name} can't be used: {wrong}. Run "
+                "`datakit verify --repair`, which says how to have it again"
+            )
 
 
 def _make_part(

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 
 import xxhash
 
-from datakit.errors import StorageError
+from datakit.errors import NoSpace, StorageError
 
 _HOST = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -99,7 +99,7 @@ def storage_errors(where: object) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _FULL:
-            raise StorageError(
+            raise NoSpace(
                 f"no space left while writing {str(where)!r}. Everything committed before is kept: "
                 "free some space (`datakit clean NAME` shows what can go) and run the same command again"
             ) from error

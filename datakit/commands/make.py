@@ -226,19 +226,20 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
     Tables and tars whose next step is done, and downloads that nothing needs any more; says how much, and never runs
     by itself.
     """
-    from datakit import audit
+    from datakit import clean as cleaning
     from datakit.progress import size_text
 
     settings = load_settings(**place)
     run = open_run(settings, name, limit=limit)
-    others = [other for other in audit.runs(run.store, strict=True) if other.folder != run.folder]
-    files = audit.superfluous(run, others)
+    found = cleaning.superfluous(run)
     if not dry_run:
-        audit.clean(run, files)
-    for file in files:
+        cleaning.clean(run, found.files)
+    for file in found.files:
         click.echo(f"{file.name}  {size_text(file.size_bytes)}")
-    total = size_text(sum(file.size_bytes for file in files))
-    click.echo(f"{'would remove' if dry_run else 'removed'} {len(files)} files, {total}")
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    total = size_text(sum(file.size_bytes for file in found.files))
+    click.echo(f"{'would remove' if dry_run else 'removed'} {len(found.files)} files, {total}")
 
 
 @click.command()

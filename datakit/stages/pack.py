@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import pyarrow as pa
@@ -214,31 +215,39 @@ class _Files:
         self._open: dict[str, Any] = {}
 
     def read(self, image: dict[str, Any]) -> bytes:
-        """The bytes of a located picture. Raises BadImage when the archive's word on it was wrong."""
+        """The bytes of a located picture. Raises BadImage when an archive's word on it was wrong.
+
+        SourceError when a picture that fetch wrote isn't as it was then, by its hash.
+        """
         name = image["file"]
         if name not in self._open:
             self._open[name] = self._stack.enter_context(self._file(name))
-        file = self._open[name]
-        if not (self._store.local or name.startswith("downloads/")):
-            file.seek(image["offset"])  # a tar of ours in a bucket, read in its own order
-            data = bytes(file.read(image["size_bytes"]))
-            if len(data) != image["size_bytes"]:
-                raise BadImage("damaged_member", f"{name} is cut short")
-            return data
-        member = archives.Member(
-            image["ref"],
-            image["offset"],
-            image["stored_bytes"],
-            image["size_bytes"],
-            image["method"],
-            image["crc32"],
-        )
         try:
-            return archives.read(file, member)
+            data = self._bytes(self._open[name], image)
         except ArchiveError as error:
-            raise BadImage("damaged_member", str(error)) from error
+            if name.startswith("downloads/"):
+                raise BadImage("damaged_member", str(error)) from error
+            raise self._damaged(image, error) from error
+        if image["sha256"] is not None and sha256(data).hexdigest() != image["sha256"]:
+            raise self._damaged(image, "its bytes aren't those that were fetched")
+        return data
+
+    def _bytes(self, file: Any, image: dict[str, Any]) -> bytes:
+        if not (self._store.local or image["file"].startswith("downloads/")):
+            file.seek(image["offset"])  # a tar of ours in a bucket, read in its own order
+            return bytes(file.read(image["size_bytes"]))
+        place = (image["offset"], image["stored_bytes"], image["size_bytes"], image["method"], image["crc32"])
+        return archives.read(file, archives.Member(image["ref"], *place))
+
+    def _damaged(self, image: dict[str, Any], why: object) -> SourceError:
+        return SourceError(
+            f"{self._store.root}/{image['file']} is damaged, at the picture {image['ref']!r}: {why}. Run "
+            "`datakit verify --repair`, which says how to have it again"
+        )
 
     def _file(self, name: str) -> Any:
+        if "\0" in name or {"", ".", ".."} & set(name.split("/")):
+            raise SourceError(f"a table says that a picture is in {name!r}, which isn't in this root: nothing was read")
         if not name.startswith("downloads/"):
             return self._store.open(name)
         path = self._store.downloads / name.removeprefix("downloads/")

@@ -12,7 +12,6 @@ download that was killed begins again from nothing.
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from typing import TypeVar
 from datakit.errors import DownloadError, SourceError, StorageError, UsageError
 from datakit.store import locked, publish_file, replace, storage_errors
 from datakit.web.addresses import HubFile, LocalFile, parse
+from datakit.web.derived import derived, remove
 from datakit.web.hosts import Hosts
 from datakit.web.transfers import PIECE_BYTES, Broken, Open, Reply, Version, ask_web, find_hub, from_hub, from_web
 
@@ -247,16 +247,10 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".download.json")
 
 
-def made_of(path: Path) -> list[Path]:
-    """What stands beside a download because it was made of it: an archive's index, a JSON that was taken out."""
-    inside = path.parent.glob(f"{glob.escape(path.name)}.inside.*")
-    return [path.with_name(f"{path.name}.index.parquet"), *(one for one in inside if one.suffix != ".lock")]
-
-
 def _declare(done: Downloaded, address: str) -> None:
     """Writes the sidecar: from now on the file is finished, and what was made of another in its place goes."""
-    for left in made_of(done.path):
-        left.unlink(missing_ok=True)
+    for left in derived(done.path):
+        remove(left)
     said = {**asdict(done), "url": address}
     del said["path"]
     publish_file(_sidecar(done.path), json.dumps(said, indent=2).encode() + b"\n")

@@ -7,6 +7,7 @@ of its own dataset, nor of any other that the root holds (datakit/holdings.py), 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,25 +139,24 @@ def _still_needed(run: Run) -> set[str]:
 def clean(run: Run, files: list[File]) -> None:
     """Removes superfluous files. The ledger notes tables and tars before they go, so that they don't count as lost.
 
-    Downloads go first, which needs no room. On a disk so full that nothing can be noted, files of the first steps go
-    before they are noted, those that cost least to make again, until there is room.
+    Downloads go first, which needs no room. On a disk so full that nothing can be noted, files go before they are noted
+    until it can be: those of the first steps first, which cost least to make again if this is killed meanwhile.
     """
+    tables = deque(file.name for file in files if not file.name.startswith("downloads/"))
     for file in files:
         if file.name.startswith("downloads/"):
             (run.store.downloads / file.name.removeprefix("downloads/")).unlink(missing_ok=True)
-    for step in run.steps:
-        ledger = run.ledger(step)
-        names = [f.name for f in files if f.name.startswith(f"{ledger.folder}/")]
-        short = {name.removeprefix(f"{ledger.folder}/") for name in names}
-        for name in names:
+    for ledger in map(run.ledger, run.steps):
+        inside = f"{ledger.folder}/"
+        names = {file.name.removeprefix(inside) for file in files if file.name.startswith(inside)}
+        while names:
             try:
-                ledger.mark_cleaned(ledger.cleaned() | short)
+                ledger.mark_cleaned(ledger.cleaned() | names)
                 break
-            except NoSpace as error:
-                log.warning("%s; %s goes first, to make room", error, name)
-                run.store.remove(name)
-        else:
-            if names:
-                ledger.mark_cleaned(ledger.cleaned() | short)
-        for name in names:
-            run.store.remove(name)
+            except NoSpace:
+                if not tables:
+                    raise
+                log.warning("no space to note what goes: %s goes first, to make room", tables[0])
+                run.store.remove(tables.popleft())
+    for name in tables:
+        run.store.remove(name)

@@ -1,10 +1,9 @@
-"""Whatever is damaged in a root, and wherever the repair is killed: afterwards the root is as if nothing had happened."""
+"""Whatever is damaged in a root, and wherever the repair is killed: afterwards it has the bytes that it had."""
 
 import os
 import random
 import shutil
 
-import pyarrow.parquet as pq
 import pytest
 from users import everything, settings, typed
 

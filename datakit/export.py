@@ -26,7 +26,7 @@ from datakit.archives.members import clean_name
 from datakit.errors import MixError, UsageError, shortlist
 from datakit.fingerprint import changes
 from datakit.mix import MixPart, MixShard
-from datakit.readers.llava import MARK, ROLES, written
+from datakit.readers.llava import MARK, NAMES, written
 from datakit.record import Record, decode, encode
 from datakit.stage import Tell, silent
 from datakit.store import Store
@@ -38,7 +38,6 @@ _BY_KEY = "by-key"  # where pictures stand whose reference can't be a path
 _PICTURE = re.compile(r"\.(jpe?g|png|gif|webp|bmp|tiff?|avif)$", re.IGNORECASE)
 _GROUP_ROWS, _GROUP_BYTES = 100, 64 << 20  # of a row group; what the hub's viewer likes for rows with pictures
 _NAME_BYTES = 150  # of a file or folder; file systems allow 255, and a file that is being written has a longer one
-_FROM = {role: name for name, role in ROLES.items()}
 
 HF_SCHEMA = pa.schema(
     [
@@ -179,7 +178,7 @@ def conversations(record: Record) -> list[dict[str, str]] | str:
                 return "picture_in_answer"
             if record.images and message.role == "user" and MARK in (piece.text or ""):
                 return "mark_in_text"  # it would be read as a picture
-    return [{"from": _FROM[m.role], "value": written(m.content)} for m in record.messages]
+    return [{"from": NAMES[m.role], "value": written(m.content)} for m in record.messages]
 
 
 def _llava_row(record: Record, held: Held, out: Store | None, done: Exported) -> dict[str, Any] | None:

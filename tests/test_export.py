@@ -114,6 +114,7 @@ ODD = [  # rows, and the repairs by which what is written differs from them
     ({"id": "d", "image": ["0.jpg"], "conversations": [("human", "Q\n<image>"), ("gpt", "A")]}, ["image_form"]),
     ({"id": "e", "image": "1.jpg", "conversations": [("human", "see <image> ?"), ("gpt", "A")]}, ["line_breaks"]),
     ({"id": "f", "image": "1.jpg", "conversations": [("human", "Q"), ("gpt", "A")]}, ["mark_added"]),
+    ({"id": "g", "conversations": [("user", "Q"), ("assistant", "A"), ("human", "Q2"), ("gpt", "A2")]}, ["role_name"]),
 ]
 
 
@@ -141,6 +142,10 @@ def test_odd_rows_go_all_the_way_round_up_to_what_their_repairs_name(upstream, t
         "id_missing": ("id", "4"),
         "image_form": ("image", "0.jpg"),
         "line_breaks": ("conversations", [{"from": "human", "value": "see \n<image>\n ?"}, *said("A")]),
+        "role_name": (
+            "conversations",
+            [{"from": ("human", "gpt")[n % 2], "value": what} for n, what in enumerate(["Q", "A", "Q2", "A2"])],
+        ),
         "mark_added": ("conversations", [{"from": "human", "value": "<image>\nQ"}, *said("A")]),
     }
     for mine, theirs, (_, repairs) in zip(made, rows, ODD, strict=True):

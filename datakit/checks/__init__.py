@@ -36,7 +36,7 @@ _SHORT = 100  # characters of a value in an example
 # choice, or how it is kept
 FINDINGS: dict[str, tuple[str, str]] = {
     "malformed": ("row of another form", "dropped"),
-    "unknown_role": ("turn of neither human nor gpt", "dropped"),
+    "unknown_role": ("turn of no role that is known", "dropped"),
     "first_turn": ("first turn isn't human", "dropped"),
     "roles": ("roles that don't alternate", "dropped"),
     "empty_value": ("empty value", "dropped"),
@@ -61,6 +61,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "id_missing": ("missing id", "kept, id is the row's number"),
     "id_key": ("idx for id", "kept, read as id"),
     "id_type": ("id isn't a string", "kept, id as text"),
+    "role_name": ("role by another name, such as user for human", "kept, read as human or gpt"),
     "model_key": ("key `model`", "kept, without it"),
 }
 

@@ -135,6 +135,27 @@ def test_what_differs_from_upstreams_form_is_named(value, image, repairs):
         assert llava.written(record.messages[0].content) == value
 
 
+@pytest.mark.parametrize(
+    ("asker", "answerer", "repairs"),
+    [
+        ("human", "gpt", None),
+        ("user", "assistant", ["role_name"]),
+        ("user", "gpt", ["role_name"]),
+        ("human", "model", ["role_name"]),
+        ("human", "bot", ["role_name"]),
+    ],
+)
+def test_a_role_by_any_of_its_names_is_that_role_and_a_name_that_is_not_llavas_is_noted(asker, answerer, repairs):
+    upstream = row("Q", "A")
+    for turn, name in zip(upstream["conversations"], (asker, answerer), strict=True):
+        turn["from"] = name
+
+    record = llava.read(upstream, 0)
+
+    assert [message.role for message in record.messages] == ["user", "assistant"]
+    assert record.attrs["repairs"] == repairs
+
+
 def test_a_turn_with_more_keys_says_that_they_are_lost():
     upstream = row("Q", "A")
     upstream["conversations"][1]["markdown"] = None

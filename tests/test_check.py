@@ -163,6 +163,7 @@ def test_the_table_names_rows_ids_and_values(user):
         ({"id": "t", "conversations": as_user(said("Q", "A"))}, {"role_name": 1}),
         ({"id": "t", "conversations": as_user(said("Q", "A", "Q2"))}, {"roles": 1}),
         ({"id": "t", "conversations": as_user(said("Q", "A"))[::-1]}, {"first_turn": 1, "roles": 1}),
+        ({"id": "t", "conversations": said("Q", "A \ud83d")}, {"surrogate": 1}),
         ({"id": "t", "text": "Q"}, {"malformed": 1}),
         (row(0, image="elsewhere/0.jpg"), {"no_source": 1}),
         (row(0), {}),

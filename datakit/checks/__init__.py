@@ -61,9 +61,12 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "id_missing": ("missing id", "kept, id is the row's number"),
     "id_key": ("idx for id", "kept, read as id"),
     "id_type": ("id isn't a string", "kept, id as text"),
+    "surrogate": ("half of a surrogate pair", "kept, as U+FFFD"),
     "role_name": ("role by another name, such as user for human", "kept, read as human or gpt"),
     "model_key": ("key `model`", "kept, without it"),
 }
+
+NOTED = ("surrogate",)  # what only the record of a row says
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,7 @@ class _Checking:
                 self._report.dropped += 1
                 self._report.repairable += 1
             found += seen
+            found += [(name, "") for name in NOTED if name in (record.attrs.get("repairs") or ())]
         for name, value in found:
             self._report.add(name, where=where, id=id or "", value=value)
         if id is not None:

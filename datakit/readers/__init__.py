@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from datakit.errors import ManifestError
+from datakit.jsonfile import Mended
 from datakit.manifest import Manifest
 
 
@@ -45,7 +46,17 @@ def load(manifest: Manifest) -> ModuleType:
 
 
 def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
-    """The function that reads the rows of a file."""
+    """The function that reads the rows of a file; what it repaired of one is in its attribute `repairs`.
+
+    surrogate    half of a surrogate pair became U+FFFD, for it could never be written again
+    """
     module = load(manifest)
     read: Callable[[Any, int], Any] = module.reading(about) if hasattr(module, "reading") else module.read
-    return read
+
+    def noted(row: Any, number: int) -> Any:
+        record = read(row, number)
+        if isinstance(row, Mended) and not isinstance(record, str):
+            record.attrs["repairs"] = [*(record.attrs.get("repairs") or []), "surrogate"]
+        return record
+
+    return noted

@@ -26,8 +26,16 @@ from datakit.readers.llava import MARK, ROLES, Row, alternate, parts_of
 from datakit.record import Message, Part, problem
 from datakit.tables import REFS
 
-VERSION = 1
-SCHEMA = pa.schema([("key", pa.string()), ("messages", pa.string()), ("images", REFS), ("id", pa.string())])
+VERSION = 2
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("messages", pa.string()),
+        ("images", REFS),
+        ("id", pa.string()),
+        ("repairs", pa.list_(pa.string())),
+    ]
+)
 _KNOWN = {"messages", "question", "answer", "text", "image", "id"}
 _PICTURE = Part(type="image")
 

@@ -17,8 +17,9 @@ attribute `repairs` names in what:
     turn_keys    a turn has more than `from` and `value`
     role_name    a turn is `from` a synonym of human, gpt or system, such as user or assistant
 
-Later steps add `extension` (datakit/stages/locate.py) and `content_type`, for a picture whose name says that it is of
-another type than it is (datakit/stages/pack.py).
+What befalls the rows of any reader, such as `surrogate`, is added by datakit/readers/__init__.py, and later steps add
+`extension` (datakit/stages/locate.py) and `content_type`, for a picture whose name says that it is of another type
+than it is (datakit/stages/pack.py).
 
 Other keys of a row, such as `model`, aren't kept.
 """

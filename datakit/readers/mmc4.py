@@ -17,7 +17,7 @@ from datakit.readers.llava import Row
 from datakit.record import problem
 from datakit.tables import REFS
 
-VERSION = 1
+VERSION = 2
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         (SIMILARITY, pa.list_(pa.list_(pa.float32()))),
         ("url", pa.string()),
         ("could_have_url_duplicate", pa.bool_()),  # Common Crawl may have kept this page twice
+        ("repairs", pa.list_(pa.string())),
     ]
 )
 

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,8 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from datakit.errors import SourceError
+from datakit.jsonfile import chunks
+from datakit.manifest import load
 from datakit.miniature import coyo_parquet
-from datakit.readers import coyo, llava
+from datakit.readers import About, coyo, llava, reading
+from datakit.readers import load as load_reader
 from datakit.record import Part, decode_messages
 
 REAL = Path(__file__).parents[2].parent / "shared" / "real"
@@ -291,3 +295,33 @@ def test_text_of_any_string_type_is_read(tmp_path, kind):
     (batch,) = coyo.batches(tmp_path / "x.parquet", None, "coyo", nothing_rejected)
 
     assert batch["images"].to_pylist() == [[{"ref": "u"}]]
+
+
+def asked(name):
+    """A row of a reader with a text of our choice in it."""
+    picture = "/9j/4AAQSkZJRg=="
+    return {
+        "llava": lambda said: row("Q", said),
+        "hf": lambda said: {"q": "Q", "a": said},
+        "m3it": lambda said: {"inputs": "Q", "outputs": said, "image_str": picture},
+        "mmc4": lambda said: {
+            "text_list": [said],
+            "image_info": [{"raw_url": "http://a.test/0.jpg"}],
+            "similarity_matrix": [[0.5]],
+        },
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["llava", "hf", "m3it", "mmc4"])
+def test_half_of_a_surrogate_pair_is_noted_by_every_reader_of_json(tmp_path, name):
+    manifest = msgspec.structs.replace(load("llava665k"), reader=name)
+    about = About("mine", "data/vqa/gqa/train.jsonl", b'["Say."]', {"question": "q", "answer": "a"})
+    made = asked(name)
+    (tmp_path / "rows.json").write_text(json.dumps([made("a boat \ud83d"), made("a boat 🚢"), made("a \ufffd")]))
+    read = reading(manifest, about)
+
+    records = [read(one, nth) for _, rows in chunks(tmp_path / "rows.json") for nth, one in enumerate(rows)]
+
+    assert records[0].messages[-1].content[-1].text == "a boat \ufffd"
+    assert [record.attrs.get("repairs") for record in records] == [["surrogate"], None, None]
+    assert "repairs" in load_reader(manifest).SCHEMA.names

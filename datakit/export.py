@@ -25,6 +25,7 @@ from datakit import mix as mixes
 from datakit.archives.members import clean_name
 from datakit.errors import MixError, UsageError, shortlist
 from datakit.fingerprint import changes
+from datakit.interleaved import INTERLEAVED
 from datakit.mix import MixPart, MixShard
 from datakit.readers.llava import MARK, NAMES, written
 from datakit.record import Record, decode, encode
@@ -166,7 +167,7 @@ def conversations(record: Record) -> list[dict[str, str]] | str:
     """
     if [m.role for m in record.messages] == ["assistant"]:
         (message,) = record.messages
-        if [p.type for p in message.content] != ["image", "text"]:
+        if record.attrs.get(INTERLEAVED) or [p.type for p in message.content] != ["image", "text"]:
             return "document"
         return [{"from": "human", "value": MARK}, {"from": "gpt", "value": written(message.content[1:])}]
     spoken = record.messages[1:] if record.messages[0].role == "system" else record.messages

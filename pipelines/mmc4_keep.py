@@ -2,7 +2,8 @@
 
 VILA's scripts drop a whole document for one dead picture (the steps of `vila`): with 85 % of the pictures alive and
 four of them, every second document goes. Here only the picture goes: its row of the similarity matrix is left out
-and the sentences are matched again. A document without any picture left is dropped.
+and the sentences are matched again; of a document without a matrix, the others stay where they are. A document without
+any picture left is dropped.
 """
 
 from datakit.stage import Step

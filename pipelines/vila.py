@@ -15,6 +15,8 @@ Differs from the guide and its scripts (data_prepare/ of NVlabs/VILA), and why:
 - COYO: 25 million rows are fetched, not the 149.4 million of which upstream's scripts keep the pictures and its
   training uses 25: which 25 is our reading, as the recipe `coyo25m` says. Ties, order and floor as in `coyo_vila`.
 - Pictures of COYO and MMC4 have VILA's sizes to the pixel, by another filter: SSIM 0.97, see `coyo_vila`.
+- MMC4: a picture stands before the sentence of its `matched_text_index`, as in VILA's loader; before the one that the
+  similarity matrix gives it only where a document lacks these.
 - FLAN: the stride is whole numbers; upstream's float32 repeats rows and can run past the end (E14). Only the row groups
   that hold a chosen row are read, where upstream has 378 million strings in memory and downloads 70 GB of unused JSON.
 - M3IT: its JSON Lines are read, not its loader script, which new `datasets` refuse; a line break stands between

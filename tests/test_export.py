@@ -5,6 +5,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from PIL import Image
 from users import settings, typed
@@ -294,6 +295,7 @@ def record(*messages, images=0):
         (record(("user", "of <image>"), ("assistant", "A")), ["of <image>", "A"]),
         (record(("assistant", IMAGE, "C"), images=1), ["<image>", "C"]),
         (record(("assistant", "t", IMAGE, "C"), images=1), "document"),
+        (msgspec.structs.replace(record(("assistant", IMAGE, "C"), images=1), attrs={"interleaved": True}), "document"),
         (record(("assistant", "text")), "document"),
         (record(("user", "Q")), "roles"),
         (record(("user", "Q"), ("assistant", IMAGE), images=1), "picture_in_answer"),

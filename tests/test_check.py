@@ -138,7 +138,7 @@ def test_the_table_names_rows_ids_and_values(user):
     assert "HTML instead of a picture" in got.out
     assert "unreadable picture" in got.out
     assert "row " in got.out and " id " in got.out and ".jpg" in got.out
-    assert got.out.index("missing picture") < got.out.index("key `model`")
+    assert got.out.index("missing picture") < got.out.index("id isn't a string")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_table_names_rows_ids_and_values(user):
         ({**row(0), "id": 7}, {"id_type": 1}),
         ({"idx": 7, "conversations": said("Q", "A")}, {"id_key": 1, "id_type": 1}),
         ({"conversations": said("Q", "A")}, {"id_missing": 1}),
-        (row(0, model=""), {"model_key": 1}),
+        (row(0, model="", label="a"), {"unkept_key": 2}),
         ({"id": "t", "conversations": [{"from": "robot", "value": "Q"}]}, {"unknown_role": 1}),
         ({"id": "t", "conversations": as_user(said("Q", "A"))}, {"role_name": 1}),
         ({"id": "t", "conversations": as_user(said("Q", "A", "Q2"))}, {"roles": 1}),

@@ -69,8 +69,6 @@ def _names(row: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield ("id_missing", "") if found is None else ("id_key", found)
     if found is not None and not isinstance(found, str):
         yield "id_type", found
-    if "model" in row:
-        yield "model_key", row["model"]
 
 
 def _marks(roles: list[str], values: list[str], asked: list[int], n_images: int) -> Iterator[tuple[str, object]]:

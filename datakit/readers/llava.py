@@ -21,7 +21,7 @@ What befalls the rows of any reader, such as `surrogate`, is added by datakit/re
 `extension` (datakit/stages/locate.py) and `content_type`, for a picture whose name says that it is of another type
 than it is (datakit/stages/pack.py).
 
-Other keys of a row, such as `model`, aren't kept.
+Other keys of a row, such as `model`, are kept when the manifest names them (datakit/attributes.py).
 """
 
 from __future__ import annotations

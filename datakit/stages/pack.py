@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import pyarrow as pa
+from msgspec import Raw
 
 from datakit import archives, images, interleaved
 from datakit.errors import ArchiveError, BadImage, Incomplete, SourceError, UsageError, nearest
@@ -158,6 +159,9 @@ class Pack(Stage):
     def _write(self, row: dict[str, Any], pictures: list[images.Picture], work: Work, out: Out) -> dict[str, Any]:
         key, messages = row["key"], decode_messages(row["messages"])
         attrs = {name: value for name, value in row.items() if name not in CORE and value is not None}
+        for name, kind in work.manifest.annotations.attributes.items():
+            if kind == "json" and name in attrs:
+                attrs[name] = Raw(attrs[name].encode())
         facts, places = [], []
         for at, (image, picture) in enumerate(zip(row["images"], pictures, strict=True)):
             kept = {name: value for name, value in image.items() if name not in _HIDDEN and value is not None}

@@ -10,6 +10,7 @@ from datakit import attributes
 from datakit.manifest import Manifest
 
 SHOWN = 20  # keys of which it is said how to keep them
+FEW = 5  # values of each that may be an example
 
 
 class Keys:
@@ -30,12 +31,15 @@ class Keys:
             return
         for name, value in attributes.misfits(row, self._kinds):
             yield "attribute", f"{name}, {self._kinds[name]}: {value!r}"
-        for name in row.keys() - self._known:
+        for name in row:
+            if name in self._known:
+                continue
             if name in self._unkept or len(self._unkept) < attributes.MOST_SEEN:
                 self._unkept[name] += 1
             else:
                 self._beyond += 1
-        yield from (("unkept_key", f"{name}: {row[name]!r}") for name in row if name not in self._known)
+            few = self._unkept[name] <= FEW  # a value may be a picture, which takes long to write out
+            yield "unkept_key", f"{name}: {row[name]!r}" if few else name
 
     def notes(self) -> list[str]:
         """How each key can be kept, the most frequent first."""

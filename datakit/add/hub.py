@@ -152,6 +152,8 @@ def _hub_json(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
     n_rows = round(len(rows) * sum(map(hub.files.__getitem__, files)) / used)
     whole = len(head) == hub.files[files[0]] and len(files) == 1
     found.expected = {"rows" if whole else "rows_about": n_rows}
+    if not whole:
+        found.note("kept", f"told by the first {len(rows):,} rows; `datakit check` says what doesn't fit in the others")
     found.note("format", f"{what}, {'' if whole else 'about '}{n_rows:,} rows")
     refs = list(islice(refs_of(rows), REFS))
     if any(re.match(r"https?://", ref) for ref in refs):

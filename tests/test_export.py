@@ -5,6 +5,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from PIL import Image
 from users import settings, typed
@@ -92,7 +93,7 @@ def test_every_kept_record_goes_all_the_way_round_up_to_its_repairs(packed, buil
     assert got.code == 0
     assert len(made) == len(repairs) == len(getattr(upstream.expected, dataset).kept)
     for mine, number in zip(made, sorted(repairs), strict=True):
-        theirs = {name: rows[number][name] for name in ("id", "image", "conversations") if name in rows[number]}
+        theirs = dict(rows[number])
         if "id_type" in repairs[number]:
             assert not isinstance(theirs["id"], str)
             theirs["id"] = str(theirs["id"])
@@ -114,6 +115,7 @@ ODD = [  # rows, and the repairs by which what is written differs from them
     ({"id": "d", "image": ["0.jpg"], "conversations": [("human", "Q\n<image>"), ("gpt", "A")]}, ["image_form"]),
     ({"id": "e", "image": "1.jpg", "conversations": [("human", "see <image> ?"), ("gpt", "A")]}, ["line_breaks"]),
     ({"id": "f", "image": "1.jpg", "conversations": [("human", "Q"), ("gpt", "A")]}, ["mark_added"]),
+    ({"id": "g", "conversations": [("user", "Q"), ("assistant", "A"), ("human", "Q2"), ("gpt", "A2")]}, ["role_name"]),
 ]
 
 
@@ -141,6 +143,10 @@ def test_odd_rows_go_all_the_way_round_up_to_what_their_repairs_name(upstream, t
         "id_missing": ("id", "4"),
         "image_form": ("image", "0.jpg"),
         "line_breaks": ("conversations", [{"from": "human", "value": "see \n<image>\n ?"}, *said("A")]),
+        "role_name": (
+            "conversations",
+            [{"from": ("human", "gpt")[n % 2], "value": what} for n, what in enumerate(["Q", "A", "Q2", "A2"])],
+        ),
         "mark_added": ("conversations", [{"from": "human", "value": "<image>\nQ"}, *said("A")]),
     }
     for mine, theirs, (_, repairs) in zip(made, rows, ODD, strict=True):
@@ -289,6 +295,7 @@ def record(*messages, images=0):
         (record(("user", "of <image>"), ("assistant", "A")), ["of <image>", "A"]),
         (record(("assistant", IMAGE, "C"), images=1), ["<image>", "C"]),
         (record(("assistant", "t", IMAGE, "C"), images=1), "document"),
+        (msgspec.structs.replace(record(("assistant", IMAGE, "C"), images=1), attrs={"interleaved": True}), "document"),
         (record(("assistant", "text")), "document"),
         (record(("user", "Q")), "roles"),
         (record(("user", "Q"), ("assistant", IMAGE), images=1), "picture_in_answer"),
@@ -309,7 +316,7 @@ def test_a_datasets_folder_has_messages_and_images_in_the_same_order(packed, bui
 
     assert got.code == 0
     assert (tmp_path / "out/data/train-00000-of-00001.parquet").is_file()
-    assert loaded.column_names == ["key", "messages", "images"]
+    assert loaded.column_names == ["key", "messages", "images", "model"]
     assert tuple(loaded["key"]) == upstream.expected.llava665k.kept
     rows = upstreams_rows(upstream, "llava665k")
     for sample in loaded:
@@ -333,7 +340,7 @@ def test_several_pictures_of_a_sample_keep_their_order(tmp_path):
     samples = [(record(("user", IMAGE, "a", IMAGE, IMAGE), ("assistant", "b"), images=3), drawn)] * 3
 
     with Store(str(tmp_path)).publish("data/train-00000-of-00001.parquet") as sink:
-        export._write_parquet(iter(samples), sink, Exported())
+        export._write_parquet(iter(samples), sink, {}, Exported())
     loaded = datasets.load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache"))["train"]
 
     assert [p.getpixel((0, 0)) for p in loaded[2]["images"]] == [(255, 0, 0), (0, 0, 255), (255, 255, 255)]
@@ -347,7 +354,7 @@ def test_row_groups_are_cut_by_bytes_so_that_memory_stays_small(tmp_path, monkey
     samples = [(record(("user", IMAGE), ("assistant", "b"), images=1), [(bytes(600), "jpg")])] * 5
 
     with Store(str(tmp_path)).publish("x.parquet") as sink:
-        export._write_parquet(iter(samples), sink, Exported())
+        export._write_parquet(iter(samples), sink, {}, Exported())
 
     about = pq.ParquetFile(tmp_path / "x.parquet").metadata
     assert [about.row_group(n).num_rows for n in range(about.num_row_groups)] == [2, 2, 1]

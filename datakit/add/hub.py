@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from datakit import webdataset
 from datakit.add import Found
-from datakit.add.files import REFS, ROWS_PER_SHARD, TURNS, columns_text, json_rows, refs_of, source
+from datakit.add.files import REFS, ROWS_PER_SHARD, TURNS, columns_text, json_rows, keep, refs_of, source
+from datakit.attributes import Seen, of_arrow, refused
 from datakit.errors import DownloadError, SourceError, UsageError, nearest, shortlist
 from datakit.progress import size_text
 from datakit.readers import webdataset as samples
@@ -144,10 +145,15 @@ def _lines(lines: list[str]) -> str:
 def _hub_json(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
     found.annotations["rows_per_shard"] = ROWS_PER_SHARD
     rows, used = _json_head(head)
-    what = json_rows(found, rows, files[0])
+    seen = Seen()
+    for row in rows:
+        seen.add(row)
+    what = json_rows(found, rows, files[0], seen)
     n_rows = round(len(rows) * sum(map(hub.files.__getitem__, files)) / used)
     whole = len(head) == hub.files[files[0]] and len(files) == 1
     found.expected = {"rows" if whole else "rows_about": n_rows}
+    if not whole:
+        found.note("kept", f"told by the first {len(rows):,} rows; `datakit check` says what doesn't fit in the others")
     found.note("format", f"{what}, {'' if whole else 'about '}{n_rows:,} rows")
     refs = list(islice(refs_of(rows), REFS))
     if any(re.match(r"https?://", ref) for ref in refs):
@@ -185,7 +191,11 @@ def _hub_parquet(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
     found.note("format", f"Parquet, {'about ' if len(files) > 1 else ''}{n_rows:,} rows in {len(files)} files")
     named, told_by = columns(schema, f"{files[0]} of {hub.repo}")
     found.annotations["columns"] = named
-    found.note("columns", columns_text(named, [name for name in schema.names if name not in named.values()]))
+    found.note("columns", columns_text(named))
+    others = {name: of_arrow(schema.field(name).type) for name in schema.names if name not in named.values()}
+    reasons = {name: refused(name, ()) or "" if kind else "JSON has no such type" for name, kind in others.items()}
+    said = [f"{name!r} ({schema.field(name).type}) isn't kept: {why}" for name, why in reasons.items() if why]
+    keep(found, {name: kind for name, kind in others.items() if kind and not reasons[name]}, said)
     held = named.get("image")
     found.images = {"by": "inline" if held else "none"}
     found.note("pictures", f"in column {held!r}, by {told_by}" if held else "in no column")

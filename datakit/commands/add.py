@@ -59,7 +59,7 @@ def add(
     click.echo(f"  datakit fetch {name}\n  datakit build-mix {name}")
 
 
-_ORDER = ("format", "files", "columns", "pictures", "licence")
+_ORDER = ("format", "files", "columns", "kept", "pictures", "licence")
 
 
 def _place(folder: str | None) -> tuple[Path, bool]:

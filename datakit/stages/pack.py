@@ -1,7 +1,7 @@
 """Pack: rows and pictures become WebDataset tars, with a Parquet index beside each.
 
     <key>.jpg   or <key>.0.jpg, <key>.1.jpg, … when a record has several pictures
-    <key>.txt   the caption of an image-text pair
+    <key>.txt   the caption of an image-text pair; a document is none, be it one picture and one text
     <key>.json  the record (datakit/record.py)
 
 An interleaved document can lose pictures and stay: it keeps its sentences and the similarity of each picture to
@@ -13,13 +13,14 @@ beside what is there, and nothing is packed twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import pyarrow as pa
+from msgspec import Raw
 
 from datakit import archives, images, interleaved
 from datakit.errors import ArchiveError, BadImage, Incomplete, SourceError, UsageError, nearest
@@ -49,9 +50,9 @@ class Pack(Stage):
 
     With `missing="drop_sample"` a row with a picture that can't be had is dropped: all or nothing, VILA's policy.
     With "drop_image" an interleaved document loses only the picture: its row of the similarity matrix goes, the
-    sentences are matched again, and the attribute images_dropped says how many went. A document without any
-    picture left is dropped. So is every other row, for a mark can't go from a conversation and leave the question
-    what it was.
+    sentences are matched again (without a matrix the others stay where they are), and the attribute images_dropped
+    says how many went. A document without any picture left is dropped. So is every other row, for a mark can't go
+    from a conversation and leave the question what it was.
 
     Pictures that `fetch` has not decoded are decoded here, once, to know that they are whole. JPEG and PNG
     that every decoder reads alike keep their bytes; others are written as JPEG of `quality`.
@@ -93,7 +94,7 @@ class Pack(Stage):
             n_bytes = 0
             for row in batch.to_pylist():
                 about = {name: row.pop(name) for name in working}
-                if self.missing == "drop_image" and about and None not in about.values():
+                if self.missing == "drop_image" and about.get(interleaved.SENTENCES) is not None:
                     kept = self._what_is_left(row, about, files, out)
                 else:
                     kept = self._all_or_nothing(row, files, out)
@@ -135,9 +136,7 @@ class Pack(Stage):
             reason = next(iter(gone.values()))
         elif gone:
             try:
-                messages, order = interleaved.document(
-                    about[interleaved.SENTENCES], about[interleaved.SIMILARITY], len(row["images"]), gone
-                )
+                messages, order = _matched_again(row, about, gone)
             except SourceError:
                 reason = "similarity"
                 faults.append(reason)
@@ -161,6 +160,9 @@ class Pack(Stage):
     def _write(self, row: dict[str, Any], pictures: list[images.Picture], work: Work, out: Out) -> dict[str, Any]:
         key, messages = row["key"], decode_messages(row["messages"])
         attrs = {name: value for name, value in row.items() if name not in CORE and value is not None}
+        for name, kind in work.manifest.annotations.attributes.items():
+            if kind == "json" and name in attrs:
+                attrs[name] = Raw(attrs[name].encode())
         facts, places = [], []
         for at, (image, picture) in enumerate(zip(row["images"], pictures, strict=True)):
             kept = {name: value for name, value in image.items() if name not in _HIDDEN and value is not None}
@@ -178,7 +180,7 @@ class Pack(Stage):
                     "height": picture.height,
                 }
             )
-        caption = _caption(messages)
+        caption = None if row.get(interleaved.INTERLEAVED) else _caption(messages)
         if caption is not None and pictures:
             out.tar.add(f"{key}.txt", caption.encode())
         record = encode(Record(key=key, source=work.manifest.name, messages=messages, images=facts, attrs=attrs))
@@ -198,6 +200,15 @@ def _working(schema: pa.Schema) -> tuple[str, ...]:
         return ()
     sentences, similarity = (schema.field(name).type for name in names)
     return names if pa.types.is_list(sentences) and pa.types.is_list(similarity) else ()
+
+
+def _matched_again(row: dict[str, Any], about: dict[str, Any], gone: Collection[int]) -> interleaved.Document:
+    """A document without the pictures that are gone. Raises SourceError when its matrix isn't of its pictures."""
+    n_images, similarity = len(row["images"]), about[interleaved.SIMILARITY]
+    if similarity is not None:
+        return interleaved.document(about[interleaved.SENTENCES], similarity, n_images, gone)
+    messages = interleaved.without(decode_messages(row["messages"]), gone)
+    return interleaved.Document(messages, [at for at in range(n_images) if at not in gone])
 
 
 def _caption(messages: list[Message]) -> str | None:

@@ -17,13 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from unruly import reply, unruly_server
 
 from datakit import images
 from datakit.errors import BadImage, DownloadError, SourceError, UsageError
 from datakit.interop import img2dataset, outputs
 from datakit.interop.img2dataset import Output, crawled, imported, outcome_of, run
+from datakit.manifest import load
 from datakit.miniature.pictures import drawing
+from datakit.stage import Work
+from datakit.stages.fetch import Fetch
+from datakit.store import Store
 from datakit.web import hosts as hosts_module
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
@@ -480,6 +485,21 @@ def test_the_real_program_downloads_and_its_words_become_outcomes(tmp_path, serv
     assert {visit.headers["user-agent"] for visit in asked} == {hosts_module.USER_AGENT}
     given = pq.read_table(tmp_path / "x" / "urls.parquet")["url"].to_pylist()
     assert sorted(given) == sorted(urls)
+
+
+@real
+@pytest.mark.parametrize(("rounding", "width"), [("nearest", 421), ("down", 420)])
+def test_pictures_that_it_fetched_have_the_sizes_that_the_recipe_asks_for(tmp_path, server, rounding, width):
+    sink = io.BytesIO()
+    Image.new("RGB", (501, 400), (200, 30, 90)).save(sink, "JPEG")
+    url = server.at("/x.jpg", reply(sink.getvalue()))  # 336 of 400 makes 420.84
+    stage = Fetch(max_short_side_px=336, rounding=rounding, engine="img2dataset")
+    work = Work(Store(str(tmp_path / "root")), load("coyo"), "coyo", "fetch", Hosts(allowed=(server.place,)), QUICK)
+
+    (got,) = stage.crawled([url], work)
+
+    assert got.outcome == "ok"
+    assert (got.value.width, got.value.height) == (width, 336)
 
 
 @real

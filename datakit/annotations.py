@@ -150,7 +150,10 @@ def numbered(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
 def _cut_rows(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
     cut = _cut(work, shard)
     plan = cut.kept.plan
-    path = _member(work, _download(work, cut.file).path)
+    done = _download(work, cut.file)
+    if done.sha256 != cut.kept.sha256:
+        raise Incomplete(f"{cut.file} was changed since it was planned: run the same command again")
+    path = _member(work, done.path)
     per_shard = work.manifest.annotations.rows_per_shard or 1
     start, stop = cut.within * per_shard, min((cut.within + 1) * per_shard, _limited(work, plan.n_rows))
     for number, row in jsonfile.read_rows(path, plan, start, stop):

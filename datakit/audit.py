@@ -297,8 +297,8 @@ def superfluous(run: Run, others: list[Run]) -> list[Superfluous]:
     kept = {path for other in others for path in _still_needed(other)} | _still_needed(run)
     for path in sorted(_downloads(run) - kept):
         local = run.store.downloads / path
-        if local.is_file():
-            found.append(Superfluous(f"downloads/{path}", local.stat().st_size))
+        if local.is_file() or local.is_symlink():  # a link frees nothing: the file is the user's
+            found.append(Superfluous(f"downloads/{path}", local.lstat().st_size))
     return found
 
 

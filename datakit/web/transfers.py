@@ -73,6 +73,8 @@ class Reply:
     start: int
     headers: Mapping[str, str]
     pieces: Iterator[bytes]
+    clone: Callable[[int], bool] | None = None
+    """Puts the bytes into an empty file without copying them, if the file system can."""
 
 
 Open = Callable[[int, Version | None], AbstractContextManager[Reply]]
@@ -92,14 +94,15 @@ def from_web(source: WebFile, hosts: Hosts) -> Open:
 
     @contextmanager
     def opened(start: int, version: Version | None) -> Iterator[Reply]:
-        validator = version.validator if version and start else None
+        ours = version if version and version.url == source.url else None  # or of a file that was being adopted
+        validator = ours.validator if ours and start else None
         headers = {"Range": f"bytes={start}-", "If-Range": validator} if validator else {}
         with (
             web_session(hosts) as session,
             web_errors(source.url),
             followed(session, "GET", hosts.first(source.url), hosts, headers) as reply,
         ):
-            yield _web_reply(reply, source.url, version if validator else None, start)
+            yield _web_reply(reply, source.url, ours if validator else None, start)
 
     return opened
 

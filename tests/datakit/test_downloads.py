@@ -16,7 +16,7 @@ from unruly import Unruly, in_turn, ranged, reply, unruly_server
 from datakit.errors import DownloadError, ManifestError, SourceError, StorageError, UsageError
 from datakit.web import downloads as module
 from datakit.web import hosts as hosts_module
-from datakit.web import transfers
+from datakit.web import sidecars, transfers
 from datakit.web.addresses import HubFile, WebFile
 from datakit.web.downloads import Downloaded, Expect, Head, adopt, check_not_html, download, head, parse
 from datakit.web.hosts import Hosts, RefusedUrl
@@ -163,17 +163,17 @@ def test_a_server_that_gives_another_part_is_asked_for_the_whole(server, tmp_pat
 
 def test_a_kill_between_the_name_and_the_sidecar_costs_nothing(server, tmp_path, monkeypatch):
     url = server.at("/a.zip", ranged(BODY))
-    publish = module.publish_file
+    publish = sidecars.publish_file
 
     def killed(path, data):
         if path.name.endswith(".download.json"):
             raise KeyboardInterrupt
         publish(path, data)
 
-    monkeypatch.setattr(module, "publish_file", killed)
+    monkeypatch.setattr(sidecars, "publish_file", killed)
     with pytest.raises(KeyboardInterrupt):
         get(server, url, tmp_path)
-    monkeypatch.setattr(module, "publish_file", publish)
+    monkeypatch.setattr(sidecars, "publish_file", publish)
     done = get(server, url, tmp_path)
 
     assert (done.path.read_bytes(), done.sha256) == (BODY, SHA256)

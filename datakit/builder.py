@@ -124,7 +124,9 @@ def pin(run: Run) -> Pinned:
     work = run.work(run.steps[0])
     about = run.manifest
     if about.annotations.glob:  # only the tree knows the files, and the listing keeps their hashes
-        pinned.commits[about.hub] = downloads.tried(lambda: hub_files(about.hub, about.revision), about.hub)[0]
+        pinned.commits[about.hub] = downloads.tried(lambda: hub_files(about.hub, about.revision, run.hosts), about.hub)[
+            0
+        ]
     for address in _pinnable(run.manifest):
         head = downloads.head(address, hosts=run.hosts)
         fixed = address

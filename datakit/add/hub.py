@@ -21,8 +21,9 @@ from datakit.readers import webdataset as samples
 from datakit.web.addresses import HubFile
 from datakit.web.downloads import tried
 from datakit.web.hosts import Hosts
+from datakit.web.hubclient import HUB
 from datakit.web.ranged import RangedFile
-from datakit.web.transfers import HUB, hub_files
+from datakit.web.transfers import hub_files
 
 Kind = Literal["json", "parquet", "webdataset"]
 HEAD_BYTES = 4 << 20  # of a file that is looked into
@@ -63,7 +64,7 @@ class Hub:
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
-        _, listed = tried(lambda: hub_files(repo, revision), f"{repo} could not be looked at")
+        _, listed = tried(lambda: hub_files(repo, revision, Hosts()), f"{repo} could not be looked at")
         self.files = {path: size for path, (size, _) in listed.items()}
 
     def address(self, path: str) -> str:

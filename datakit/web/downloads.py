@@ -115,7 +115,7 @@ def download(
 
 def _opener(source: Source, hosts: Hosts) -> Open:
     if isinstance(source, HubFile):
-        return from_hub(source)
+        return from_hub(source, hosts)
     assert isinstance(source, WebFile)  # a file of this machine is copied by `_copied`
     return from_web(source, hosts)
 
@@ -131,7 +131,7 @@ def head(address: str, *, hosts: Hosts) -> Head:
             return Head(repo=None, revision=None, size_bytes=size, sha256=None)
         if not isinstance(source, HubFile):
             return Head(repo=None, revision=None, size_bytes=ask_web(source, hosts).total, sha256=None)
-        version, _ = find_hub(source)
+        version, _ = find_hub(source, hosts)
         # The hub's ETag is the sha256 of a big file and the git hash of a small one.
         sha256 = version.etag if SHA256.fullmatch(version.etag or "") else None
         return Head(repo=source.repo, revision=version.revision, size_bytes=version.total, sha256=sha256)

@@ -470,7 +470,7 @@ def test_the_token_never_leaves_the_hub(server, tmp_path):
         linked = {"X_Linked_Etag": f'"{SHA256}"', "X_Linked_Size": len(BODY), "X_Repo_Commit": COMMIT}
         server.at(FILE, reply(status=302, Location=blob, **linked))
 
-        done = get(server, HUB, tmp_path)
+        done = download(HUB, tmp_path, hosts=Hosts(allowed=(cdn.place,)))
 
         assert done.sha256 == SHA256
         assert [v.headers.get("authorization") for v in cdn.visits] == [None]
@@ -667,7 +667,8 @@ def test_the_head_of_a_hub_file_is_refused_as_its_download_is(server):
 def test_the_hub_is_told_nothing_that_the_user_did_not_ask_for():
     code = (
         "from datakit.web import transfers; from datakit.web.addresses import HubFile\n"
-        "transfers.from_hub(HubFile(repo='o/r', revision='main', path='a.tar'))\n"
+        "from datakit.web.hosts import Hosts\n"
+        "transfers.from_hub(HubFile(repo='o/r', revision='main', path='a.tar'), Hosts())\n"
         "import huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)\n"
     )
     env = {k: v for k, v in os.environ.items() if not k.endswith("DISABLE_TELEMETRY") and k != "DO_NOT_TRACK"}

@@ -11,7 +11,6 @@ Plans stand beside the listing in plan.json. A trial of `limit` rows takes as ma
 from __future__ import annotations
 
 import posixpath
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -27,7 +26,7 @@ from datakit.fingerprint import fingerprint
 from datakit.readers import About
 from datakit.stage import Work, known_file
 from datakit.store import locked, publish_file, published
-from datakit.web.downloads import Downloaded
+from datakit.web.sidecars import Downloaded, taken_out
 
 _PLAN = "list/plan.json"
 _MAX_JSON_BYTES = 16 << 30  # of a JSON inside an archive
@@ -256,8 +255,8 @@ def _json(work: Work, path: Path) -> Iterator[Path]:
     if not inside:
         yield path
         return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".inside-") as folder:
-        out = Path(folder, f"rows{Path(inside).suffix}")
+    with taken_out(path) as folder:
+        out = folder / f"rows{Path(inside).suffix}"
         _take_out(path, inside, out)
         yield out
 

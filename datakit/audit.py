@@ -299,6 +299,10 @@ def superfluous(run: Run, others: list[Run]) -> list[Superfluous]:
         local = run.store.downloads / path
         if local.is_file() or local.is_symlink():  # a link frees nothing: the file is the user's
             found.append(Superfluous(f"downloads/{path}", local.lstat().st_size))
+    for address in run.manifest.addresses().values():
+        for left in downloads.abandoned(run.manifest.at_commit(address), run.store.downloads):
+            name = left.relative_to(run.store.downloads).as_posix()
+            found.append(Superfluous(f"downloads/{name}", left.stat().st_size))
     return found
 
 
@@ -354,3 +358,5 @@ def clean(run: Run, files: list[Superfluous]) -> None:
             (run.store.downloads / file.name.removeprefix("downloads/")).unlink(missing_ok=True)
         else:
             run.store.remove(file.name)
+    for folder in {(run.store.downloads / name).parent for name in _downloads(run)}:
+        downloads.sweep(folder)

@@ -3,12 +3,15 @@
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from users import Typed, typed
+from users import KILLED, Typed, typed
 
 from datakit.stages import listing, locate, pack
 from datakit.stream import Stream
@@ -23,6 +26,7 @@ def user(tmp_path, monkeypatch):
     env = {"DATAKIT_ROOT": str(tmp_path / "root"), "DATAKIT_CATALOGUE": str(tmp_path / "own"), "DATAKIT_JOBS": "1"}
     user = lambda command: typed(command, env)  # noqa: E731
     user.path, user.root, user.json = tmp_path, tmp_path / "root", tmp_path / "mine.json"
+    user.env = env
 
     def rows(*texts, image=None):
         written = [conversation(nth, text, image) for nth, text in enumerate(texts)]
@@ -313,3 +317,26 @@ def test_an_archive_from_another_file_system_is_copied(far, monkeypatch):
 
     assert not downloaded(far, "far.zip").is_symlink()
     assert Stream(far.root / "mixes/mine/mix.json")[0].images == [picture("red")]
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_adopting_that_is_killed_anywhere_is_done_again_and_leaves_nothing(far, near):
+    mine = zipped(far.path / "far.zip", a=picture("red"))
+    ran(far(f"adopt mine {mine}"), far("fetch mine"))  # a good one stands there already
+    program = KILLED if near else f"from datakit.web.own import OwnFile; OwnFile.near = lambda self: False\n{KILLED}"
+    zipped(far.path / "new.zip", a=picture("blue"))
+
+    codes = [
+        subprocess.run(
+            [sys.executable, "-c", program, "adopt", "mine", str(far.path / "new.zip"), "--as", "all"],
+            env={**os.environ, **far.env, "CUT_AFTER": str(cut)},
+            capture_output=True,
+        ).returncode
+        for cut in range(6)
+    ]
+    found = [path.name for path in downloaded(far, "far.zip").parent.iterdir()]
+    ran(far("build-mix mine --fetch"), far("verify mine"), far("clean mine"))
+
+    assert -signal.SIGKILL in codes and codes[-1] == 0
+    assert not [name for name in found if name.endswith((".part", ".part.json", ".link", ".zip.lock", ".tmp"))]
+    assert Stream(far.root / "mixes/mine/mix.json")[0].images == [picture("blue")]

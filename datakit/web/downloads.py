@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,7 +38,10 @@ from datakit.web.sidecars import (
     finished,
     forget_part,
     made_of,
+    note_of,
+    part_of,
     said_of,
+    sweep,
 )
 from datakit.web.transfers import Broken, Open, ask_web, find_hub, from_hub, from_web
 
@@ -52,6 +56,7 @@ __all__ = [
     "head",
     "made_of",
     "parse",
+    "sweep",
     "tried",
 ]
 
@@ -162,6 +167,17 @@ def edited(address: str, into: Path) -> dict[str, str] | None:
     return None if now == said["sha256"] else {"sha256": now}
 
 
+def abandoned(address: str, into: Path) -> list[Path]:
+    """What came of a hub's file at other revisions than the one that is meant by now, which nothing goes on with."""
+    source = parse(address)
+    if not isinstance(source, HubFile):
+        return []
+    ours = Path(into, source.folder)
+    revisions = ours.parents[source.path.count("/")].parent  # …/OWNER/REPO
+    found = (part_of(folder / source.path) for folder in sorted(revisions.glob("*")) if folder / source.path != ours)
+    return [left for part in found if part.exists() for left in (part, note_of(part.with_suffix(""))) if left.exists()]
+
+
 def own_file(address: str, into: Path) -> Path | None:
     """The file of the user's that stands for a download, which is a copy of it or a link to it; None if none does."""
     source = parse(address)
@@ -241,10 +257,16 @@ def _linked(own: OwnFile, address: str, tell: Tell) -> Downloaded:
     return done
 
 
+@cache  # a folder may hold 23,000 files, and is looked through once in a process
+def _swept(folder: Path) -> None:
+    sweep(folder)
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Nobody else makes this download meanwhile."""
     lock = path.with_name(path.name + ".lock")
+    _swept(path.parent)
     with locked(lock):
         yield
         lock.unlink(missing_ok=True)

@@ -9,14 +9,22 @@ X.index.parquet, X.inside.*    what was made of it
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from datakit.errors import DownloadError
-from datakit.store import publish_file
+from datakit.store import Store, publish_file, storage_errors
+
+INSIDE = ".inside-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +115,54 @@ def check(name: object, expect: Expect, *, size_bytes: int | None = None, sha256
                 f"{str(name)!r} has {what} {got!r}, and {due!r} was expected: upstream has changed, or the "
                 ".sums is for another file. If the change is right, `datakit pin` writes it down"
             )
+
+
+@contextmanager
+def taken_out(path: Path) -> Iterator[Path]:
+    """A folder beside a download for what is taken out of it for a while. Killed, it is left to `sweep`."""
+    with storage_errors(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=INSIDE) as name:
+        held = os.open(Path(name, "held"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(held)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left beside downloads; not what somebody holds, nor what will be gone on with."""
+    Store(str(folder)).sweep("")
+    for left in (*folder.glob("*.part"), *folder.glob(".*.link"), *folder.glob(".*.adopted")):
+        # .adopted was made by earlier versions: `.X.PID.adopted`
+        name = left.stem if left.suffix == ".part" else left.stem[1:]
+        path = left.with_name(name.rpartition(".")[0] if left.suffix == ".adopted" else name)
+        if left.suffix == ".part" and finished(path, Expect()) is None:
+            continue
+        with _unless_held(path.with_name(f"{path.name}.lock")) as free:
+            if free and left.suffix == ".part":
+                forget_part(path)
+            elif free:
+                left.unlink(missing_ok=True)
+    for inside in folder.glob(f"{INSIDE}*/held"):
+        with _unless_held(inside) as free:
+            if free:
+                shutil.rmtree(inside.parent, ignore_errors=True)  # another may be at it
+
+
+@contextmanager
+def _unless_held(lock: Path) -> Iterator[bool]:
+    """Whether nobody holds a lock; holds it meanwhile, and removes it."""
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:  # a folder that can only be read, or one that is gone by now
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+    else:
+        yield True
+        lock.unlink(missing_ok=True)
+    finally:
+        os.close(handle)

@@ -1,11 +1,15 @@
 """Files of the user's that stand for downloads: copied or linked, hashed when they must be, written to never."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import resource
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,7 @@ from datakit.web import downloads, own, part
 from datakit.web.downloads import bring, check_unedited, download, edited, parse
 from datakit.web.hosts import Hosts
 from datakit.web.own import OwnFile
+from datakit.web.sidecars import sweep
 
 BODY = bytes(range(256)) * 2000
 WEB = "https://example.org/a.tar"
@@ -267,3 +272,71 @@ def test_adopting_what_is_linked_already_links_it_again(mine, tmp_path):
     assert first == again
     assert first.path.readlink() == mine
     assert json.loads(first.path.with_name("a.tar.download.json").read_bytes())["url"] == WEB
+
+
+TAKES_OUT = """
+import os, pathlib, signal, sys
+from datakit.web.sidecars import taken_out
+with taken_out(pathlib.Path(sys.argv[1])) as folder:
+    (folder / "rows.json").write_bytes(b"x" * 1000)
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_kill_leaves_beside_downloads_is_swept_and_what_is_held_is_not(mine, tmp_path):
+    path = good_before(tmp_path)
+    folder = path.parent
+    for name in ("a.tar.part", "a.tar.part.json", ".a.tar.9.adopted", ".b.tar.9.adopted", "goes-on.tar.part"):
+        (folder / name).write_bytes(b"x")
+    (folder / ".b.tar.link").symlink_to(mine)
+    (folder / ".c.tar.link").symlink_to(mine)
+    held = os.open(folder / "c.tar.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    command = [sys.executable, "-c", TAKES_OUT, str(path)]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killed,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as lives,
+    ):
+        gone, there = (Path(one.stdout.readline().strip()) for one in (killed, lives))
+        killed.kill()
+        killed.wait()
+
+        sweep(folder)
+
+        left = files(folder)
+        assert (gone.exists(), there.exists()) == (False, True)
+        lives.communicate("")
+    os.close(held)
+
+    assert set(left) == {
+        *(".c.tar.link", "a.tar", "a.tar.download.json", "c.tar.lock", "goes-on.tar.part", "held", "rows.json")
+    }
+    assert not there.exists()
+    assert mine.read_bytes() == BODY
+
+
+def test_a_download_that_begins_sweeps_its_folder(mine, tmp_path):
+    folder = place(mine.as_uri(), tmp_path).parent
+    folder.mkdir(parents=True)
+    (folder / ".mine.tar.9.adopted").write_bytes(b"half")
+
+    get(mine.as_uri(), tmp_path)
+
+    assert files(folder) == [".mine.tar.source.json", "mine.tar", "mine.tar.download.json"]
+
+
+def test_what_came_of_another_revision_is_found(tmp_path):
+    for revision in ("main", "abc"):
+        path = place(f"hub://datasets/o/r@{revision}/d/a.zip", tmp_path)
+        path.parent.mkdir(parents=True)
+        for name in ("a.zip.part", "a.zip.part.json"):
+            (path.parent / name).write_bytes(b"{}")
+
+    found = downloads.abandoned("hub://datasets/o/r@abc/d/a.zip", tmp_path / "downloads")
+
+    assert [path.relative_to(tmp_path / "downloads").as_posix() for path in found] == [
+        "huggingface.co/datasets/o/r/main/d/a.zip.part",
+        "huggingface.co/datasets/o/r/main/d/a.zip.part.json",
+    ]
+    assert downloads.abandoned(WEB, tmp_path) == []

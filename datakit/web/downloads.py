@@ -243,14 +243,17 @@ def _copied(own: OwnFile, address: str, tell: Tell) -> Downloaded:
 
 
 def _linked(own: OwnFile, address: str, tell: Tell) -> Downloaded:
+    link = own.path.with_name(f".{own.path.name}.link")
+    try:
+        link.unlink(missing_ok=True)  # of one that was killed here
+        link.symlink_to(own.file)
+    except OSError:  # a file system without links; copying says what else may be wrong
+        return _copied(own, address, tell)
     sha256 = own.sha256(tell)
     done = Downloaded(
         path=own.path, size_bytes=own.file.stat().st_size, sha256=sha256, revision=own.revision, etag=None
     )
     with storage_errors(own.path):
-        link = own.path.with_name(f".{own.path.name}.link")
-        link.unlink(missing_ok=True)  # of one that was killed here
-        link.symlink_to(own.file)
         replace(link, own.path)
         declare(done, address)
         forget_part(own.path)

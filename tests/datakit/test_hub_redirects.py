@@ -6,8 +6,10 @@ import json
 import huggingface_hub
 import pytest
 from certificates import server_context
+from click.testing import CliRunner
 from unruly import in_turn, ranged, reply, unruly_server
 
+from datakit.cli import cli
 from datakit.errors import DownloadError
 from datakit.web import downloads, hosts, hubclient, transfers
 from datakit.web.downloads import download, head
@@ -155,6 +157,19 @@ def test_the_list_of_files_is_not_read_from_elsewhere(hub, cdn, inside):
     assert found == (COMMIT, {})
     assert inside.visits == []
     assert [visit.headers.get("authorization") for visit in cdn.visits] == [None]
+
+
+def test_a_repository_is_looked_into_under_the_user_s_settings(hub, cdn, tmp_path, monkeypatch):
+    info = json.dumps({"id": "owner/repo", "sha": COMMIT, "siblings": []}).encode()
+    hub.at(INFO, leads(cdn.at(INFO, reply(info, Content_Type="application/json"))))
+    hub.at(f"/api/datasets/owner/repo/tree/{COMMIT}", reply(b"[]", Content_Type="application/json"))
+    command = ["add", "mine", "--hub", "owner/repo", "--catalogue", str(tmp_path)]
+
+    refused = CliRunner().invoke(cli, command)
+    allowed = CliRunner().invoke(cli, command, env={"DATAKIT_ALLOW_HOSTS": cdn.place})
+
+    assert isinstance(refused.exception, RefusedUrl)
+    assert "nothing that is read without a manifest" in str(allowed.exception)
 
 
 def test_the_endpoint_is_trusted_as_it_is_named_and_not_on_another_port(hub, tmp_path):

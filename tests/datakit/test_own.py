@@ -340,3 +340,15 @@ def test_what_came_of_another_revision_is_found(tmp_path):
         "huggingface.co/datasets/o/r/main/d/a.zip.part.json",
     ]
     assert downloads.abandoned(WEB, tmp_path) == []
+
+
+def test_where_there_are_no_links_a_file_is_copied(mine, tmp_path, monkeypatch):
+    def refused(self, target):
+        raise PermissionError(errno.EPERM, "exFAT has none")
+
+    monkeypatch.setattr(type(mine), "symlink_to", refused)
+
+    done = get(mine.as_uri(), tmp_path, in_place=True)
+
+    assert (done.path.is_symlink(), done.path.read_bytes()) == (False, BODY)
+    assert get(mine.as_uri(), tmp_path, in_place=True) == done

@@ -11,7 +11,6 @@ Plans stand beside the listing in plan.json. A trial of `limit` rows takes as ma
 from __future__ import annotations
 
 import posixpath
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -28,7 +27,7 @@ from datakit.readers import About
 from datakit.stage import Work, known_file
 from datakit.store import locked, published
 from datakit.web import derived
-from datakit.web.downloads import Downloaded
+from datakit.web.sidecars import Downloaded, taken_out
 
 _PLAN = "list/plan.json"
 _MAX_JSON_BYTES = 16 << 30  # of a JSON inside an archive
@@ -151,7 +150,10 @@ def numbered(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
 def _cut_rows(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
     cut = _cut(work, shard)
     plan = cut.kept.plan
-    path = _member(work, _download(work, cut.file).path)
+    done = _download(work, cut.file)
+    if done.sha256 != cut.kept.sha256:
+        raise Incomplete(f"{cut.file} was changed since it was planned: run the same command again")
+    path = _member(work, done.path)
     per_shard = work.manifest.annotations.rows_per_shard or 1
     start, stop = cut.within * per_shard, min((cut.within + 1) * per_shard, _limited(work, plan.n_rows))
     for number, row in jsonfile.read_rows(path, plan, start, stop):
@@ -253,8 +255,8 @@ def _json(work: Work, path: Path) -> Iterator[Path]:
     if not inside:
         yield path
         return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".inside-") as folder:
-        out = Path(folder, f"rows{Path(inside).suffix}")
+    with taken_out(path) as folder:
+        out = folder / f"rows{Path(inside).suffix}"
         _take_out(path, inside, out)
         yield out
 

@@ -13,6 +13,7 @@ from datakit.manifest import Manifest, Pinned
 from datakit.mix import Mix, MixPart, MixShard
 from datakit.run import Run
 from datakit.shards import ranges
+from datakit.stage import Tell, silent
 from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.downloads import Downloaded
@@ -95,7 +96,7 @@ def write(store: Store, name: str, runs: list[tuple[Run, int]]) -> tuple[Mix, st
     return mix, f"{store.root}/{where}"
 
 
-def adopt(run: Run, file: Path, wanted: str | None) -> tuple[str, Downloaded]:
+def adopt(run: Run, file: Path, wanted: str | None, tell: Tell = silent) -> tuple[str, Downloaded]:
     """Takes a file that the user has for one that would be downloaded. Raises UsageError when it isn't clear which."""
     known = run.manifest.addresses()
     if wanted is None:
@@ -106,7 +107,12 @@ def adopt(run: Run, file: Path, wanted: str | None) -> tuple[str, Downloaded]:
         (wanted,) = named
     if wanted not in known:
         raise UsageError(f"{run.manifest.name!r} has no {wanted!r}. {nearest(wanted, known)}")
-    return known[wanted], downloads.bring(file, known[wanted], run.store.downloads)
+
+    def grown(done: int, total: int | None) -> None:
+        tell("adopt", f"size {known[wanted]}", total or 0)
+        tell("adopt", f"download {known[wanted]}", done)
+
+    return known[wanted], downloads.bring(file, known[wanted], run.store.downloads, tell=grown)
 
 
 def pin(run: Run) -> Pinned:
@@ -118,7 +124,9 @@ def pin(run: Run) -> Pinned:
     work = run.work(run.steps[0])
     about = run.manifest
     if about.annotations.glob:  # only the tree knows the files, and the listing keeps their hashes
-        pinned.commits[about.hub] = downloads.tried(lambda: hub_files(about.hub, about.revision), about.hub)[0]
+        pinned.commits[about.hub] = downloads.tried(lambda: hub_files(about.hub, about.revision, run.hosts), about.hub)[
+            0
+        ]
     for address in _pinnable(run.manifest):
         head = downloads.head(address, hosts=run.hosts)
         fixed = address

@@ -19,7 +19,7 @@ from datakit.errors import ManifestError, NoSpace, UsageError
 from datakit.holdings import Holding, holdings, sharing
 from datakit.manifest import Manifest
 from datakit.run import Run
-from datakit.web.downloads import parse
+from datakit.web import downloads
 from datakit.web.hosts import Hosts
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,12 @@ def superfluous(run: Run) -> Superfluous:
         kept |= needed
     for path in sorted(_downloads(run) - kept):
         local = run.store.downloads / path
-        if local.is_file():
-            found.files.append(File(f"downloads/{path}", local.stat().st_size))
+        if local.is_file() or local.is_symlink():  # a link frees nothing: the file is the user's
+            found.files.append(File(f"downloads/{path}", local.lstat().st_size))
+    for address in run.manifest.addresses().values():
+        for left in downloads.abandoned(run.manifest.at_commit(address), run.store.downloads):
+            name = left.relative_to(run.store.downloads).as_posix()
+            found.files.append(File(f"downloads/{name}", left.stat().st_size))
     return found
 
 
@@ -111,7 +115,7 @@ def _downloads(run: Run) -> set[str]:
 
 def _below(about: Manifest, address: str) -> str:
     """Where a download lands, below the downloads folder."""
-    return Path(parse(about.at_commit(address)).folder).as_posix()
+    return Path(downloads.parse(about.at_commit(address)).folder).as_posix()
 
 
 def _still_needed(run: Run) -> set[str]:
@@ -160,3 +164,5 @@ def clean(run: Run, files: list[File]) -> None:
                 run.store.remove(tables.popleft())
     for name in tables:
         run.store.remove(name)
+    for folder in {(run.store.downloads / name).parent for name in _downloads(run)}:
+        downloads.sweep(folder)

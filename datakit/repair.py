@@ -4,7 +4,7 @@
    (or of its index, or of the JSON that was taken out of it) every shard of every dataset that was made from it.
 2. It goes from the last step to the first, and the damaged thing itself goes last: killed anywhere and run again,
    `verify` finds the damage again and the rest goes, too.
-3. What can be made again is removed. A download that no address gives again is put aside as `<name>.bad`.
+3. What can be made again is removed. A download that a person has put there is put aside as `<name>.bad`.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def _remove_download(path: Path, store: Store) -> str:
     for made in derived.derived(path):
         derived.remove(made)
     sidecar = path.with_name(f"{path.name}.download.json")
-    if said.get("etag") or said.get("revision") or path.is_symlink():  # upstream gave it, and can again
+    if not said.get("by_hand"):  # upstream gave it and can again, or it is a copy of a file of the user's or a link
         path.unlink(missing_ok=True)
         sidecar.unlink(missing_ok=True)
         return name
     bad = path.with_name(f"{path.name}.bad")
     path.replace(bad)
     sidecar.unlink(missing_ok=True)
-    return f"{name} (put aside as {bad.name}: it didn't come from an address that surely gives it again)"
+    return f"{name} (put aside as {bad.name}, for it was put there by hand)"

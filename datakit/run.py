@@ -169,10 +169,13 @@ class Run:
                 log.warning("removing %s, which came of another recipe", folder)
                 self.store.remove_folder(folder)
 
-    def inputs(self, place: int, shard: int) -> dict[str, str] | None:
-        """What a shard's step is made from, as its commit names it; None when the step before isn't done."""
+    def inputs(self, place: int, shard: int, *, made: bool = False) -> dict[str, str] | None:
+        """What a shard's step is made from, as its commit names it; None when the step before isn't done.
+
+        With `made` what it was made from just now, although a file of the user's may be another one since.
+        """
         step = self.steps[place]
-        found = step.stage.inputs(self.work(step), shard)
+        found = step.stage.inputs(replace(self.work(step), made=made), shard)
         commit = self.ledger(step).read(shard_name(shard))
         if found is None:  # the files aren't here any more: trust what was committed
             if commit is None:

@@ -177,7 +177,10 @@ def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
             tell(step.name, "total", len(span))
             made = _make_part(step, span, work, ledger, name, tolerates, source)
             tell(step.name, "total", made["rows"] - len(span))  # what was dropped is done, too
-            before, inputs = inputs, run.inputs(place, shard)  # a listing learns its file's hash while it reads it
+            before, inputs = (
+                inputs,
+                run.inputs(place, shard, made=True),
+            )  # a listing learns its file's hash while it reads it
             if inputs is None or (place and before is not None and before != inputs):
                 raise Incomplete(f"what {ledger.folder}/{name} was made from was changed meanwhile: run again")
             commits.append(Commit(recipe=recipe, inputs=inputs, made_by=maker(), **made))

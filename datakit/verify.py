@@ -216,11 +216,12 @@ def _download(store: Store, path: Path, sha256: str, cures: tuple[str, ...]) -> 
     with path.open("rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
     where = f"downloads/{path.relative_to(store.downloads).as_posix()}"
-    yield where if same else Broken(where, "the bytes aren't those that were downloaded", cures)
+    wrong = "the file that it links to was edited since" if path.is_symlink() else "the bytes aren't those that came"
+    yield where if same else Broken(where, wrong, cures)
     for made in derived.derived(path):
         where = f"downloads/{made.relative_to(store.downloads).as_posix()}"
-        wrong = derived.wrong(made)
-        yield Broken(where, wrong, cures) if wrong else where
+        damage = derived.wrong(made)
+        yield Broken(where, damage, cures) if damage else where
 
 
 def _mix(store: Store, name: str) -> str | Broken:

@@ -22,8 +22,9 @@ from datakit.readers import webdataset as samples
 from datakit.web.addresses import HubFile
 from datakit.web.downloads import tried
 from datakit.web.hosts import Hosts
+from datakit.web.hubclient import HUB
 from datakit.web.ranged import RangedFile
-from datakit.web.transfers import HUB, hub_files
+from datakit.web.transfers import hub_files
 
 Kind = Literal["json", "parquet", "webdataset"]
 HEAD_BYTES = 4 << 20  # of a file that is looked into
@@ -40,13 +41,13 @@ _TEXTS = {  # names that columns go by, the surest first
 }
 
 
-def look(repository: str, pattern: str | None) -> Found:
+def look(repository: str, pattern: str | None, hosts: Hosts) -> Found:
     """What a dataset repository `OWNER/REPO[@REVISION]` holds. Raises UsageError when that isn't one thing."""
     name = repository.removeprefix(f"{HUB}/").removeprefix("datasets/").strip("/")
     repo, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         raise UsageError(f"--hub takes OWNER/REPO or OWNER/REPO@REVISION, not {repository!r}")
-    hub = Hub(repo, revision or "main")
+    hub = Hub(repo, revision or "main", hosts)
     kind, files, head = _chosen(hub, pattern)
     rows: dict[str, Any] = {"format": kind, "files": files}
     found = Found(repo, rows, {"by": "inline"}, "", "inline", hub=repo, revision=hub.revision)
@@ -62,9 +63,9 @@ def look(repository: str, pattern: str | None) -> Found:
 class Hub:
     """A repository: its files with their sizes, and their bytes."""
 
-    def __init__(self, repo: str, revision: str) -> None:
-        self.repo, self.revision = repo, revision
-        _, listed = tried(lambda: hub_files(repo, revision), f"{repo} could not be looked at")
+    def __init__(self, repo: str, revision: str, hosts: Hosts) -> None:
+        self.repo, self.revision, self.hosts = repo, revision, hosts
+        _, listed = tried(lambda: hub_files(repo, revision, hosts), f"{repo} could not be looked at")
         self.files = {path: size for path, (size, _) in listed.items()}
 
     def address(self, path: str) -> str:
@@ -74,7 +75,7 @@ class Hub:
         return size_text(sum(self.files[path] for path in paths))
 
     def head(self, path: str) -> bytes:
-        with _Look(self.address(path), hosts=Hosts()) as file:
+        with _Look(self.address(path), hosts=self.hosts) as file:
             return file.read(HEAD_BYTES) or b""
 
     def licence(self) -> str:
@@ -182,7 +183,7 @@ def _hub_parquet(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
     import pyarrow.parquet as pq
 
     try:
-        remote = io.BufferedReader(_Look(hub.address(files[0]), hosts=Hosts()), 1 << 18)
+        remote = io.BufferedReader(_Look(hub.address(files[0]), hosts=hub.hosts), 1 << 18)
         with remote, pq.ParquetFile(remote) as file:
             schema, n_rows = file.schema_arrow, file.metadata.num_rows * len(files)
     except (pa.ArrowException, OSError) as error:
@@ -312,7 +313,7 @@ def names_in(hub: Hub, file: str) -> list[str] | None:
     if file.lower().endswith(".tar"):
         return [name for name, _ in _tar_head(hub.head(file))]
     try:
-        remote = io.BufferedReader(_Look(hub.address(file), hosts=Hosts()), 1 << 18)
+        remote = io.BufferedReader(_Look(hub.address(file), hosts=hub.hosts), 1 << 18)
         with remote, zipfile.ZipFile(remote) as zipped:
             return [name for name in zipped.namelist() if not name.endswith("/")]
     except _TooMuch:

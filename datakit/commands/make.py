@@ -250,16 +250,20 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
 def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
     """Use a file you have instead of downloading it.
 
-    For example COCO's train2017.zip. It is linked where the file system can, and copied where it can't.
+    For example COCO's train2017.zip. On the root's file system it is read where it is, so leave it there; from another
+    one it is copied.
     """
     from pathlib import Path
 
     from datakit import builder
-    from datakit.progress import size_text
+    from datakit.progress import Progress, size_text
 
     run = open_run(load_settings(**place), name)
-    address, done = builder.adopt(run, Path(file), wanted)
+    with Progress(name) as progress:
+        address, done = builder.adopt(run, Path(file), wanted, progress.tell)
     click.echo(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
+    if done.path.is_symlink():
+        click.echo(f"it is read from {done.path.resolve()}: leave it there until the dataset is packed")
     sources = run.manifest.images.sources
     if given_up := [s for s in run.choices.without if address in map(run.manifest.at_commit, sources[s].archives())]:
         left = ",".join(s for s in run.choices.without if s not in given_up)

@@ -14,13 +14,14 @@ import pyarrow as pa
 from msgspec import structs
 
 from datakit import archives
-from datakit.errors import ArchiveError, DownloadError, UsageError, nearest, shortlist
+from datakit.errors import ArchiveError, DownloadError, Incomplete, UsageError, nearest, shortlist
 from datakit.fingerprint import plain
 from datakit.manifest import Manifest, Source
 from datakit.stage import Out, Stage, Work, intact, known_file
 from datakit.store import locked
 from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
 from datakit.web import derived
+from datakit.web.downloads import check_unedited
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Locate(Stage):
                 self._index(archive, work)
 
     def _index(self, archive: str, work: Work) -> None:
-        path = work.download(archive).path
+        path = work.download(archive, in_place=True).path  # of one's own, 200 GB aren't there twice
         index = archives.index_path(path)
         with locked(index.with_name(f"{index.name}.lock")):
             sha256 = (known_file(path) or {}).get("sha256", "")
@@ -83,6 +84,11 @@ class Locate(Stage):
                     archives.write_index(path, index)
                 except ArchiveError as error:
                     raise work.distrust(archive, error) from error
+                try:
+                    check_unedited(path)
+                except Incomplete:
+                    derived.remove(index)
+                    raise
                 derived.declare(index, sha256)
         skipped = open_index(index).skipped
         if skipped:

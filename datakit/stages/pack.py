@@ -29,6 +29,7 @@ from datakit.record import Message, Record, decode_messages, encode
 from datakit.stage import Out, Stage, Work
 from datakit.store import Store
 from datakit.tables import CORE, PACKED, Rows, as_batches, failures, with_images
+from datakit.web.downloads import check_unedited
 
 SAMPLES_PER_TAR = 5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
 Missing = Literal["drop_sample", "drop_image"]
@@ -87,6 +88,7 @@ class Pack(Stage):
         with ExitStack() as stack:
             files = _Files(work.store, stack)
             yield from as_batches(self._samples(rows, files, work, out), self.schema(rows, work.manifest), size=512)
+            files.check()
 
     def _samples(self, rows: Rows, files: _Files, work: Work, out: Out) -> Iterator[dict[str, Any]]:
         working = _working(rows.schema())
@@ -255,6 +257,12 @@ class _Files:
             f"{self._store.root}/{image['file']} is damaged, at the picture {image['ref']!r}: {why}. Run "
             "`datakit verify --repair`, which says how to have it again"
         )
+
+    def check(self) -> None:
+        """Raises Incomplete when an archive that is read where the user has it was edited meanwhile."""
+        for name in self._open:
+            if name.startswith("downloads/"):
+                check_unedited(self._store.downloads / name.removeprefix("downloads/"))
 
     def _file(self, name: str) -> Any:
         if "\0" in name or {"", ".", ".."} & set(name.split("/")):

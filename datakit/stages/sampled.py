@@ -103,7 +103,7 @@ class SampledListing(Stage):
         about = work.manifest
         glob, revision = _glob(about), about.pinned.commits.get(about.hub, about.revision)
         place = str(HubFile(repo=about.hub, revision=revision, path=glob))
-        commit, there = tried(lambda: hub_files(about.hub, revision), f"{place!r} could not be listed")
+        commit, there = tried(lambda: hub_files(about.hub, revision, work.hosts), f"{place!r} could not be listed")
         found = sorted((path.split("/"), *there[path]) for path in there if _matches(path, glob))
         if not found:
             raise SourceError(

@@ -689,3 +689,11 @@ def test_importing_it_loads_nothing_heavy():
     )
 
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_img2dataset_doesn_t_go_around_a_proxy(tmp_path, monkeypatch):
+    monkeypatch.setattr(img2dataset, "check_installed", lambda: None)
+    monkeypatch.setenv("HTTPS_PROXY", "http://10.0.0.1:3128")
+
+    with pytest.raises(UsageError, match="NO_PROXY"):
+        download(tmp_path / "x", ["http://a.example/"], Hosts())

@@ -702,7 +702,7 @@ def test_a_file_that_was_adopted_is_not_fetched(server, tmp_path, sha256):
     assert files(tmp_path) == ["a.zip", "a.zip.download.json"]
 
 
-def test_the_sidecar_of_an_adopted_file_is_that_of_a_download(server, tmp_path):
+def test_the_sidecar_of_an_adopted_file_is_that_of_a_download_and_says_that_a_person_put_it_there(server, tmp_path):
     url = server.at("/a.zip", ranged(BODY))
 
     fetched = get(server, url, tmp_path / "fetched").path
@@ -710,7 +710,7 @@ def test_the_sidecar_of_an_adopted_file_is_that_of_a_download(server, tmp_path):
 
     one, two = (json.loads((p.parent / "a.zip.download.json").read_bytes()) for p in (fetched, adopted))
     assert one == {"size_bytes": len(BODY), "sha256": SHA256, "revision": None, "etag": '"v1"', "url": url}
-    assert two == one | {"etag": None}
+    assert two == one | {"etag": None, "by_hand": True}
 
 
 def test_an_adopted_hub_file_knows_its_commit_when_the_address_names_one(tmp_path):

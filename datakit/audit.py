@@ -8,23 +8,24 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from msgspec import structs
 
-from datakit import catalogue, manifest, mix, pipeline
+from datakit import catalogue, claims, manifest, mix, pipeline
 from datakit.annotations import INSIDE, file_of, near_by
 from datakit.errors import ManifestError, MixError, UsageError
 from datakit.fingerprint import changes
+from datakit.ledger import File, Ledger
 from datakit.run import Choices, Run, choices, choose, folder_of
 from datakit.shards import ranges, shard_name
 from datakit.stage import Step, known_file
 from datakit.stages.extract import Extract
 from datakit.stages.fetch import ENGINES, Engine, Fetch
 from datakit.stages.locate import Locate, known_sources
-from datakit.store import Store
+from datakit.store import Store, sweep
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
 
@@ -65,6 +66,7 @@ def open_run(
             repairs=before.repairs,
             accepted=about.accept if accept else before.accepted,
         ),
+        before=before,
         **rest,
     )
     return replace(run, steps=tuple(_as_chosen(run, step, engine) for step in run.steps))
@@ -86,7 +88,7 @@ def _as_chosen(run: Run, step: Step, engine: Engine | None) -> Step:
 
 def note(run: Run, **chosen: Any) -> None:
     """Adds to what is chosen for a dataset, as it is written down by now."""
-    choose(run.store, run.folder, structs.replace(choices(run.store, run.folder), **chosen))
+    choose(run.store, run.folder, **chosen)
 
 
 def runs(store: Store, name: str | None = None, *, strict: bool = False) -> Iterator[Run]:
@@ -186,6 +188,8 @@ def verify(run: Run) -> Iterator[str | Broken]:
         for shard in ledger.shard_names():
             commit = ledger.read(shard)
             if commit is None:
+                if run.store.size(f"{ledger.folder}/{shard}.commit.json") is None:
+                    continue  # removed meanwhile
                 yield Broken(
                     f"{ledger.folder}/{shard}.commit.json", "the commit is damaged", cure, step.name, int(shard)
                 )
@@ -195,7 +199,20 @@ def verify(run: Run) -> Iterator[str | Broken]:
                 if file.name in cleaned and run.store.size(where) is None:
                     continue
                 wrong = _wrong(run.store, where, file.size_bytes, file.xxh3)
+                wrong = wrong and _still_wrong(ledger, shard, file)
                 yield Broken(where, wrong, cure, step.name, int(shard), part) if wrong else where
+
+
+def _still_wrong(ledger: Ledger, shard: str, file: File) -> str | None:
+    """What is wrong with a committed file, looked at once more while no other job works on its shard."""
+    with claims.held(ledger, shard, wait=False) as ours:
+        commit = ledger.read(shard)
+        if not ours or commit is None or file not in (f for part in commit.parts for f in part.files()):
+            log.warning("%s/%s isn't checked: another job works on it", ledger.folder, file.name)
+            return None
+        if file.name in ledger.cleaned():
+            return None
+        return _wrong(ledger.store, f"{ledger.folder}/{file.name}", file.size_bytes, file.xxh3)
 
 
 def verify_downloads(run: Run) -> Iterator[str | Broken]:
@@ -262,11 +279,13 @@ def repair(run: Run, broken: list[Broken]) -> list[str]:
             for step in run.steps:  # what was made of its bytes can't be trusted either
                 if step is run.steps[-1] or step.stage.reads_annotations:
                     for shard in run.ledger(step).commits():
-                        run.ledger(step).discard(shard_name(shard))
+                        with claims.held(run.ledger(step), shard_name(shard)):
+                            run.ledger(step).discard(shard_name(shard))
         if one.shard is None or not one.where.startswith(f"{run.folder}/"):
             continue
         step = next(s for s in run.steps if s.name == one.step)
-        run.ledger(step).discard(shard_name(one.shard), one.part)
+        with claims.held(run.ledger(step), shard_name(one.shard)):
+            run.ledger(step).discard(shard_name(one.shard), one.part)
         names.append(f"{run.folder}/{step.name}/{one.part or shard_name(one.shard)}")
     return sorted(set(names))
 
@@ -342,15 +361,28 @@ def _still_needed(run: Run) -> set[str]:
     return needed
 
 
-def clean(run: Run, files: list[Superfluous]) -> None:
-    """Removes superfluous files; the ledger remembers them first, so that they don't count as lost."""
-    for step in run.steps:
+def clean(run: Run, files: list[Superfluous]) -> list[Superfluous]:
+    """Removes superfluous files, and what killed jobs left; the ledger remembers them first, so that they don't count
+    as lost. What another job works on stays. Returns what it removed.
+    """
+    run.store.sweep(run.folder)
+    sweep(run.store.downloads, below=True)
+    removed, seen = [], run.snapshot()
+    for place, step in enumerate(run.steps):
         ledger = run.ledger(step)
-        names = {f.name.removeprefix(f"{ledger.folder}/") for f in files if f.name.startswith(f"{ledger.folder}/")}
+        claims.sweep(seen.ledger(step))
+        ours = [f for f in files if f.name.startswith(f"{ledger.folder}/")]
+        names = {f.name.removeprefix(f"{ledger.folder}/"): f for f in ours}
         if names:
-            ledger.mark_cleaned(ledger.cleaned() | names)
+            ledger.mark_cleaned(set(names))
+        for shard, some in groupby(sorted(names), lambda name: re.split(r"[-.]", name, maxsplit=1)[0]):
+            with claims.held(ledger, shard, wait=False) as held:
+                if held and run.done(place + 1, int(shard)) and not run.stale(place + 1, int(shard)):
+                    for name in some:
+                        run.store.remove(names[name].name)
+                        removed.append(names[name])
     for file in files:
         if file.name.startswith("downloads/"):
             (run.store.downloads / file.name.removeprefix("downloads/")).unlink(missing_ok=True)
-        else:
-            run.store.remove(file.name)
+            removed.append(file)
+    return removed

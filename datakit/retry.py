@@ -11,7 +11,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from datakit import claims
 from datakit.errors import Incomplete, UsageError, nearest
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.pool import pooled
@@ -27,7 +28,7 @@ from datakit.runner import committed_rows, maker
 from datakit.shards import ranges, shard_name
 from datakit.stage import Out, Tell, Work, silent
 from datakit.stages.fetch import Engine, Fetch
-from datakit.store import Sink, locked
+from datakit.store import Sink
 from datakit.tables import Rows, TableWriter, with_places, write_log
 from datakit.web.outcomes import KNOWN, may_pass
 
@@ -123,6 +124,7 @@ def retry(
     todo = [k for k in chosen if any(part.tries == least for part in commits[k].parts)]
     report = Report(shards=todo, behind=[k for k in chosen if k not in todo])
     ledger.store.sweep(ledger.folder)
+    claims.sweep(seen.ledger(run.steps[place]), chosen)
     tell("", "shards", len(chosen))
     tell("", "done", len(chosen) - len(todo))
 
@@ -149,12 +151,13 @@ def retry_shard(
     stage, ledger, work = step.stage, run.ledger(step), run.work(step, tell)
     assert isinstance(stage, Fetch)  # retry has seen to it
     stage = replace(stage, engine=engine or stage.engine)
-    lock = locked(run.store.path(work.path(f".{shard_name(shard)}.lock"))) if run.store.local else nullcontext()
     report = Report()
-    with lock:
+    with claims.held(ledger, shard_name(shard)):
         whole = ledger.read(shard_name(shard))
-        if whole is None:
-            raise Incomplete(f"shard {shard} of {run.manifest.name!r} was removed meanwhile")
+        if whole is None or not run.done(place, shard, files=True):
+            raise Incomplete(
+                f"shard {shard} of {run.manifest.name!r} was removed meanwhile: run `datakit fetch {run.manifest.name}`"
+            )
         todo = [part for part in whole.parts if part.tries == tries]
         rows = {part.name: committed_rows(run, step, shard, [part]) for part in todo}
         urls = (ref for part in todo for ref in _failed(rows[part.name], where))
@@ -163,7 +166,13 @@ def retry_shard(
             for part in todo:
                 made, change = _patched(stage, part, rows[part.name], where, fetched, work, ledger, report)
                 now = _failures(committed_rows(run, step, shard, [made]))
+                written = claims.stamps(ledger, [file.name for file in made.files()])
                 whole = _commit(ledger, shard_name(shard), whole, made, change, now)
+                if written != claims.stamps(ledger, written):
+                    raise Incomplete(
+                        f"another job patched {ledger.folder}/{made.name} at the same time: run `datakit verify "
+                        f"{run.manifest.name} --repair` when it has ended, then `datakit fetch {run.manifest.name}`"
+                    )
         finally:
             fetched.close()
     return report

@@ -234,7 +234,7 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
     others = [other for other in audit.runs(run.store, strict=True) if other.folder != run.folder]
     files = audit.superfluous(run, others)
     if not dry_run:
-        audit.clean(run, files)
+        files = audit.clean(run, files)
     for file in files:
         click.echo(f"{file.name}  {size_text(file.size_bytes)}")
     total = size_text(sum(file.size_bytes for file in files))

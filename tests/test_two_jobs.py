@@ -1,0 +1,121 @@
+"""Two jobs in one root at once, as real processes: none dies, nothing is lost, and what is there agrees."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from users import settings, typed
+
+from datakit import tars
+from datakit.ledger import Ledger
+from datakit.miniature import Answer, Asked, Miniature
+from datakit.stages.fetch import Fetch
+from datakit.store import Store
+from datakit.web import asking
+
+# Runs groups of commands, each in its root; the commands of a group at once. Prints exit code and words of each.
+JOBS = """
+import json, os, shlex, sys, tempfile, traceback
+from datakit.cli import main
+# What a command would load, once for all.
+import huggingface_hub.file_download, pandas, pyarrow.compute, uvloop
+import datakit.runner, datakit.retry, datakit.builder, datakit.audit, datakit.export, datakit.checks, datakit.progress
+from PIL import GifImagePlugin, JpegImagePlugin, PngImagePlugin
+from datakit.stages.fetch import Fetch
+from datakit.web import asking
+Fetch.rows_per_part, asking.BACKOFF_S = 4, 0.0
+
+def begin(root, command, gate):
+    said = tempfile.TemporaryFile("w+")
+    pid = os.fork()
+    if pid:
+        return pid, said
+    os.read(gate, 1)
+    os.environ["DATAKIT_ROOT"] = root
+    os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+    sys.argv = ["datakit", *shlex.split(command)]
+    try:
+        main()
+    except SystemExit as left:
+        code = left.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 99
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
+
+told = []
+for root, commands in json.load(sys.stdin):
+    gate, opens = os.pipe()
+    jobs = [begin(root, command, gate) for command in commands]
+    os.write(opens, b"." * len(jobs))
+    for (pid, said), command in zip(jobs, commands):
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said.seek(0)
+        told.append([command, code, said.read()])
+print(json.dumps(told))
+"""
+
+
+def at_once(upstream: Miniature, groups: list[tuple[Path, list[str]]]) -> list[list]:
+    """Runs groups of commands; returns [command, exit code, what it said] of each."""
+    asked = json.dumps([(str(root), commands) for root, commands in groups])
+    env = {**os.environ, **settings(upstream, groups[0][0], DATAKIT_TIMEOUT_S="1")}
+    done = subprocess.run(
+        [sys.executable, "-c", JOBS], input=asked, env=env, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def disagreements(root: Path) -> list[str]:
+    """Pictures that a table of fetch places where its tar has others, or none."""
+    found, store = [], Store(str(root))
+    for commit in Ledger(store, "coyo/fetch").commits().values():
+        for part in commit.parts:
+            for row in pq.read_table(root / "coyo/fetch" / part.table.name).to_pylist():
+                for image in (image for image in row["images"] if image["outcome"] == "ok"):
+                    with (root / image["file"]).open("rb") as tar:
+                        named = {member.offset: member.name.partition(".")[0] for member in tars.members(tar)}
+                    if named.get(image["offset"]) != row["key"]:
+                        found.append(f"{part.name}: {row['key']}")
+    return found
+
+
+def leftovers(root: Path) -> list[str]:
+    return [str(path) for path in root.rglob(".*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.fixture
+def uneven():
+    """Upstreams of which a picture is there one time and not the next."""
+    with Miniature(rows=20, coyo_shards=1) as upstream:
+        rows = [row for shard in range(1) for row in upstream._upstreams.coyo_rows(shard)]
+        chosen = {id for shard in range(1) for id in upstream.expected.coyo(shard).chosen}
+        urls = [row.columns["url"] for row in rows if row.columns["id"] in chosen]
+        chance = random.Random(0)
+        answers = [upstream.answer(url) for url in urls]
+        sound = [one for one in answers if one.status == 200 and one.body[:2] == b"\xff\xd8" and not one.cut_after]
+
+        def any_of(asked: Asked) -> Answer:
+            return chance.choice([*sound, Answer(status=404)])
+
+        for url in urls:
+            upstream.replace(url, any_of)
+        yield upstream
+
+
+def test_sixteen_pairs_of_fetches_on_uneven_servers_end_whole(uneven, tmp_path):
+    roots = [tmp_path / str(nth) for nth in range(16)]
+
+    told = at_once(uneven, [(root, ["fetch coyo --shards 0 --tolerate 1"] * 2) for root in roots])
+
+    assert [code for _, code, _ in told] == [0] * 32, [one for one in told if one[1]]
+    for root in roots:
+        assert typed("verify", settings(uneven, root)).code == 0
+        assert disagreements(root) == [] == leftovers(root)

@@ -164,11 +164,10 @@ def retry_shard(
         fetched = stage.crawled(urls, work)
         try:
             for part in todo:
-                made, change = _patched(stage, part, rows[part.name], where, fetched, work, ledger, report)
+                made, change, stamps = _patched(stage, part, rows[part.name], where, fetched, work, ledger, report)
                 now = _failures(committed_rows(run, step, shard, [made]))
-                written = claims.stamps(ledger, [file.name for file in made.files()])
                 whole = _commit(ledger, shard_name(shard), whole, made, change, now)
-                if written != claims.stamps(ledger, written):
+                if stamps != claims.stamps(ledger, stamps):
                     raise Incomplete(
                         f"another job patched {ledger.folder}/{made.name} at the same time: run `datakit verify "
                         f"{run.manifest.name} --repair` when it has ended, then `datakit fetch {run.manifest.name}`"
@@ -186,14 +185,14 @@ def _failed(rows: Rows, where: Where) -> Iterator[str]:
 
 def _patched(
     stage: Fetch, part: Part, rows: Rows, where: Where, fetched: Any, work: Work, ledger: Ledger, report: Report
-) -> tuple[Part, Counter[str]]:
-    """The part as it is now, and how its outcomes have changed."""
+) -> tuple[Part, Counter[str], claims.Stamps]:
+    """The part as it is now, how its outcomes have changed, and the stamps of the files that were written."""
     name = f"{part.name}.r{part.tries + 1}"
     n_wanted = sum(1 for _ in _failed(rows, where))
     work.tell(work.step, "total", n_wanted)
     if not n_wanted:
         report.left += _failures(rows)
-        return msgspec.structs.replace(part, tries=part.tries + 1), Counter()
+        return msgspec.structs.replace(part, tries=part.tries + 1), Counter(), {}
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
     work.store.remove(work.path(f"{name}.tar"))  # of a try that was killed before its commit
@@ -238,7 +237,8 @@ def _patched(
     )
     change = Counter(after)
     change.subtract(before)
-    return made, change
+    stamps = {f"{name}.{end}": sink.stamp for end, sink in (("parquet", table), ("tar", out.sink)) if sink is not None}
+    return made, change, stamps
 
 
 def _failures(rows: Rows) -> Counter[str]:

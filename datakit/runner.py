@@ -256,26 +256,23 @@ class _Making:
         rows = self.parts[name]
         self.tell(self.step.name, "total", len(rows))
         tolerates = self.step.tolerates if self.run.tolerates is None else self.run.tolerates
-        made = _make_part(self.step, rows, self.work, self.ledger, name, tolerates, source, last_look)
+        made, written = _make_part(self.step, rows, self.work, self.ledger, name, tolerates, source, last_look)
         self.tell(self.step.name, "total", made["rows"] - len(rows))  # what was dropped is done, too
         inputs = self.run.inputs(self.place, self.shard)  # a listing learns its file's hash while it reads it
         if inputs is None or (self.place and before is not None and before != inputs):
             raise _Changed(f"what {self.ledger.folder}/{name} was made from was changed meanwhile: run again")
         commit = Commit(recipe=self.run.recipes[self.place], inputs=inputs, made_by=maker(), **made)
-        self._found[name] = commit
-        self._note(name, [file.name for part in commit.parts for file in part.files()])
+        self._found[name], self._written[name] = commit, written
         if len(self.parts) > 1:
-            self.ledger.write(name, commit)
-            self._note(name, [f"{name}.commit.json"])
+            self._commit(name, commit)
 
     def commit(self, whole: Commit) -> None:
         """Declares the shard done."""
-        name = shard_name(self.shard)
-        self.ledger.write(name, whole)
-        self._note(name, [f"{name}.commit.json"])
+        self._commit(shard_name(self.shard), whole)
 
-    def _note(self, name: str, files: list[str]) -> None:
-        self._written[name] = {**self._written.get(name, {}), **claims.stamps(self.ledger, files)}
+    def _commit(self, name: str, commit: Commit) -> None:
+        self.ledger.write(name, commit)
+        self._written.setdefault(name, {}).update(claims.stamps(self.ledger, [f"{name}.commit.json"]))
 
     def lost(self) -> list[str]:
         """The parts of which a file isn't any more as this job wrote it, once the shard is committed."""
@@ -304,7 +301,7 @@ def _make_part(
     tolerates: float,
     source: Any,
     last_look: Callable[[], None],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], claims.Stamps]:
     """Runs the stage over some rows and publishes tar, then table; the commit is the caller's.
 
     Nothing is published if `last_look` raises, once all is made.
@@ -336,18 +333,21 @@ def _make_part(
         last_look()
         if out.log:
             write_log(work.store, work.path(f"log/{name}.parquet"), out.log)
-    files: dict[str, Any] = {}
+    files: dict[str, File] = {}
+    stamps: claims.Stamps = {}
     for kind, sink in (("table", table), ("tar", out.sink)):
         if sink is not None and sink.written is not None:
             ending = "parquet" if kind == "table" else "tar"
             files[kind] = File(f"{name}.{ending}", sink.written.size_bytes, sink.written.xxh3)
-    part = Part(name=name, rows=writer.rows, **files)
-    return {
+            stamps[files[kind].name] = sink.stamp
+    part = Part(name=name, rows=writer.rows, table=files["table"], tar=files.get("tar"))
+    made = {
         "rows": writer.rows,
         "dropped": dict(sorted(out.dropped.items())),
         "faults": dict(sorted(out.faults.items())),
         "parts": [part],
     }
+    return made, stamps
 
 
 def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str, dataset: str) -> None:

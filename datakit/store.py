@@ -30,7 +30,7 @@ from datakit.errors import StorageError
 
 _HOST = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.~]+)~(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.~]+)~(?P<pid>\d+)-[0-9a-f]{8}\.tmp(\.\w+)?")
 _GONE = re.compile(r"\..+\.[0-9a-f]{8}\.gone")
 QUIET_S = 24 * 3600.0  # a temporary that nobody wrote to for so long is dead, where no lock tells
 _BROKEN = {errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENXIO, errno.ELOOP, errno.EMFILE, errno.ENFILE}
@@ -48,7 +48,7 @@ class Written:
 
 
 class Sink(io.RawIOBase):
-    """A file being written, hashed as it goes. `written` is set once it is published."""
+    """A file being written, hashed as it goes. `written` is set once it is published, and `stamp` by a Store then."""
 
     def __init__(self, raw: BinaryIO, name: object) -> None:
         super().__init__()
@@ -58,6 +58,7 @@ class Sink(io.RawIOBase):
         self._size = 0
         self._abandoned = False
         self.written: Written | None = None
+        self.stamp: str | None = None
 
     def abandon(self) -> None:
         """Lets later writes go nowhere: a Parquet writer still writes its footer when it is thrown away."""
@@ -178,6 +179,7 @@ class Store:
         if self.local:
             with published(self.path(name)) as sink:
                 yield sink
+            sink.stamp = self.stamp(name)
             return
         # A file without a name, so that a kill leaves nothing; it is put as a whole, which `fs.open` can't promise.
         with tempfile.TemporaryFile() as raw:
@@ -186,6 +188,7 @@ class Store:
             raw.seek(0)
             with storage_errors(f"{self.root}/{name}"):
                 self._fs.put_file(f"/dev/fd/{raw.fileno()}", self._remote(name))
+            sink.stamp = self.stamp(name)
 
     def write(self, name: str, data: bytes) -> Written:
         with self.publish(name) as sink:
@@ -307,7 +310,7 @@ def _finished(sink: Sink) -> Iterator[Sink]:
 
 
 @contextmanager
-def temporary(beside: Path) -> Iterator[tuple[BinaryIO, Path]]:
+def temporary(beside: Path, *, suffix: str = "") -> Iterator[tuple[BinaryIO, Path]]:
     """A file of this process alone in the folder of `beside`, open for writing; removed at the end, if still there.
 
     It is locked as long as it is open, and a kill lets go of the lock: so `sweep` knows those that are in use.
@@ -315,7 +318,7 @@ def temporary(beside: Path) -> Iterator[tuple[BinaryIO, Path]]:
     with storage_errors(beside):
         beside.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            name = f".{beside.name}.{_HOST}~{os.getpid()}-{secrets.token_hex(4)}.tmp"
+            name = f".{beside.name}.{_HOST}~{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}"
             path = beside.with_name(name)
             raw = path.open("x+b", buffering=1 << 16)
             if locks.flock(raw.fileno(), locks.ALONE) is not False and locks.stands(path, raw.fileno()):

@@ -3,9 +3,9 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,9 +15,7 @@ from users import settings, typed
 from datakit import tars
 from datakit.ledger import Ledger
 from datakit.miniature import Answer, Asked, Miniature
-from datakit.stages.fetch import Fetch
 from datakit.store import Store
-from datakit.web import asking
 
 # Runs groups of commands, each in its root; the commands of a group at once. Prints exit code and words of each.
 JOBS = """
@@ -78,6 +76,8 @@ def disagreements(root: Path) -> list[str]:
     found, store = [], Store(str(root))
     for commit in Ledger(store, "coyo/fetch").commits().values():
         for part in commit.parts:
+            if store.size(f"coyo/fetch/{part.table.name}") is None:
+                continue  # cleaned
             for row in pq.read_table(root / "coyo/fetch" / part.table.name).to_pylist():
                 for image in (image for image in row["images"] if image["outcome"] == "ok"):
                     with (root / image["file"]).open("rb") as tar:
@@ -119,3 +119,67 @@ def test_sixteen_pairs_of_fetches_on_uneven_servers_end_whole(uneven, tmp_path):
     for root in roots:
         assert typed("verify", settings(uneven, root)).code == 0
         assert disagreements(root) == [] == leftovers(root)
+
+
+PAIRS = (
+    ("nothing", "fetch qinstruct", "fetch qinstruct"),
+    ("nothing", "fetch qinstruct", "build-mix qinstruct --fetch"),
+    ("nothing", "build-mix qinstruct --fetch", "build-mix qinstruct --fetch"),
+    ("nothing", "fetch qinstruct", "check qinstruct"),
+    ("nothing", "fetch llava332k", "fetch llava665k"),
+    ("nothing", "adopt qinstruct {archive}", "fetch qinstruct"),
+    ("nothing", "fetch flan --limit 3", "fetch flan --limit 3"),
+    ("fetched", "build-mix coyo", "build-mix coyo"),
+    ("fetched", "build-mix coyo", "fetch coyo --shards 0-1 --tolerate 1"),
+    ("fetched", "build-mix coyo+qinstruct", "build-mix qinstruct"),
+    ("fetched", "fetch coyo --retry", "fetch coyo --shards 0-1"),
+    ("fetched", "fetch coyo --retry", "fetch coyo --retry"),
+    ("fetched", "fetch coyo --retry", "build-mix coyo"),
+    ("fetched", "verify --repair", "fetch coyo --retry"),
+    ("packed", "build-mix coyo", "export coyo --format llava --out {out}"),
+    ("packed", "export coyo --format hf --out {out}", "export coyo --format hf --out {out}"),
+    ("packed", "clean coyo", "build-mix coyo"),
+    ("packed", "clean coyo", "clean coyo"),
+    ("packed", "clean coyo", "verify --repair"),
+    ("packed", "clean qinstruct", "fetch qinstruct"),
+    ("packed", "check qinstruct --repair", "fetch coyo --retry"),
+)
+
+
+@pytest.fixture(scope="module")
+def even():
+    with Miniature(rows=14, coyo_shards=2) as upstream:
+        for shard in range(2):
+            for row in upstream._upstreams.coyo_rows(shard):  # none is slow
+                if upstream.expected.coyo(shard).faults.get(row.columns["id"]):
+                    upstream.replace(row.columns["url"], Answer(status=404))
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def begun(even, tmp_path_factory):
+    """Roots by how far they are."""
+    roots = {name: tmp_path_factory.mktemp(name) for name in ("nothing", "fetched", "packed")}
+    fetch = ["fetch coyo --shards 0-1 --tolerate 1", "fetch qinstruct"]
+    told = at_once(even, [(roots[name], [command]) for name in ("fetched", "packed") for command in fetch])
+    told += at_once(even, [(roots["packed"], [f"build-mix {name}"]) for name in ("coyo", "qinstruct")])
+    assert not any(code for _, code, _ in told), told
+    return roots
+
+
+def test_two_commands_at_once_in_one_root_end_well_and_leave_it_whole(even, begun, tmp_path):
+    archive = next(begun["fetched"].rglob("q-instruct-images.tar"))
+    groups = []
+    for nth, (start, *commands) in enumerate(PAIRS):
+        root = tmp_path / f"{nth}"
+        shutil.copytree(begun[start], root)
+        groups.append((root, [one.format(archive=archive, out=tmp_path / f"out-{nth}") for one in commands]))
+
+    told = at_once(even, groups)
+
+    assert not [one for one in told if one[1] and not one[0].startswith("check")], told
+    assert not [one for one in told if "Traceback" in one[2]]
+    for root, commands in groups:
+        verified = typed("verify", settings(even, root))
+        assert verified.code == 0, (commands, verified)
+        assert disagreements(root) == [] == leftovers(root), commands

@@ -124,7 +124,6 @@ def retry(
     todo = [k for k in chosen if any(part.tries == least for part in commits[k].parts)]
     report = Report(shards=todo, behind=[k for k in chosen if k not in todo])
     ledger.store.sweep(ledger.folder)
-    claims.sweep(seen.ledger(run.steps[place]), chosen)
     tell("", "shards", len(chosen))
     tell("", "done", len(chosen) - len(todo))
 
@@ -140,6 +139,7 @@ def retry(
             note(retry_shard(*task, tell))
     else:
         pooled(retry_shard, tasks, min(jobs, len(tasks)), tell=tell, note=note)
+    claims.sweep(run.snapshot().ledger(run.steps[place]), chosen)
     return report
 
 

@@ -89,7 +89,6 @@ def execute(
     waiting = [k for k in chosen if todo[k]]
     for place in range(start, last + 1):
         run.ledger(steps[place]).unmark_cleaned({shard_name(k) for k in waiting if place in todo[k]})
-        claims.sweep(seen.ledger(steps[place]), waiting)
     for place in range(max(start, 1), last + 1):
         if any(place in todo[k] for k in waiting):
             steps[place].stage.prepare(run.work(steps[place], tell))
@@ -112,6 +111,10 @@ def execute(
             note(make_shard(*task, tell))
     else:
         pooled(make_shard, tasks, min(jobs, len(tasks)), tell=tell, note=note)
+    if waiting:
+        seen = run.snapshot()
+        for step in steps[start:]:
+            claims.sweep(seen.ledger(step), waiting)
     return Report(waiting, [k for k in chosen if not todo[k]], total["rows"], dropped, faults)
 
 

@@ -13,9 +13,12 @@ import pytest
 from users import settings, typed
 
 from datakit import tars
+from datakit.audit import note, open_run
 from datakit.ledger import Ledger
 from datakit.miniature import Answer, Asked, Miniature
+from datakit.run import choices
 from datakit.store import Store
+from datakit.web.hosts import Hosts
 
 # Runs groups of commands, each in its root; the commands of a group at once. Prints exit code and words of each.
 JOBS = """
@@ -183,3 +186,63 @@ def test_two_commands_at_once_in_one_root_end_well_and_leave_it_whole(even, begu
         verified = typed("verify", settings(even, root))
         assert verified.code == 0, (commands, verified)
         assert disagreements(root) == [] == leftovers(root), commands
+
+
+def begin(root: Path, upstream: Miniature, command: str) -> subprocess.Popen[str]:
+    env = {**os.environ, **settings(upstream, root)}
+    arguments = [sys.executable, "-m", "datakit", *command.split()]
+    return subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def in_the_middle_of_a_fetch(upstream: Miniature, root: Path, command: str) -> tuple[int, str]:
+    """Runs a command while `fetch coyo` waits for a picture; returns the fetch's exit code and what it said."""
+    at = upstream._upstreams.coyo_rows(0)
+    chosen = upstream.expected.coyo(0).chosen
+    url = next(row.columns["url"] for row in at if row.columns["id"] in chosen)
+    usual = upstream.answer(url)
+    ended = []
+
+    def meanwhile(asked: Asked) -> Answer:
+        other = begin(root, upstream, command)
+        ended.append((*other.communicate(timeout=100), other.returncode))
+        return usual
+
+    upstream.replace(url, meanwhile, times=1)
+    fetch = begin(root, upstream, "fetch coyo --shards 0 --tolerate 1 --timeout 100")
+    _, said = fetch.communicate(timeout=200)
+    assert [code for *_, code in ended] == [0], ended
+    return fetch.returncode, said
+
+
+def test_a_job_whose_folder_another_job_rebuilds_ends_with_a_clear_message(even, tmp_path):
+    code, said = in_the_middle_of_a_fetch(
+        even, tmp_path, "fetch coyo --shards 0 --recipe coyo25m --rebuild --tolerate 1"
+    )
+
+    assert code == 1
+    assert "Traceback" not in said
+    assert "coyo/fetch was taken away by another job while this one worked in it:\n" in said
+    assert "--root" in said
+    assert typed("verify", settings(even, tmp_path)).code == 0
+    assert "coyo25m" in (tmp_path / "coyo/choices.json").read_text()
+    assert typed("fetch coyo --shards 0 --tolerate 1", settings(even, tmp_path)).out.count("done before") == 1
+
+
+@pytest.mark.parametrize("command", ["clean coyo", "verify --repair"])
+def test_a_fetch_goes_on_right_while_another_job_cleans_or_repairs(even, tmp_path, command):
+    code, said = in_the_middle_of_a_fetch(even, tmp_path, command)
+
+    assert code == 0, said
+    assert typed("verify", settings(even, tmp_path)).code == 0
+    assert leftovers(tmp_path) == disagreements(tmp_path) == []
+
+
+def test_two_commands_that_choose_different_things_lose_neither_choice(tmp_path):
+    store = Store(str(tmp_path))
+    first = open_run(store, "llava665k", hosts=Hosts(), without=("vg",))
+
+    note(open_run(store, "llava665k", hosts=Hosts()), repairs=("extension",))
+    first.remember()
+
+    chosen = choices(store, "llava665k")
+    assert (chosen.without, chosen.repairs) == (("vg",), ("extension",))

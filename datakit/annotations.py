@@ -10,7 +10,9 @@ Plans stand beside the listing in plan.json. A trial of `limit` rows takes as ma
 
 from __future__ import annotations
 
+import os
 import posixpath
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -25,9 +27,9 @@ from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError
 from datakit.fingerprint import fingerprint
 from datakit.readers import About
 from datakit.stage import Work, known_file
-from datakit.store import locked, published
+from datakit.store import Sink, locked, published, storage_errors, sweep, temporary
 from datakit.web import derived
-from datakit.web.sidecars import Downloaded, taken_out
+from datakit.web.sidecars import Downloaded
 
 _PLAN = "list/plan.json"
 _MAX_JSON_BYTES = 16 << 30  # of a JSON inside an archive
@@ -243,7 +245,8 @@ def _member(work: Work, path: Path) -> Path:
     with locked(out.with_name(f"{out.name}.lock")):
         if not derived.fits(out, sha256):
             derived.remove(out)
-            _take_out(path, inside, out)
+            with published(out) as sink:
+                _take_out(path, inside, sink)
             derived.declare(out, sha256)
     return out
 
@@ -255,13 +258,18 @@ def _json(work: Work, path: Path) -> Iterator[Path]:
     if not inside:
         yield path
         return
-    with taken_out(path) as folder:
-        out = folder / f"rows{Path(inside).suffix}"
-        _take_out(path, inside, out)
+    folder = path.parent
+    if not os.access(folder, os.W_OK):  # a root that can only be read
+        folder = Path(tempfile.gettempdir())
+        sweep(folder)
+    with temporary(folder / f"{path.name}{INSIDE}", suffix=Path(inside).suffix) as (raw, out):
+        _take_out(path, inside, Sink(raw, out))
+        with storage_errors(out):
+            raw.flush()
         yield out
 
 
-def _take_out(path: Path, inside: str, out: Path) -> None:
+def _take_out(path: Path, inside: str, sink: Sink) -> None:
     """Writes the member of an archive to a file. Raises ManifestError when there is none of that name, or two."""
     ending = inside.removeprefix("*") if inside.startswith("*") else None
     named = [member for member in archives.members(path) if ".json" in member.name or member.name == inside]
@@ -272,7 +280,7 @@ def _take_out(path: Path, inside: str, out: Path) -> None:
             f"{str(path)!r} has {len(found)} members {inside!r} where one was expected; of JSON it has {there}. "
             "Name the one that is meant in annotations.inside of the manifest"
         )
-    with path.open("rb", buffering=0) as file, published(out) as sink:
+    with path.open("rb", buffering=0) as file:
         for piece in archives.pieces(file, found[0], max_bytes=_MAX_JSON_BYTES):
             sink.write(piece)
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from msgspec import structs
-
 from datakit import catalogue, manifest, pipeline
 from datakit.errors import ManifestError, UsageError
 from datakit.fingerprint import changes
@@ -61,6 +59,7 @@ def open_run(
             repairs=before.repairs,
             accepted=about.accept if accept else before.accepted,
         ),
+        before=before,
         **rest,
     )
     return replace(run, steps=tuple(_as_chosen(run, step, engine) for step in run.steps))
@@ -82,7 +81,7 @@ def _as_chosen(run: Run, step: Step, engine: Engine | None) -> Step:
 
 def note(run: Run, **chosen: Any) -> None:
     """Adds to what is chosen for a dataset, as it is written down by now."""
-    choose(run.store, run.folder, structs.replace(choices(run.store, run.folder), **chosen))
+    choose(run.store, run.folder, **chosen)
 
 
 def runs(store: Store, name: str | None = None) -> Iterator[Run]:

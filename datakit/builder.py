@@ -50,11 +50,12 @@ def check_fetched(runs: list[Run]) -> None:
 def part(run: Run, repeats: int) -> MixPart:
     """A dataset's packed shards as part of a mix."""
     last = len(run.steps) - 1
-    run = run.snapshot()
-    ledger = run.ledger(run.steps[last])
-    known = set(run.known_shards())
+    seen = run.snapshot()
+    ledger = seen.ledger(run.steps[last])
+    known = set(seen.known_shards())
     ours = {shard: commit for shard, commit in ledger.commits().items() if not known or shard in known}
-    undone = [shard for shard in ours if not run.done(last, shard)]
+    # Asked anew, for another job may have changed a shard while the folders were listed.
+    undone = [shard for shard in ours if not seen.done(last, shard) and not run.done(last, shard)]
     if undone:
         raise Incomplete(
             f"shards {ranges(undone)} of {run.manifest.name!r} are packed, but what they were packed from was lost "
@@ -92,6 +93,7 @@ def write(store: Store, name: str, runs: list[tuple[Run, int]]) -> tuple[Mix, st
     """Makes the mix of packed datasets and publishes it; returns it and where it stands."""
     mix = mixes.make(name, [part(run, repeats) for run, repeats in runs])
     where = posixpath.join("mixes", name, "mix.json")
+    store.sweep(posixpath.join("mixes", name))
     store.write(where, mixes.encode(mix))
     return mix, f"{store.root}/{where}"
 

@@ -7,18 +7,21 @@ of its own dataset, nor of any other that the root holds (datakit/holdings.py), 
 from __future__ import annotations
 
 import logging
+import posixpath
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datakit import manifest
+from datakit import claims, manifest
 from datakit.annotations import INSIDE, file_of, near_by
 from datakit.audit import open_run
 from datakit.errors import ManifestError, NoSpace, UsageError
 from datakit.holdings import Holding, holdings, sharing
 from datakit.manifest import Manifest
 from datakit.run import Run
+from datakit.store import sweep
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
 
@@ -140,29 +143,62 @@ def _still_needed(run: Run) -> set[str]:
     return needed
 
 
-def clean(run: Run, files: list[File]) -> None:
-    """Removes superfluous files. The ledger notes tables and tars before they go, so that they don't count as lost.
+def clean(run: Run, files: list[File]) -> list[File]:
+    """Removes superfluous files, and what killed jobs left; what another job works on stays. Returns what it removed.
 
-    Downloads go first, which needs no room. On a disk so full that nothing can be noted, files go before they are noted
-    until it can be: those of the first steps first, which cost least to make again if this is killed meanwhile.
+    The ledger notes tables and tars before they go, so that they don't count as lost. Downloads go first, which needs
+    no room. On a disk so full that nothing can be noted, files go before they are noted until it can be: those of the
+    first steps first, which cost least to make again if this is killed meanwhile.
     """
-    tables = deque(file.name for file in files if not file.name.startswith("downloads/"))
-    for file in files:
-        if file.name.startswith("downloads/"):
-            (run.store.downloads / file.name.removeprefix("downloads/")).unlink(missing_ok=True)
-    for ledger in map(run.ledger, run.steps):
-        inside = f"{ledger.folder}/"
-        names = {file.name.removeprefix(inside) for file in files if file.name.startswith(inside)}
+    _sweep(run)
+    removed = [file for file in files if file.name.startswith("downloads/")]
+    for file in removed:
+        (run.store.downloads / file.name.removeprefix("downloads/")).unlink(missing_ok=True)
+    shards = deque(_by_shard(run, files))
+    for place, step in enumerate(run.steps):
+        ledger = run.ledger(step)
+        names = {posixpath.basename(one.name) for at, _, some in _by_shard(run, files) if at == place for one in some}
         while names:
             try:
-                ledger.mark_cleaned(ledger.cleaned() | names)
+                ledger.mark_cleaned(names)
                 break
             except NoSpace:
-                if not tables:
+                if not shards:
                     raise
-                log.warning("no space to note what goes: %s goes first, to make room", tables[0])
-                run.store.remove(tables.popleft())
-    for name in tables:
-        run.store.remove(name)
+                log.warning("no space to note what goes: files of %s go first, to make room", shards[0][2][0].name)
+                removed += _remove(run, *shards.popleft())
+    for one in shards:
+        removed += _remove(run, *one)
+    return removed
+
+
+def _by_shard(run: Run, files: list[File]) -> list[tuple[int, str, list[File]]]:
+    """Tables and tars by the places of their steps and by their shards."""
+    found: dict[tuple[int, str], list[File]] = {}
+    places = {run.ledger(step).folder: place for place, step in enumerate(run.steps)}
+    for file in files:
+        folder, name = posixpath.split(file.name)
+        if folder in places:
+            found.setdefault((places[folder], re.split(r"[-.]", name, maxsplit=1)[0]), []).append(file)
+    return [(place, shard, some) for (place, shard), some in sorted(found.items())]
+
+
+def _remove(run: Run, place: int, shard: str, files: list[File]) -> list[File]:
+    """Removes files of a shard unless another job works on it, or has made them needed again. Returns what went."""
+    with claims.held(run.ledger(run.steps[place]), shard, wait=False) as ours:
+        if not ours or not run.done(place + 1, int(shard)) or run.stale(place + 1, int(shard)):
+            return []
+        for file in files:
+            run.store.remove(file.name)
+    return files
+
+
+def _sweep(run: Run) -> None:
+    """Removes what killed jobs left of this dataset."""
+    run.store.sweep(run.folder)
+    sweep(run.store.downloads, below=True)
     for folder in {(run.store.downloads / name).parent for name in _downloads(run)}:
         downloads.sweep(folder)
+    seen = run.snapshot()
+    for step in run.steps:
+        claims.sweep(seen.ledger(step))

@@ -127,6 +127,7 @@ def _claim(out: Store, part: MixPart, form: Format, pictures: bool) -> None:
         "images": pictures,
         "tars": mixes.make(part.dataset, [part]).fingerprint,
     }
+    out.sweep("")  # what a killed export left
     data = out.read(ABOUT)
     if data is None:
         if found := out.names(""):

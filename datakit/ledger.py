@@ -6,7 +6,7 @@
 
 A shard is done when its commit exists and names this recipe and these inputs, and its files have the size
 that the commit says. Anything else is missing (never finished) or stale (made from other inputs), and is
-made again. Two workers on one shard are harmless: they write the same bytes.
+made again. Two workers on one shard take turns: see datakit/claims.py.
 
 A commit is read with suspicion: its seal must be that of its contents, and the files that it names must be called as
 the files of a shard are, so that none of them is elsewhere.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -125,7 +125,6 @@ class Ledger:
 
     def claim(self, recipe: dict[str, Any]) -> str:
         """Takes the folder for a recipe and returns its fingerprint. Raises RecipeChanged with the fields."""
-        self.store.sweep(self.folder)
         old = self.recipe()
         if old is None:
             if self.commits():
@@ -223,14 +222,17 @@ class Ledger:
                 found[int(name)] = commit
         return found
 
+    def listed(self) -> list[str]:
+        """Names of the folder's files."""
+        return self.store.names(self.folder) if self._sizes is None else sorted(self._sizes)
+
     def shard_names(self) -> list[str]:
         """Names of the shards that have a commit, readable or not."""
         return [stem for stem in self.committed_names() if "-" not in stem]
 
     def committed_names(self) -> list[str]:
         """Names of the shards and of the parts that have a commit, readable or not."""
-        names = self.store.names(self.folder) if self._sizes is None else sorted(self._sizes)
-        stems = (name.removesuffix(".commit.json") for name in names if name.endswith(".commit.json"))
+        stems = (name.removesuffix(".commit.json") for name in self.listed() if name.endswith(".commit.json"))
         return [stem for stem in stems if _PART.fullmatch(stem)]
 
     def wrong(self, file: File) -> str | None:
@@ -249,14 +251,21 @@ class Ledger:
         return self._cleaned
 
     def mark_cleaned(self, names: set[str]) -> None:
-        self.store.write(f"{self.folder}/cleaned.json", _pretty(sorted(names)))
+        """Remembers files as cleaned, besides those that are so already."""
+        self._change_cleaned(lambda cleaned: cleaned | names)
 
     def unmark_cleaned(self, shards: set[str]) -> None:
         """Forgets that files of some shards were cleaned, since these are made again."""
-        cleaned = self.cleaned()
-        kept = {name for name in cleaned if name.partition(".")[0].partition("-")[0] not in shards}
-        if kept != cleaned:
-            self.mark_cleaned(kept)
+        self._change_cleaned(
+            lambda cleaned: {name for name in cleaned if name.partition(".")[0].partition("-")[0] not in shards}
+        )
+
+    def _change_cleaned(self, change: Callable[[set[str]], set[str]]) -> None:
+        """Writes cleaned.json anew if it changes; no other job does so between the reading and the writing."""
+        if change(self.cleaned()) == self.cleaned():
+            return
+        with self.store.held(f"{self.folder}/.cleaned.lock"):
+            self.store.write(f"{self.folder}/cleaned.json", _pretty(sorted(change(self.cleaned()))))
 
     def state(self, name: str, recipe: str, inputs: dict[str, str], *, gone_is_fine: bool = False) -> State:
         """Whether a shard or part is done. Files that were cleaned away count as there if `gone_is_fine`."""

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
+from datakit import claims
 from datakit.holdings import Holding, holdings, sharing
 from datakit.stage import known_file
 from datakit.store import Store
@@ -46,9 +47,10 @@ def _take_back(holding: Holding, broken: list[Broken], hashes: Collection[str]) 
         for shard, parts in sorted(seeds[step].items()):
             if not any(name.startswith((f"{shard}.", f"{shard}-")) for name in there):
                 continue
-            for part in [None] if None in parts else sorted(parts, key=str):
-                ledger.discard(shard, part)
-                names.append(f"{ledger.folder}/{part or shard}")
+            with claims.held(ledger, shard):
+                for part in [None] if None in parts else sorted(parts, key=str):
+                    ledger.discard(shard, part)
+                    names.append(f"{ledger.folder}/{part or shard}")
     of_steps = [one.where for one in broken if one.made and one.made.shard is None]
     for where in dict.fromkeys(_plans(holding, hashes) + of_steps):
         holding.store.remove(where)

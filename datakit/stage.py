@@ -7,6 +7,8 @@ Raise `version` when the code makes other bytes than before.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -74,8 +76,13 @@ class Work:
 
     @property
     def scratch(self) -> Path:
-        """A folder on the disk of the root, or of the cache beside a bucket, for what is only needed meanwhile."""
-        return self.store.downloads.parent
+        """A folder on the disk of the root, or of the cache beside a bucket, for what is only needed meanwhile.
+
+        The system's own where that can only be read.
+        """
+        folder = self.store.downloads.parent
+        readable = folder.exists() and not os.access(folder, os.W_OK)
+        return Path(tempfile.gettempdir()) if readable else folder
 
     def download(self, address: str, *, in_place: bool = False) -> downloads.Downloaded:
         """A whole, checked upstream file; fetched if it isn't there. Raises DownloadError.

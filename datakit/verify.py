@@ -15,6 +15,7 @@ Everything is found from the root alone (datakit/holdings.py), whatever today's 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +24,19 @@ from typing import Any
 import msgspec
 import pyarrow.parquet as pq
 
-from datakit import mix
+from datakit import claims, mix
 from datakit.errors import MixError, SourceError
 from datakit.fingerprint import fingerprint
 from datakit.holdings import Holding, holdings
-from datakit.ledger import Part
+from datakit.ledger import File, Ledger, Part
 from datakit.record import decode
 from datakit.stage import known_file
 from datakit.store import Store
 from datakit.web import derived
 
 PLAN = "plan.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def _step(one: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str | Bro
         shard = name.partition("-")[0]
         if (commit := commits.get(name)) is None:
             where = f"{ledger.folder}/{name}.commit.json"
+            if one.store.size(where) is None:
+                continue  # removed meanwhile
             part = name if "-" in name else None
             yield Broken(where, "the commit is damaged", cures, Made(one.folder, step, shard, part))
         elif name == shard or shard not in commits:  # the parts of a finished shard are in its commit
@@ -116,7 +121,7 @@ def _part(
         if file.name in cleaned and one.store.size(where) is None:
             whole = False
             continue
-        if wrong := ledger.wrong(file):
+        if ledger.wrong(file) and (wrong := _still_wrong(ledger, shard, part.name, file)):
             whole = False
             yield Broken(where, wrong, cures, Made(one.folder, step, shard, part.name))
         else:
@@ -124,6 +129,16 @@ def _part(
     if whole and part.tar is not None and (wrong := _wrong_pictures(one.store, ledger.folder, part)):
         where = f"{ledger.folder}/{part.tar.name}"
         yield Broken(where, wrong, cures, Made(one.folder, step, shard, part.name))
+
+
+def _still_wrong(ledger: Ledger, shard: str, part: str, file: File) -> str | None:
+    """What is wrong with a committed file, looked at once more while no other job works on its shard."""
+    with claims.held(ledger, shard, wait=False) as ours:
+        commit = ledger.read(shard) or ledger.read(part)
+        if not ours or commit is None or file not in (f for one in commit.parts for f in one.files()):
+            log.warning("%s/%s isn't checked: another job works on it", ledger.folder, file.name)
+            return None
+        return None if file.name in ledger.cleaned() else ledger.wrong(file)
 
 
 def _wrong_pictures(store: Store, folder: str, part: Part) -> str | None:

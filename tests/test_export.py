@@ -2,13 +2,17 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import msgspec
 import pytest
 from PIL import Image
-from users import settings, typed
+from users import KILLED, settings, typed
 
 from datakit import export, manifest
 from datakit.export import HF_FEATURES, Exported, conversations, is_path
@@ -394,3 +398,21 @@ def test_a_tar_that_was_cut_is_refused(user, tmp_path):
     assert got.code == 1
     assert "datakit fetch qinstruct" in got.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["llava", "hf"])
+def test_an_export_that_was_killed_goes_on_and_leaves_nothing_else(built, upstream, tmp_path, form):
+    env = {**os.environ, **settings(upstream, built)}
+    command = ["export", "qinstruct", "--format", form, "--out"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    typed(" ".join([*command, str(whole)]), settings(upstream, built))
+
+    for after in (0, 1, 3):
+        killed = [sys.executable, "-c", KILLED, *command, str(cut)]
+        died = subprocess.run(killed, env={**env, "CUT_AFTER": str(after)}, capture_output=True, check=False)
+        assert died.returncode in (-signal.SIGKILL, 0), died
+        assert any(path.name.startswith(".") for path in cut.rglob("*")) or not died.returncode
+    got = typed(" ".join([*command, str(cut)]), settings(upstream, built))
+
+    assert got.code == 0, got
+    assert files(cut) == files(whole)

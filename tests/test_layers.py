@@ -9,10 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "__init__"},
+    {"errors", "locks", "__init__"},
     {"store", "memory", "fingerprint", "shards", "order", "catalogue", "record", "tars", "attributes"},
     {"ledger", "images", "archives", "jsonfile", "web", "interleaved"},
-    {"manifest", "mix", "tables", "interop", "parquetrows", "webdataset"},
+    {"manifest", "mix", "tables", "claims", "interop", "parquetrows", "webdataset"},
     {"holdings"},
     {"readers", "stage", "stream"},
     {"annotations"},

@@ -233,7 +233,7 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
     run = open_run(settings, name, limit=limit)
     found = cleaning.superfluous(run)
     if not dry_run:
-        cleaning.clean(run, found.files)
+        found.files = cleaning.clean(run, found.files)
     for file in found.files:
         click.echo(f"{file.name}  {size_text(file.size_bytes)}")
     for note in found.notes:

@@ -97,6 +97,14 @@ class SampledListing(Stage):
 
     def prepare(self, work: Work) -> None:
         """Plans, unless there is a plan. Footers that a run before had read are not asked for again."""
+
+        def waiting() -> None:
+            log.warning("waiting for another job, which plans %s", work.manifest.name)
+
+        with work.store.held(work.path(".plan.lock"), waiting=waiting):  # two could find upstream at two commits
+            self._plan(work)
+
+    def _plan(self, work: Work) -> None:
         if _kept(work) is not None:
             work.store.remove(work.path(_BEGUN))  # a kill may have left it
             return

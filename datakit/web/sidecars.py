@@ -12,19 +12,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from datakit import store
 from datakit.errors import DownloadError
-from datakit.store import Store, publish_file, storage_errors
+from datakit.store import publish_file
 from datakit.web.derived import derived, remove
-
-INSIDE = ".inside-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,21 +111,9 @@ def check(name: object, expect: Expect, *, size_bytes: int | None = None, sha256
             )
 
 
-@contextmanager
-def taken_out(path: Path) -> Iterator[Path]:
-    """A folder beside a download for what is taken out of it for a while. Killed, it is left to `sweep`."""
-    with storage_errors(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=INSIDE) as name:
-        held = os.open(Path(name, "held"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            yield Path(name)
-        finally:
-            os.close(held)
-
-
 def sweep(folder: Path) -> None:
     """Removes what killed processes left beside downloads; not what somebody holds, nor what will be gone on with."""
-    Store(str(folder)).sweep("")
+    store.sweep(folder)
     for left in (*folder.glob("*.part"), *folder.glob(".*.link"), *folder.glob(".*.adopted")):
         # .adopted was made by earlier versions: `.X.PID.adopted`
         name = left.stem if left.suffix == ".part" else left.stem[1:]
@@ -140,10 +125,6 @@ def sweep(folder: Path) -> None:
                 forget_part(path)
             elif free:
                 left.unlink(missing_ok=True)
-    for inside in folder.glob(f"{INSIDE}*/held"):
-        with _unless_held(inside) as free:
-            if free:
-                shutil.rmtree(inside.parent, ignore_errors=True)  # another may be at it
 
 
 @contextmanager

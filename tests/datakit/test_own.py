@@ -275,11 +275,11 @@ def test_adopting_what_is_linked_already_links_it_again(mine, tmp_path):
 
 
 TAKES_OUT = """
-import os, pathlib, signal, sys
-from datakit.web.sidecars import taken_out
-with taken_out(pathlib.Path(sys.argv[1])) as folder:
-    (folder / "rows.json").write_bytes(b"x" * 1000)
-    print(folder, flush=True)
+import pathlib, sys
+from datakit.store import temporary
+with temporary(pathlib.Path(sys.argv[1]), suffix=".json") as (raw, path):
+    raw.write(b"x" * 1000)
+    print(path, flush=True)
     sys.stdin.read()
 """
 

@@ -31,7 +31,7 @@ class Knife:
 
     def _blunted(self, change):
         def changed(*args, **more):
-            if self.left is not None and (change is MKDIR or os.path.lexists(args[0])):
+            if self.left is not None and (change is MKDIR) != os.path.lexists(args[0]):
                 if self.left == 0:
                     raise Killed
                 self.left -= 1

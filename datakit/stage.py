@@ -81,8 +81,8 @@ class Work:
         The system's own where that can only be read.
         """
         folder = self.store.downloads.parent
-        readable = folder.exists() and not os.access(folder, os.W_OK)
-        return Path(tempfile.gettempdir()) if readable else folder
+        closed = folder.exists() and not os.access(folder, os.W_OK)
+        return Path(tempfile.gettempdir()) if closed else folder
 
     def download(self, address: str, *, in_place: bool = False) -> downloads.Downloaded:
         """A whole, checked upstream file; fetched if it isn't there. Raises DownloadError.

@@ -3,7 +3,7 @@
 title, homepage, licence, citation, problems: what a person should know.
 accept: terms that come before any download; lost: why it can't be had any more, and fallback: what may stand for it.
 hub, revision: the repository, and its commit, tag or branch.
-reader, recipe: who reads its rows (datakit/readers), and what is made of them (pipelines).
+reader, recipe: who reads its rows (readers/ of a catalogue, or datakit/readers), and what is made of them (pipelines).
 [annotations]: JSON cut into shards of rows, or files of one shard each: JSON, Parquet, WebDataset tars.
 [annotations.subsets]: files by name; `allava.captions` is a dataset of its own, with only these.
 [images]: by = "url" when rows hold URLs, "path" when they name members of archives, "inline" when they hold the
@@ -23,11 +23,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from datakit import catalogue
+from datakit import catalogue, usercode
 from datakit.errors import ManifestError, UsageError, nearest, shortlist
 from datakit.record import KEY
 from datakit.web import addresses
 
+NOT_KEYS = ("name", "pinned", "reader_module")  # of a Manifest, which its file can't set
+OUR_READERS = Path(__file__).resolve().parent / "readers"
 Positive = Annotated[int, msgspec.Meta(gt=0, le=10_000_000)]
 
 
@@ -116,6 +118,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     expected: dict[str, int] = {}
     name: str = ""  # the file's name; not a key of the file
     pinned: Pinned = Pinned()  # from the .sums file; not a key of the file
+    reader_module: str = ""  # of a reader in a user's catalogue, this version of it (usercode); not a key of the file
 
     @property
     def key(self) -> str:
@@ -197,7 +200,7 @@ def read(path: Path) -> Manifest:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not TOML: {error}") from error
-    for key in ("name", "pinned"):
+    for key in NOT_KEYS:
         if key in data:
             raise ManifestError(f"{path}:{_line(text, [key])}: {key!r} can't be set: it comes from the file's name")
     try:
@@ -206,7 +209,9 @@ def read(path: Path) -> Manifest:
         raise ManifestError(f"{path}:{_explain(_at_source(str(error), data), text)}") from error
     _check(manifest, path, text)
     pinned = read_sums(path.with_suffix(".sums"))
-    return msgspec.structs.replace(manifest, name=path.stem, pinned=pinned)
+    reader = catalogue.find("readers", f"{manifest.reader}.py")
+    module = "" if reader.parent == OUR_READERS else usercode.module_name(reader)
+    return msgspec.structs.replace(manifest, name=path.stem, pinned=pinned, reader_module=module)
 
 
 def _explain(message: str, text: str) -> str:
@@ -244,7 +249,7 @@ def _fields(keys: list[str]) -> list[str]:
     if keys:
         struct = {"annotations": Annotations, "images": Images}.get(keys[0], Manifest)
         struct = Source if keys[:2] == ["images", "sources"] else struct
-    return [f for f in struct.__struct_fields__ if f not in ("name", "pinned")]
+    return [f for f in struct.__struct_fields__ if f not in NOT_KEYS]
 
 
 def _line(text: str, keys: list[str]) -> int:
@@ -277,9 +282,8 @@ def _check(manifest: Manifest, path: Path, text: str) -> None:
         _check_source(["images", "sources", name], source, manifest, wrong)
     if (manifest.images.by == "folder") != manifest.images.folder.startswith("/"):
         raise wrong(["images", "folder"], "expected an absolute path, and only with by = 'folder'")
-    readers = [p.stem for p in (Path(__file__).parent / "readers").glob("[a-z]*.py")]
     for key, value, known in (
-        ("reader", manifest.reader, readers),
+        ("reader", manifest.reader, catalogue.names("readers")),
         ("recipe", manifest.recipe, catalogue.names("pipelines")),
         ("fallback", manifest.fallback, ["", *catalogue.names("manifests")]),
     ):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "__init__"},
-    {"store", "memory", "fingerprint", "shards", "order", "catalogue", "record", "tars"},
+    {"store", "memory", "fingerprint", "shards", "order", "catalogue", "record", "tars", "usercode", "terminal"},
     {"ledger", "images", "archives", "jsonfile", "web", "interleaved"},
     {"manifest", "mix", "tables", "interop", "parquetrows", "webdataset"},
     {"readers", "stage", "stream"},

@@ -198,7 +198,9 @@ def read(path: Path) -> Manifest:
     try:
         text = path.read_text("utf-8-sig")
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ManifestError(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # of its form, its encoding, or a number of thousands of digits
         raise ManifestError(f"{path}: not TOML: {error}") from error
     for key in NOT_KEYS:
         if key in data:
@@ -343,14 +345,18 @@ def read_sums(path: Path) -> Pinned:
     if not path.is_file():
         return Pinned()
     pinned = Pinned()
-    for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), 1):
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise ManifestError(f"{path} can't be read: {error.strerror}") from error
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         if words[0] == "commit" and len(words) == 3 and re.fullmatch(r"[0-9a-f]{40}", words[2]):
             pinned.commits[words[1]] = words[2]
         elif words[0] == "file" and len(words) == 4 and re.fullmatch(r"[0-9a-f]{64}|-", words[1]):
-            if not re.fullmatch(r"\d+|-", words[2]):
+            if not re.fullmatch(r"[0-9]{1,18}|-", words[2]):
                 raise ManifestError(f"{path}:{number}: expected a size in bytes or -, not {words[2]!r}")
             size = None if words[2] == "-" else int(words[2])
             pinned.files[words[3]] = (size, None if words[1] == "-" else words[1])

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from datakit.errors import ManifestError, shortlist
 from datakit.manifest import Manifest
+from datakit.parquetrows import Unreadable
 from datakit.record import Message
 
 
@@ -54,7 +55,11 @@ def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
     """The function that reads the rows of a file."""
     module = load(manifest)
     read: Callable[[Any, int], Any] = module.reading(about) if hasattr(module, "reading") else module.read
-    return _checked(read, module) if manifest.reader_module else read
+    if manifest.reader_module:
+        read = _checked(read, module)
+    if manifest.annotations.format != "parquet":
+        return read
+    return lambda row, number: row.reason if isinstance(row, Unreadable) else read(row, number)
 
 
 def _check(module: ModuleType) -> None:

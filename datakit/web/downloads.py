@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from datakit.errors import DownloadError, SourceError, StorageError, UsageError
-from datakit.store import locked, publish_file, replace, storage_errors
+from datakit.refusals import storage_errors
+from datakit.store import locked, publish_file, replace
 from datakit.web.addresses import HubFile, LocalFile, parse
 from datakit.web.hosts import Hosts
 from datakit.web.transfers import PIECE_BYTES, Broken, Open, Reply, Version, ask_web, find_hub, from_hub, from_web

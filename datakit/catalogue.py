@@ -32,7 +32,7 @@ def own() -> list[Path]:
 def names(kind: Kind) -> list[str]:
     """Sorted names, without their endings, of what the catalogue holds."""
     ending = ".toml" if kind == "manifests" else ".py"
-    found = {p.stem for folder in folders(kind) for p in folder.glob(f"*{ending}")}
+    found = {p.stem for folder in folders(kind) for p in folder.glob(f"*{ending}") if p.is_file()}
     return sorted(name for name in found if not name.startswith("_"))
 
 

@@ -99,16 +99,17 @@ def rows(path: Path | str) -> Iterator[dict[str, Any] | Unreadable]:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise SourceError(f"{path} has column {shortlist(twice)} twice: a row of it can't be told")
         for batch in file.batches():
-            yield from _values(batch)
+            yield from values(batch)
 
 
-def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | Unreadable]:
+def values(batch: pa.RecordBatch) -> list[dict[str, Any] | Unreadable]:
+    """The rows of a batch; one that Python has no values for is Unreadable."""
     try:
         return list(batch.to_pylist())
     except (ValueError, OverflowError) as error:  # a text that isn't UTF-8, a date that Python doesn't have
         if batch.num_rows == 1:
             return [Unreadable("not_utf8" if isinstance(error, UnicodeDecodeError) else "malformed")]
-        return [value for at in range(batch.num_rows) for value in _values(batch.slice(at, 1))]
+        return [value for at in range(batch.num_rows) for value in values(batch.slice(at, 1))]
 
 
 def readable(batch: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array | None:

@@ -1,6 +1,6 @@
 """Settings: where the root is and who may be connected to. Flags win over the environment, that over datakit.toml.
 
-    DATAKIT_ROOT           root           folder or fsspec URL, default ./data
+    DATAKIT_ROOT           root           folder, or s3://… and its like; default ./data
     DATAKIT_MIRRORS        mirrors        FROM=TO, replaces a URL prefix (comma-separated; a list in the file)
     DATAKIT_ALLOW_HOSTS    allow_hosts    HOST or HOST:PORT that may be private (the same)
     DATAKIT_JOBS           jobs           processes
@@ -9,7 +9,7 @@
     DATAKIT_PER_HOST       per_host       requests that a host has to bear from a process at once, default 8
     DATAKIT_PER_HOST_PER_S per_host_per_s and in a second, default 50
     DATAKIT_ROBOTS         robots         1 (true in the file): ask each host for its robots.txt, and obey
-    DATAKIT_CATALOGUE      catalogue      folders with manifests/ and pipelines/ of your own (joined like PATH)
+    DATAKIT_CATALOGUE      catalogue      folders with manifests/, pipelines/, readers/ of your own (like PATH)
 
 `datakit.toml` is looked for in the current folder.
 """

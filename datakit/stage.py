@@ -224,6 +224,11 @@ def batches(stage: Stage, rows: Rows, work: Work, out: Out) -> Generator[pa.Reco
                 names = f"{shortlist(batch.schema.names, 20)}, where its schema has {shortlist(schema.names, 20)}"
                 raise ManifestError(f"stage {whose}: `rows` yields {names}: say in `schema` what comes out")
             yield batch
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{work.folder}/{work.step} shard {rows.shard}: a text of its rows isn't UTF-8: {error}. If an older "
+            f"datakit listed it, remove {work.folder}/list/{rows.shard:05d}.commit.json and run the same command again"
+        ) from error
     finally:
         made.close()
 

@@ -107,7 +107,7 @@ def _show_mended(run: Run, rows: int) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--format", "form", type=click.Choice(["llava", "hf"]), required=True, help="LLaVA's JSON, or datasets.")
-@click.option("--out", type=click.Path(), required=True, metavar="DIR", help="A new folder, or an fsspec URL.")
+@click.option("--out", type=click.Path(), required=True, metavar="DIR", help="A new folder, or s3://… and its like.")
 @click.option("--no-images", is_flag=True, help="llava: only the JSON, with upstream's references.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Of the trial with that limit.")
 @placed

@@ -17,6 +17,7 @@ from datakit.errors import SourceError
 from datakit.miniature import Miniature, coyo_parquet
 from datakit.parquetrows import Unreadable
 from datakit.readers import coyo
+from datakit.stages import sampled
 
 # Of `damaged`: with pyarrow 26.0.1 the library aborts on each of these ("terminate called after …").
 ABORTS = (450, 628, 1097, 1104, 1385, 2002)
@@ -179,3 +180,35 @@ def test_rows_of_the_hub_that_are_not_utf_8_are_dropped_and_counted_from_fetch_t
     assert got.code == 0, got
     assert "not_utf8 1" in got.out
     assert "1  not utf8" in checked.out
+
+
+def test_rows_of_flan_that_are_not_utf_8_stand_for_themselves(tmp_path):
+    pq.write_table(pa.table({"t": texts([b"a", BAD, b"c", b"d"])}), tmp_path / "x.parquet")
+
+    with pq.ParquetFile(tmp_path / "x.parquet") as file:
+        found = list(sampled._taken(file, 0, ["t"], [0, 1, 3]))
+
+    assert found == [{"t": "a"}, Unreadable("not_utf8"), {"t": "d"}]
+
+
+def test_a_listing_of_before_with_a_text_that_is_not_utf_8_says_how_to_make_it_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(coyo.parquetrows, "readable", lambda batch, columns: None)  # as it was
+    with Miniature(rows=20, coyo_rows=20) as upstream:
+        env = settings(upstream, tmp_path / "root")
+        name = "part-00000-17da4908-939c-46e5-91d0-15f256041956-c000.snappy.parquet"
+        path = f"/datasets/kakaobrain/coyo-700m/resolve/main/data/{name}"
+        held = pq.read_table(io.BytesIO(upstream.answer(path).body))
+        place, column = held.schema.get_field_index("url"), held["url"].cast(pa.binary()).to_pylist()
+        held = held.set_column(place, "url", texts([b"http://example.org/" + BAD for _ in column]))
+        sink = io.BytesIO()
+        pq.write_table(held, sink)
+        upstream.replace(path, sink.getvalue())
+        before = typed("fetch coyo --shards 0", env)
+        monkeypatch.undo()
+        (tmp_path / "root/coyo/list/00000.commit.json").unlink()
+        after = typed("fetch coyo --shards 0 --tolerate 1", env)
+
+    assert before.code == 1
+    assert "remove coyo/list/00000.commit.json and run the same command again" in before.err
+    assert after.code == 0
+    assert "not_utf8" in after.out

@@ -26,8 +26,9 @@ from datakit import archives, jsonfile
 from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError, shortlist
 from datakit.fingerprint import fingerprint
 from datakit.readers import About
+from datakit.refusals import storage_errors
 from datakit.stage import Work, known_file
-from datakit.store import Sink, locked, published, storage_errors, sweep, temporary
+from datakit.store import Sink, locked, published, sweep, temporary
 from datakit.web import derived
 from datakit.web.sidecars import Downloaded
 

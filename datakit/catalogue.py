@@ -1,7 +1,7 @@
-"""The catalogue is two folders of files: `manifests/` and `pipelines/`. To list it is to list them.
+"""The catalogue is three folders of files: `manifests/`, `pipelines/` and `readers/`. To list it is to list them.
 
-Folders named by `DATAKIT_CATALOGUE` (joined like PATH, each holding `manifests/` and `pipelines/`; `./catalogue` unless
-it is set) come first, then datakit's own: inside the package in a wheel, beside it in a checkout.
+Folders named by `DATAKIT_CATALOGUE` (joined like PATH, each holding some of the three; `./catalogue` unless it is set)
+come first, then datakit's own: inside the package in a wheel, beside it in a checkout; readers always inside.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Literal
 
 from datakit.errors import ManifestError, UsageError, nearest
 
-Kind = Literal["manifests", "pipelines"]
+Kind = Literal["manifests", "pipelines", "readers"]
+_CALLED = {"manifests": "dataset", "pipelines": "recipe", "readers": "reader"}
 
 
 def folders(kind: Kind) -> list[Path]:
     """Existing folders of that kind, the first one winning."""
     package = Path(__file__).resolve().parent
-    return [f for f in (*(o / kind for o in own()), package / kind, package.parent / kind) if f.is_dir()]
+    ours = [package / kind] if kind == "readers" else [package / kind, package.parent / kind]
+    return [f for f in (*(o / kind for o in own()), *ours) if f.is_dir()]
 
 
 def own() -> list[Path]:
@@ -30,7 +32,7 @@ def own() -> list[Path]:
 def names(kind: Kind) -> list[str]:
     """Sorted names, without their endings, of what the catalogue holds."""
     ending = ".toml" if kind == "manifests" else ".py"
-    found = {p.stem for folder in folders(kind) for p in folder.glob(f"*{ending}")}
+    found = {p.stem for folder in folders(kind) for p in folder.glob(f"*{ending}") if p.is_file()}
     return sorted(name for name in found if not name.startswith("_"))
 
 
@@ -42,8 +44,10 @@ def mixes(recipe: str) -> str | None:
     path = find("pipelines", f"{recipe}.py")
     try:
         tree = ast.parse(path.read_text("utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ManifestError(f"recipe {path} isn't Python: {error}") from error
+    except OSError as error:
+        raise ManifestError(f"recipe {path} can't be read: {error.strerror}") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ManifestError(f"recipe {path} isn't Python: {error or type(error).__name__}") from error
     named = [
         target.id
         for node in tree.body
@@ -59,7 +63,7 @@ def find(kind: Kind, file: str) -> Path:
     for folder in folders(kind):
         if "/" not in file and (folder / file).is_file():
             return folder / file
-    what, name = "dataset" if kind == "manifests" else "recipe", Path(file).stem
+    what, name = _CALLED[kind], Path(file).stem
     if kind == "manifests" and name in names("pipelines"):
         raise UsageError(f"{name!r} is a recipe and no dataset: `datakit run {name}` makes what it trains on")
     if kind == "pipelines" and name in names("manifests"):

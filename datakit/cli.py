@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 data or recipe wrong or incomplete, 2 usage, 130 interrupt
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shlex
@@ -12,42 +13,71 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
-from datakit import __version__
+from datakit import __version__, terminal, usercode
 from datakit.commands import add, inspect, look, make, run
 from datakit.errors import DatakitError
 
 
 def main() -> NoReturn:
     """The entry point: runs a command and turns what it raises into one message and an exit code."""
+    _name_any_file()
+    terminal.open_doors()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Slurm's way to say stop
+    code = _run()
+    if why := terminal.unsaid():
+        terminal.say(f"standard output can't be written: {why}. What was made is kept", err=True, label="error:")
+        code = code or 1
+    sys.exit(code)
+
+
+def _name_any_file() -> None:
+    """Starts anew in Python's UTF-8 mode where the locale has no names for most files; prints as the locale wants."""
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ.setdefault("PYTHONIOENCODING", (sys.stdout and sys.stdout.encoding) or "ascii")
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _run() -> int:
+    """Runs the command that was typed; its exit code."""
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        shown = io.StringIO()
+        error.show(shown)
+        terminal.say(shown.getvalue().rstrip("\n"), err=True)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         again = " ".join(shlex.quote(a) for a in ["datakit", *sys.argv[1:]])
-        click.echo(f"\nInterrupted. What was committed is kept; to go on, run:\n  {again}", err=True)
-        sys.stderr.flush()
+        terminal.say(f"\nInterrupted. What was committed is kept; to go on, run:\n  {again}", err=True)
         end = threading.Timer(5, os._exit, [130])  # a thread may still wait for the network
         end.daemon = True
         end.start()
-        sys.exit(130)
+        return 130
     except DatakitError as error:
-        click.echo(f"{click.style('error:', fg='red')} {error}", err=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        os._exit(0)
-    sys.exit(0)
+        terminal.say(error, err=True, label="error:")
+        return error.exit_code
+    return 0
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands in which a mistake in a file of the user's own is told with its line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with usercode.explained():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="datakit")
 @click.option("-v", "--verbose", is_flag=True, help="One line per shard, and what libraries say.")
 def cli(verbose: bool) -> None:
@@ -64,7 +94,7 @@ def cli(verbose: bool) -> None:
         from datakit import settings
 
         settings.load()  # it may name a catalogue of the user's own
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    terminal.listen(logging.INFO if verbose else logging.WARNING)
 
 
 for command in (

@@ -11,9 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import click
-
 from datakit.miniature import Miniature
+from datakit.terminal import say
 
 COMMANDS = (
     "list",
@@ -34,16 +33,16 @@ def play(root: str | None, *, train: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="datakit-demo-") as scratch, Miniature() as upstream:
         place = Path(root or scratch).absolute()
         env = {**os.environ, **upstream.env, "DATAKIT_ROOT": str(place), "DATAKIT_TIMEOUT_S": "5"}
-        click.echo(f"A small copy of the upstreams, with their faults, listens on {upstream.url}\n")
+        say(f"A small copy of the upstreams, with their faults, listens on {upstream.url}\n")
         start = time.monotonic()
         for command in COMMANDS:
             if code := _say(["datakit", *command.split()], [sys.executable, "-m", "datakit", *command.split()], env):
                 return code
         if train and (code := _train(place, env)):
             return code
-        click.echo(f"Done in {time.monotonic() - start:.0f} s: what you saw is what the real commands do.")
+        say(f"Done in {time.monotonic() - start:.0f} s: what you saw is what the real commands do.")
         if root:
-            click.echo(f"All of it is in {place}")
+            say(f"All of it is in {place}")
     return 0
 
 
@@ -51,7 +50,7 @@ def _train(place: Path, env: dict[str, str]) -> int:
     missing = [m for m in ("torch", "deepspeed", "transformers") if importlib.util.find_spec(m) is None]
     if missing:
         cure = "pip install -c constraints.txt '.[train]'"
-        click.echo(f"Training is left out: {', '.join(missing)} not installed ({cure})")
+        say(f"Training is left out: {', '.join(missing)} not installed ({cure})")
         return 0
     out = place / "runs" / "demo"
     with socket.create_server(("127.0.0.1", 0)) as probe:  # 29500, the usual one, may be another run's
@@ -63,10 +62,9 @@ def _train(place: Path, env: dict[str, str]) -> int:
 
 
 def _say(shown: list[str], command: list[str], env: dict[str, str]) -> int:
-    click.echo(click.style(f"$ {' '.join(shown)}", bold=True))
-    sys.stdout.flush()
+    say(" ".join(shown), label="$")
     code = subprocess.run(command, env=env, check=False).returncode
     if code:
-        click.echo(f"exit code {code}", err=True)
-    click.echo()
+        say(f"exit code {code}", err=True)
+    say()
     return code

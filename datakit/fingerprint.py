@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from datakit.errors import ManifestError
+
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: dataclasses become their fields, tuples lists."""
+    """A value as JSON knows it: dataclasses become their fields, enums their values, tuples lists.
+
+    Raises ManifestError for what no text can stand for, such as a function.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise TypeError(f"{value!r} of type {type(value).__name__} can't be part of a recipe")
+    raise ManifestError(
+        f"{value!r:.100} of type {type(value).__name__} can't be part of a recipe: its fields are texts, numbers, "
+        "lists, dictionaries, enums and dataclasses of these"
+    )
 
 
 def canonical(value: Any) -> bytes:

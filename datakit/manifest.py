@@ -3,7 +3,7 @@
 title, homepage, licence, citation, problems: what a person should know.
 accept: terms that come before any download; lost: why it can't be had any more, and fallback: what may stand for it.
 hub, revision: the repository, and its commit, tag or branch.
-reader, recipe: who reads its rows (datakit/readers), and what is made of them (pipelines).
+reader, recipe: who reads its rows (readers/ of a catalogue, or datakit/readers), and what is made of them (pipelines).
 [annotations]: JSON cut into shards of rows, or files of one shard each: JSON, Parquet, WebDataset tars.
 [annotations.attributes]: keys of its rows that are kept, with their types (datakit/attributes.py).
 [annotations.subsets]: files by name; `allava.captions` is a dataset of its own, with only these.
@@ -24,11 +24,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from datakit import attributes, catalogue
+from datakit import attributes, catalogue, usercode
 from datakit.errors import ManifestError, UsageError, nearest, shortlist
 from datakit.record import KEY
 from datakit.web import addresses
 
+NOT_KEYS = ("name", "pinned", "reader_module")  # of a Manifest, which its file can't set
+OUR_READERS = Path(__file__).resolve().parent / "readers"
 Positive = Annotated[int, msgspec.Meta(gt=0, le=10_000_000)]
 
 
@@ -118,6 +120,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     expected: dict[str, int] = {}
     name: str = ""  # the file's name; not a key of the file
     pinned: Pinned = Pinned()  # from the .sums file; not a key of the file
+    reader_module: str = ""  # of a reader in a user's catalogue, this version of it (usercode); not a key of the file
 
     @property
     def key(self) -> str:
@@ -197,9 +200,11 @@ def read(path: Path) -> Manifest:
     try:
         text = path.read_text("utf-8-sig")
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ManifestError(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # of its form, its encoding, or a number of thousands of digits
         raise ManifestError(f"{path}: not TOML: {error}") from error
-    for key in ("name", "pinned"):
+    for key in NOT_KEYS:
         if key in data:
             raise ManifestError(f"{path}:{_line(text, [key])}: {key!r} can't be set: it comes from the file's name")
     try:
@@ -208,7 +213,9 @@ def read(path: Path) -> Manifest:
         raise ManifestError(f"{path}:{_explain(_at_source(str(error), data), text)}") from error
     _check(manifest, path, text)
     pinned = read_sums(path.with_suffix(".sums"))
-    return msgspec.structs.replace(manifest, name=path.stem, pinned=pinned)
+    reader = catalogue.find("readers", f"{manifest.reader}.py")
+    module = "" if reader.parent == OUR_READERS else usercode.module_name(reader)
+    return msgspec.structs.replace(manifest, name=path.stem, pinned=pinned, reader_module=module)
 
 
 def _explain(message: str, text: str) -> str:
@@ -246,7 +253,7 @@ def _fields(keys: list[str]) -> list[str]:
     if keys:
         struct = {"annotations": Annotations, "images": Images}.get(keys[0], Manifest)
         struct = Source if keys[:2] == ["images", "sources"] else struct
-    return [f for f in struct.__struct_fields__ if f not in ("name", "pinned")]
+    return [f for f in struct.__struct_fields__ if f not in NOT_KEYS]
 
 
 def _line(text: str, keys: list[str]) -> int:
@@ -279,9 +286,8 @@ def _check(manifest: Manifest, path: Path, text: str) -> None:
         _check_source(["images", "sources", name], source, manifest, wrong)
     if (manifest.images.by == "folder") != manifest.images.folder.startswith("/"):
         raise wrong(["images", "folder"], "expected an absolute path, and only with by = 'folder'")
-    readers = [p.stem for p in (Path(__file__).parent / "readers").glob("[a-z]*.py")]
     for key, value, known in (
-        ("reader", manifest.reader, readers),
+        ("reader", manifest.reader, catalogue.names("readers")),
         ("recipe", manifest.recipe, catalogue.names("pipelines")),
         ("fallback", manifest.fallback, ["", *catalogue.names("manifests")]),
     ):
@@ -357,14 +363,18 @@ def read_sums(path: Path) -> Pinned:
     if not path.is_file():
         return Pinned()
     pinned = Pinned()
-    for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), 1):
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise ManifestError(f"{path} can't be read: {error.strerror}") from error
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         if words[0] == "commit" and len(words) == 3 and re.fullmatch(r"[0-9a-f]{40}", words[2]):
             pinned.commits[words[1]] = words[2]
         elif words[0] == "file" and len(words) == 4 and re.fullmatch(r"[0-9a-f]{64}|-", words[1]):
-            if not re.fullmatch(r"\d+|-", words[2]):
+            if not re.fullmatch(r"[0-9]{1,18}|-", words[2]):
                 raise ManifestError(f"{path}:{number}: expected a size in bytes or -, not {words[2]!r}")
             size = None if words[2] == "-" else int(words[2])
             pinned.files[words[3]] = (size, None if words[1] == "-" else words[1])

@@ -8,12 +8,9 @@ The steps are always `list` first, then choices, `fetch`, and `pack` last.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
-from datakit import catalogue, mix
+from datakit import catalogue, mix, usercode
 from datakit import manifest as manifests
 from datakit.errors import ManifestError, UsageError, nearest
 from datakit.manifest import Manifest
@@ -22,23 +19,8 @@ from datakit.stage import Step
 
 
 def load(name: str) -> ModuleType:
-    """The module of a recipe. Raises UsageError for an unknown name."""
-    return load_file(catalogue.find("pipelines", f"{name}.py"))
-
-
-def load_file(path: Path) -> ModuleType:
-    """Runs a recipe file under a name of its own; nothing is registered anywhere else."""
-    name = f"datakit_recipe_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ManifestError(f"recipe {path} can't be run: {type(error).__name__}: {error}") from error
-    return module
+    """The module of a recipe. Raises UsageError for an unknown name, ManifestError for a file that can't be run."""
+    return usercode.load(catalogue.find("pipelines", f"{name}.py"))
 
 
 def steps(recipe: str, manifest: Manifest) -> tuple[Step, ...]:

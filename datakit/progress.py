@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import Counter, defaultdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from datakit.terminal import is_terminal, one_line, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -39,7 +40,7 @@ class Progress:
 
     def __init__(self, title: str, *, noun: str = "rows", terminal: bool | None = None) -> None:
         self.title, self.noun = title, noun
-        self._terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._terminal = is_terminal(err=True) if terminal is None else terminal
         self._lock = threading.Lock()
         self._start = self._last = time.monotonic()
         self.rows: Counter[str] = Counter()
@@ -58,9 +59,9 @@ class Progress:
             from rich.progress import Progress as Bars
 
             self._bars = Bars(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
@@ -114,7 +115,7 @@ class Progress:
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
-        print(f"{self.title}: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        say(f"{self.title}: {text}", err=True)
 
     def _download(self, address: str, done: int) -> None:
         name = "/".join(address.rsplit("/", 2)[-2:])  # several archives are called images.zip
@@ -122,7 +123,7 @@ class Progress:
         text = size_text(done) + (f" of {size_text(total)}" if total else "")
         if self._bars is not None:
             self._bar(f"download {name}", total, done, text)
-            self._bars.update(self._tasks[f"download {name}"], visible=done != total)
+            self._bars.update(self._tasks[one_line(f"download {name}")], visible=done != total)
         elif time.monotonic() - self._last > QUIET_S:
             self._say(f"downloading {name}: {text}")
 
@@ -136,6 +137,7 @@ class Progress:
 
     def _bar(self, name: str, total: int | None, completed: int, detail: str) -> None:
         bars: Any = self._bars
+        name, detail = one_line(name), one_line(detail)
         if name not in self._tasks:
             self._tasks[name] = bars.add_task(name, total=total, detail=detail)
         bars.update(self._tasks[name], total=total, completed=completed, detail=detail)

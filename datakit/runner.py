@@ -23,7 +23,7 @@ from datakit.ledger import Commit, File, Ledger, Part
 from datakit.pool import pooled
 from datakit.run import Run
 from datakit.shards import ranges, shard_name
-from datakit.stage import Out, Step, Tell, Work, silent
+from datakit.stage import Out, Step, Tell, Work, batches, silent
 from datakit.store import Sink
 from datakit.tables import Rows, TableWriter, write_log
 
@@ -336,13 +336,13 @@ def _make_part(
         if step.stage.tars:
             _ = out.tar
         writer = TableWriter(table, step.stage.schema(rows, work.manifest))
-        stream = step.stage.rows(rows, work, out)
+        stream = batches(step.stage, rows, work, out)
         try:
             for batch in stream:
                 writer.write(batch)
                 work.tell(step.name, "rows", batch.num_rows)
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
         for reason, n in out.faults.items():
             work.tell(step.name, f"fault {reason}", n)
         _hold_ceiling(out, writer.rows, tolerates, f"{ledger.folder}/{name}", work.manifest.name)

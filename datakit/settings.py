@@ -1,6 +1,6 @@
 """Settings: where the root is and who may be connected to. Flags win over the environment, that over datakit.toml.
 
-    DATAKIT_ROOT           root           folder or fsspec URL, default ./data
+    DATAKIT_ROOT           root           folder, or s3://… and its like; default ./data
     DATAKIT_MIRRORS        mirrors        FROM=TO, replaces a URL prefix (comma-separated; a list in the file)
     DATAKIT_ALLOW_HOSTS    allow_hosts    HOST or HOST:PORT that may be private (the same)
     DATAKIT_JOBS           jobs           processes
@@ -9,7 +9,7 @@
     DATAKIT_PER_HOST       per_host       requests that a host has to bear from a process at once, default 8
     DATAKIT_PER_HOST_PER_S per_host_per_s and in a second, default 50
     DATAKIT_ROBOTS         robots         1 (true in the file): ask each host for its robots.txt, and obey
-    DATAKIT_CATALOGUE      catalogue      folders with manifests/ and pipelines/ of your own (joined like PATH)
+    DATAKIT_CATALOGUE      catalogue      folders with manifests/, pipelines/, readers/ of your own (like PATH)
 
 `datakit.toml` is looked for in the current folder.
 """
@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,9 +107,10 @@ def _switch(name: str, text: str | None, otherwise: bool) -> bool:
 def _number(given: dict[str, int | str | None]) -> int:
     """The first that is given, as a whole number from 1. Raises UsageError, naming where it was given."""
     where, value = next((where, v) for where, v in given.items() if v not in (None, ""))
-    if not str(value).isdecimal() or int(str(value)) < 1:
-        raise UsageError(f"{where} should be a whole number from 1, not {value!r}")
-    return int(str(value))
+    text = str(value) if isinstance(value, str) or abs(value) < 1 << 31 else ""
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
+        raise UsageError(f"{where} should be a whole number from 1 to 999999999, not {value!r:.40}")
+    return int(text)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -117,7 +119,9 @@ def read_file(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ManifestError(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # of its form, its encoding, or a number of thousands of digits
         raise ManifestError(f"{path}: not TOML: {error}") from error
     for key, value in found.items():
         if key not in KINDS:

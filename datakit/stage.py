@@ -8,9 +8,10 @@ Raise `version` when the code makes other bytes than before.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any, ClassVar
 import msgspec
 import pyarrow as pa
 
-from datakit.errors import Incomplete, SourceError
+from datakit import usercode  # importing it lets a stage of a user's recipe be unpickled, see Stage
+from datakit.errors import Incomplete, ManifestError, SourceError, shortlist
 from datakit.fingerprint import plain
 from datakit.manifest import Manifest
 from datakit.store import Sink, Store
@@ -188,7 +190,10 @@ class Out:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The parent of stages. One without an upstream (a listing) gets empty Rows and answers `shards`."""
+    """The parent of stages. One without an upstream (a listing) gets empty Rows and answers `shards`.
+
+    One that a user's recipe file defines works in every process: see datakit/usercode.py.
+    """
 
     version: ClassVar[int] = 1
     rows_per_part: ClassVar[int | None] = None  # how many input rows make one table (and tar) of a shard
@@ -229,6 +234,31 @@ class Stage:
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         """The rows that this stage makes of its input rows."""
         raise NotImplementedError
+
+
+def batches(stage: Stage, rows: Rows, work: Work, out: Out) -> Generator[pa.RecordBatch, None, None]:
+    """What a stage makes of its rows. Raises ManifestError for what isn't RecordBatches of its schema."""
+    schema, made = stage.schema(rows, work.manifest), stage.rows(rows, work, out)
+    whose = type(stage).__name__
+    if usercode.is_ours(type(stage).__module__):
+        whose += f" of {sys.modules[type(stage).__module__].__file__}"
+    if not isinstance(made, Generator):
+        raise ManifestError(f"stage {whose}: `rows` should be a generator, one that yields, and not return {made!r}")
+    try:
+        for batch in made:
+            if not isinstance(batch, pa.RecordBatch):
+                raise ManifestError(f"stage {whose}: `rows` should yield pyarrow.RecordBatch, not {batch!r:.100}")
+            if not batch.schema.equals(schema):
+                names = f"{shortlist(batch.schema.names, 20)}, where its schema has {shortlist(schema.names, 20)}"
+                raise ManifestError(f"stage {whose}: `rows` yields {names}: say in `schema` what comes out")
+            yield batch
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{work.folder}/{work.step} shard {rows.shard}: a text of its rows isn't UTF-8: {error}. If an older "
+            f"datakit listed it, remove {work.folder}/list/{rows.shard:05d}.commit.json and run the same command again"
+        ) from error
+    finally:
+        made.close()
 
 
 @dataclass(frozen=True, kw_only=True)

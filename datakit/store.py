@@ -7,7 +7,6 @@ is the rename. Nothing else in datakit opens a file of the root for writing.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
@@ -26,14 +25,15 @@ from typing import Any, BinaryIO, cast
 import xxhash
 
 from datakit import locks
-from datakit.errors import NoSpace, StorageError
+from datakit.errors import StorageError, UsageError
+from datakit.refusals import Remote, store_errors
 
+# Object stores keep what was written, and show a file whole or not at all.
+OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "oss", "oci")
 _HOST = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.~]+)~(?P<pid>\d+)-[0-9a-f]{8}\.tmp(\.\w+)?")
 _GONE = re.compile(r"\..+\.[0-9a-f]{8}\.gone")
 QUIET_S = 24 * 3600.0  # a temporary that nobody wrote to for so long is dead, where no lock tells
-_BROKEN = {errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENXIO, errno.ELOOP, errno.EMFILE, errno.ENFILE}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Sink(io.RawIOBase):
         view = memoryview(data)
         if self._abandoned:
             return view.nbytes
-        with storage_errors(self._name):
+        with store_errors(self._name):
             self._raw.write(view)
         self._hash.update(view)
         self._size += view.nbytes
@@ -81,7 +81,7 @@ class Sink(io.RawIOBase):
         return self._size
 
     def _finish(self) -> None:
-        with storage_errors(self._name):
+        with store_errors(self._name):
             self._raw.flush()
             os.fsync(self._raw.fileno())
         self.written = Written(self._size, self._hash.hexdigest())
@@ -97,47 +97,30 @@ def replace(temporary: Path, final: Path) -> None:
         os.close(folder)
 
 
-@contextmanager
-def storage_errors(where: object) -> Iterator[None]:
-    """Turns what the file system refuses into one sentence with a way on."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        if error.errno in _FULL:
-            raise NoSpace(
-                f"no space left while writing {str(where)!r}. Everything committed before is kept: "
-                "free some space (`datakit clean NAME` shows what can go) and run the same command again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageError(
-                f"no permission to write {str(where)!r}: give another folder with --root or DATAKIT_ROOT"
-            ) from error
-        if error.errno in _BROKEN:
-            raise StorageError(f"can't use {str(where)!r}: {error.strerror}. Is its disk or server well?") from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT):
-            raise StorageError(
-                f"can't use {str(where)!r} ({error.strerror}): is --root (or --out) a folder that can be made?"
-            ) from error
-        raise
-
-
 class Store:
-    """Files below one root, which is a folder or any fsspec URL. Paths are relative, with `/`."""
+    """Files below one root, a folder or a place in an object store. Paths are relative, with `/`.
+
+    Raises UsageError for a root of another kind: one that can't be written, or forgets what was.
+    """
 
     def __init__(self, root: str) -> None:
         for prefix in ("file://", "local://", "file:"):
             root = root.removeprefix(prefix)
         self.root = root.rstrip("/") or "/"
         self._fs: Any = None
+        if "\0" in root:
+            raise UsageError(f"{root!r} is no name of a folder")
         if "://" in root:
+            scheme, _, place = root.partition("://")
+            if scheme not in OBJECT_STORES or not place.strip("/"):
+                known = ", ".join(f"{name}://BUCKET/…" for name in OBJECT_STORES)
+                raise UsageError(f"{root!r} can't be a root: take a folder, or a place in an object store ({known})")
             import fsspec
 
             try:
                 self._fs, self._base = fsspec.core.url_to_fs(root, use_listings_cache=False)
-            except (ValueError, ImportError) as error:
-                raise StorageError(f"can't use root {root!r}: {error}") from error
+            except Exception as error:  # of a client that isn't installed, or finds no credentials
+                raise StorageError(f"can't use root {root!r}: {type(error).__name__}: {error}") from error
         else:
             self._base = str(Path(root).expanduser().absolute())
 
@@ -145,12 +128,19 @@ class Store:
         return type(self), (self.root,)
 
     def check(self) -> None:
-        """Raises StorageError when a bucket can't be reached; a local folder is made when it is needed."""
-        if self._fs is not None:
-            try:
-                self._fs.exists(self._base)
-            except Exception as error:
-                raise StorageError(f"can't reach root {self.root!r}: {type(error).__name__}: {error}") from error
+        """Raises StorageError when a bucket isn't there or can't be reached; a local folder is made when needed."""
+        if self._fs is None:
+            return
+        bucket = self._base.strip("/").partition("/")[0]
+        try:
+            if not self._fs.exists(self._base):
+                self._fs.ls(bucket)
+        except PermissionError:
+            return  # who may write into a bucket may still not list it
+        except FileNotFoundError as error:
+            raise StorageError(f"can't use root {self.root!r}: there is no bucket {bucket!r}. Make it first") from error
+        except Exception as error:
+            raise StorageError(f"can't reach root {self.root!r}: {type(error).__name__}: {error}") from error
 
     @property
     def local(self) -> bool:
@@ -186,7 +176,7 @@ class Store:
             with _finished(Sink(cast(BinaryIO, raw), tempfile.gettempdir())) as sink:
                 yield sink
             raw.seek(0)
-            with storage_errors(f"{self.root}/{name}"):
+            with store_errors(f"{self.root}/{name}"):
                 self._fs.put_file(f"/dev/fd/{raw.fileno()}", self._remote(name))
             sink.stamp = self.stamp(name)
 
@@ -198,24 +188,30 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file, or None when there is none."""
-        try:
-            if self.local:
-                return self.path(name).read_bytes()
-            return cast(bytes, self._fs.cat_file(self._remote(name)))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise StorageError(f"can't read {self.root}/{name}: {error}") from error
+        with store_errors(f"{self.root}/{name}", "read"):
+            try:
+                if self.local:
+                    return self.path(name).read_bytes()
+                return cast(bytes, self._fs.cat_file(self._remote(name)))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def open(self, name: str) -> Any:
-        """A seekable binary file; for pyarrow, or for reading pieces."""
-        return self.path(name).open("rb") if self.local else self._fs.open(self._remote(name), "rb")
+        """A seekable binary file; for pyarrow, or for reading pieces. What it raises is a StorageError."""
+        where = f"{self.root}/{name}"
+        with store_errors(where, "read"):
+            if self.local:
+                return self.path(name).open("rb")
+            raw = self._fs.open(self._remote(name), "rb")
+            return Remote(raw, where, raw.size)
 
     def size(self, name: str) -> int | None:
-        try:
-            return self.path(name).stat().st_size if self.local else int(self._fs.size(self._remote(name)))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        """Size in bytes of a file, or None when there is none."""
+        with store_errors(f"{self.root}/{name}", "read"):
+            try:
+                return self.path(name).stat().st_size if self.local else int(self._fs.size(self._remote(name)))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def quiet(self, name: str) -> bool:
         """Whether a file of a bucket was written a day ago or earlier; False where the bucket doesn't say."""
@@ -227,35 +223,37 @@ class Store:
 
     def names(self, folder: str) -> list[str]:
         """Sorted names of the published files and folders of a folder; empty when there is none."""
-        try:
-            if self.local:
-                found = [entry.name for entry in os.scandir(self.path(folder))]
-            else:
-                found = [Path(p).name for p in self._fs.ls(self._remote(folder), detail=False)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with store_errors(f"{self.root}/{folder}", "list"):
+            try:
+                if self.local:
+                    found = [entry.name for entry in os.scandir(self.path(folder))]
+                else:
+                    found = [Path(p).name for p in self._fs.ls(self._remote(folder), detail=False)]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
         return sorted(name for name in found if not name.startswith("."))
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Size in bytes of every published file of a folder, by one listing."""
-        try:
-            if self.local:
-                found = {}
-                with os.scandir(self.path(folder)) as entries:
-                    for entry in entries:
-                        with suppress(FileNotFoundError):  # a temporary name that another job renamed meanwhile
-                            if entry.is_file():
-                                found[entry.name] = entry.stat().st_size
-            else:
-                listed = self._fs.ls(self._remote(folder), detail=True)
-                found = {Path(one["name"]).name: int(one["size"] or 0) for one in listed if one["type"] == "file"}
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
+        with store_errors(f"{self.root}/{folder}", "list"):
+            try:
+                if self.local:
+                    found = {}
+                    with os.scandir(self.path(folder)) as entries:
+                        for entry in entries:
+                            with suppress(FileNotFoundError):  # a temporary name that another job renamed meanwhile
+                                if entry.is_file():
+                                    found[entry.name] = entry.stat().st_size
+                else:
+                    listed = self._fs.ls(self._remote(folder), detail=True)
+                    found = {Path(one["name"]).name: int(one["size"] or 0) for one in listed if one["type"] == "file"}
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
         return {name: size for name, size in found.items() if not name.startswith(".")}
 
     def remove(self, name: str) -> None:
         """Removes one file; it may be gone already."""
-        with storage_errors(f"{self.root}/{name}"):
+        with store_errors(f"{self.root}/{name}"):
             if self.local:
                 self.path(name).unlink(missing_ok=True)
             elif self._fs.exists(self._remote(name)):
@@ -263,7 +261,7 @@ class Store:
                     self._fs.rm_file(self._remote(name))
 
     def remove_folder(self, folder: str) -> None:
-        with storage_errors(f"{self.root}/{folder}"):
+        with store_errors(f"{self.root}/{folder}"):
             if self.local:
                 if self.path(folder).exists():
                     # Renamed first, so that a kill in the middle leaves nothing that looks like a folder of ours.
@@ -315,7 +313,7 @@ def temporary(beside: Path, *, suffix: str = "") -> Iterator[tuple[BinaryIO, Pat
 
     It is locked as long as it is open, and a kill lets go of the lock: so `sweep` knows those that are in use.
     """
-    with storage_errors(beside):
+    with store_errors(beside):
         beside.parent.mkdir(parents=True, exist_ok=True)
         while True:
             name = f".{beside.name}.{_HOST}~{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}"
@@ -338,7 +336,7 @@ def published(final: Path) -> Iterator[Sink]:
     with temporary(final) as (raw, path):
         with _finished(Sink(raw, final)) as sink:
             yield sink
-        with storage_errors(final):
+        with store_errors(final):
             replace(path, final)
 
 
@@ -405,7 +403,7 @@ def locked(
     is called before it waits for another. The lock's file stays, and where there can be none it goes on without: on
     a file system without locks, and in a folder that this user can't write to, so that nothing can be made there.
     """
-    with storage_errors(path):
+    with store_errors(path):
         handle, held = locks.take(path, locks.SHARED if shared else locks.ALONE, wait=wait, waiting=waiting)
     try:
         yield held

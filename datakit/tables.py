@@ -217,7 +217,14 @@ def as_batches(rows: Iterable[dict[str, Any]], schema: pa.Schema, *, size: int =
 
 
 def _batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    columns = [column([row.get(field.name) for row in rows], field.type) for field in schema]
+    columns = []
+    for field in schema:
+        try:
+            columns.append(column([row.get(field.name) for row in rows], field.type))
+        except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:  # of a reader that isn't ours
+            raise SourceError(
+                f"a row's {field.name!r} is not of type {field.type}, as its reader says: {error}"
+            ) from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

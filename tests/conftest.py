@@ -2,6 +2,7 @@
 
 import os
 
+import buckets
 import hypothesis
 import pytest
 from users import Typed, settings, typed
@@ -51,3 +52,10 @@ def built(upstream, tmp_path_factory):
         got = typed(command, env)
         assert got.code == 0, (command, got)
     return root
+
+
+@pytest.fixture
+def bucket():
+    """An object store in memory, `s3://bucket`, that is there for one test."""
+    yield buckets.opened("bucket")
+    buckets.opened()

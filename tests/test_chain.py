@@ -199,18 +199,18 @@ def test_the_stream_gives_every_sample_of_the_mix_once_an_epoch(built):
     assert [stream[len(stream) + p].key for p in range(len(stream))] != [s.key for s in seen]
 
 
-def test_a_bucket_is_a_root_like_any_other(built, upstream, tmp_path):
-    env = settings(upstream, tmp_path, DATAKIT_ROOT="memory://chain-test", DATAKIT_CACHE=str(tmp_path / "cache"))
+def test_a_bucket_is_a_root_like_any_other(built, upstream, tmp_path, bucket):
+    env = settings(upstream, tmp_path, DATAKIT_ROOT="s3://bucket/chain-test", DATAKIT_CACHE=str(tmp_path / "cache"))
 
     for command in ("build-mix --fetch llava665k+qinstruct", "fetch coyo --shards 0-3", "build-mix coyo", "verify"):
         assert typed(command, env).code == 0
 
     here = Stream(built / "mixes/llava665k+qinstruct/mix.json")
-    there = Stream("memory://chain-test/mixes/llava665k+qinstruct/mix.json")
+    there = Stream("s3://bucket/chain-test/mixes/llava665k+qinstruct/mix.json")
     assert there.fingerprint == here.fingerprint
     assert [there[p] for p in range(20)] == [here[p] for p in range(20)]
     for name in ("llava665k+qinstruct", "coyo"):
-        mixed = [Stream(f"{root}/mixes/{name}/mix.json").fingerprint for root in (built, "memory://chain-test")]
+        mixed = [Stream(f"{root}/mixes/{name}/mix.json").fingerprint for root in (built, "s3://bucket/chain-test")]
         assert mixed[0] == mixed[1]
     assert "0 files" not in typed("clean llava665k", env).out
     assert typed("fetch llava665k", env).code == 0

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from test_usercode import MANIFEST, READER, RECIPE
 from users import settings
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,31 @@ def test_the_wheel_alone_lists_fetches_and_mixes_from_any_folder(unpacked, upstr
         done = run(*words)
         assert done.returncode == 0, (words, done.stderr)
     assert "COYO-700M" in run("list").stdout
+
+
+def test_a_user_of_the_wheel_adds_recipes_and_readers_that_work_in_every_process(unpacked, upstream, tmp_path):
+    env = {**os.environ, **settings(upstream, tmp_path / "root"), "PYTHONPATH": str(unpacked)}
+    env["DATAKIT_CATALOGUE"] = str(tmp_path / "my")
+    rows = ", ".join(f'{{"q": "q{n}", "a": "a", "topic": "t"}}' for n in range(25))
+    (tmp_path / "pairs.json").write_text(f"[{rows}]")
+    for name, text in (
+        ("pipelines/half.py", RECIPE),
+        ("readers/qapairs.py", READER),
+        ("manifests/pairs.toml", MANIFEST.format(file=tmp_path / "pairs.json")),
+    ):
+        (tmp_path / "my" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my" / name).write_text(text.replace("BODY", "pass"))
+
+    for words in (
+        "fetch coyo --recipe half --shards 0-1 --jobs 2",
+        "fetch coyo --retry --jobs 2",
+        "run half --shards 0-1 --jobs 2",
+        "build-mix pairs --fetch --jobs 2",
+    ):
+        code = "import datakit.cli\nif __name__ == '__main__': datakit.cli.main()"
+        command = [sys.executable, "-c", code, *words.split()]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (words, done.stderr)
 
 
 def test_the_wheel_holds_the_catalogue_the_trainer_and_no_tests(unpacked):

@@ -17,6 +17,7 @@ from datakit import catalogue, manifest
 from datakit.errors import ManifestError, UsageError
 from datakit.record import KEY
 from datakit.store import publish_file
+from datakit.terminal import json_text
 
 
 @dataclass
@@ -105,5 +106,5 @@ def _value(value: Any) -> str:
         if len(value) < 2:
             return f"[{''.join(map(_value, value))}]"
         return "[\n" + "".join(f"    {_value(item)},\n" for item in value) + "]"
-    # JSON's escapes are TOML's, but for this one.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    json.dumps(value, ensure_ascii=False).encode()  # TOML has no escape for what isn't UTF-8
+    return json_text(value)  # JSON's escapes are TOML's

@@ -76,7 +76,7 @@ def json_rows(found: Found, rows: list[Any], name: str, seen: Seen) -> str:
     if turns is None:
         raise UsageError(
             f"the rows of {name} have neither conversations nor messages, only {shortlist(row, 12) or 'nothing'}: "
-            "such a format needs a reader (datakit/readers)"
+            "such a format needs a reader, readers/NAME.py in your catalogue (datakit/readers says what it has)"
         )
     pictures = next((name for name in ("image", "images") if any(row.get(name) for row in rows)), None)
     by_from = any(isinstance(turn, dict) and "from" in turn for turn in row[turns])

@@ -10,6 +10,7 @@ import click
 from datakit import catalogue
 from datakit.commands.options import load_settings
 from datakit.errors import UsageError
+from datakit.terminal import say
 
 
 @click.command()
@@ -51,13 +52,13 @@ def add(
     else:
         found = files.look(Path(str(json_file)), Path(images) if images else None)
     path = adding.write(name, found, place, force=force)
-    click.echo(f"{path}: {found.title}")
+    say(f"{path}: {found.title}")
     for what, text in sorted(found.notes, key=lambda note: _ORDER.index(note[0])):
-        click.echo(f"  {what:9} {text}")
-    click.echo("Look it over, then run")
+        say(f"  {what:9} {text}")
+    say("Look it over, then run")
     if not seen:
-        click.echo(f"  export DATAKIT_CATALOGUE={shlex.quote(str(place.absolute()))}")
-    click.echo(f"  datakit fetch {name}\n  datakit build-mix {name}")
+        say(f"  export DATAKIT_CATALOGUE={shlex.quote(str(place.absolute()))}")
+    say(f"  datakit fetch {name}\n  datakit build-mix {name}")
 
 
 _ORDER = ("format", "files", "columns", "kept", "pictures", "licence")

@@ -9,6 +9,7 @@ import click
 
 from datakit.commands.options import ACCEPT, WITHOUT, load_settings, named, open_run, placed
 from datakit.errors import Incomplete
+from datakit.terminal import say, say_json
 
 if TYPE_CHECKING:
     from datakit.checks import Report
@@ -64,42 +65,40 @@ def check(
     if mends:
         audit.note(run, repairs=tuple(sorted({*run.choices.repairs, "extension"})))
     if as_json:
-        import json
-
-        click.echo(json.dumps({**report.plain(), "repaired": mends}, indent=2, ensure_ascii=False))
+        say_json({**report.plain(), "repaired": mends})
     else:
         _show(report)
         if mends:
             _show_mended(run, mended)
         elif repair:
-            click.echo("there is nothing that --repair would mend")
+            say("there is nothing that --repair would mend")
         elif report.repairable:
-            click.echo(f"`datakit check {name} --repair` keeps {report.repairable:,} of them")
+            say(f"`datakit check {name} --repair` keeps {report.repairable:,} of them")
     if report.dropped:
         sys.exit(1)
 
 
 def _show(report: Report) -> None:
     kept = report.rows - report.dropped - report.left_out
-    click.echo(f"{report.dataset}: {report.rows:,} rows, {kept:,} are kept as things are")
+    say(f"{report.dataset}: {report.rows:,} rows, {kept:,} are kept as things are")
     found = report.findings()
     wide = max((len(one.what) for one in found), default=0)
     for one in found:
-        click.echo(f"{one.count:>12,}  {one.what:{wide}}  {one.effect}")
+        say(f"{one.count:>12,}  {one.what:{wide}}  {one.effect}")
         for example in one.examples:
             called = f" id {example.id}" if example.id else ""
-            click.echo(f"{'':14}  {example.where}{called}: {example.value}".rstrip(": "))
+            say(f"{'':14}  {example.where}{called}: {example.value}".rstrip(": "))
     for note in report.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     if not found:
-        click.echo("nothing is wrong with it")
+        say("nothing is wrong with it")
 
 
 def _show_mended(run: Run, rows: int) -> None:
     """What the repair does, and how to have it."""
     fetched = any(run.ledger(step).commits() for step in run.steps[1:])
     again = " --rebuild, for it was fetched without" if fetched else ""
-    click.echo(
+    say(
         f"repair extension is on: a picture that its archive has under another extension is found, and its row says so "
         f"in `repairs`. That keeps {rows:,} rows more, from the next `datakit fetch {run.manifest.name}` on{again}"
     )
@@ -108,7 +107,7 @@ def _show_mended(run: Run, rows: int) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--format", "form", type=click.Choice(["llava", "hf"]), required=True, help="LLaVA's JSON, or datasets.")
-@click.option("--out", type=click.Path(), required=True, metavar="DIR", help="A new folder, or an fsspec URL.")
+@click.option("--out", type=click.Path(), required=True, metavar="DIR", help="A new folder, or s3://… and its like.")
 @click.option("--no-images", is_flag=True, help="llava: only the JSON, with upstream's references.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Of the trial with that limit.")
 @placed
@@ -136,24 +135,22 @@ def export(name: str, form: Format, out: str, no_images: bool, limit: int | None
         done = write(run.store, part, Store(out), form=form, attributes=own, pictures=not no_images, tell=progress.tell)
     if left_out := builder.not_packed(run):
         more = f"`datakit build-mix {name} --fetch` adds them"
-        click.echo(f"  shards {ranges(left_out)} aren't packed, and not in it; {more}")
+        say(f"  shards {ranges(left_out)} aren't packed, and not in it; {more}")
     _tell(done)
     if form == "llava":
         kept = ", ".join(["id", "image", "conversations", *own])
-        click.echo(f"  keys other than {kept} aren't in it; `datakit check {name}` lists them")
-    click.echo(f"{out}: {done.rows:,} rows of {run.folder}, {done.pictures:,} pictures")
+        say(f"  keys other than {kept} aren't in it; `datakit check {name}` lists them")
+    say(f"{out}: {done.rows:,} rows of {run.folder}, {done.pictures:,} pictures")
 
 
 def _tell(done: Exported) -> None:
     """What differs from upstream, and what couldn't be written."""
     for reason, n in done.left_out.most_common():
-        click.echo(f"  left out: {n:,} rows that LLaVA has no form for ({reason})")
+        say(f"  left out: {n:,} rows that LLaVA has no form for ({reason})")
     if done.pairs:
-        click.echo(f"  {done.pairs:,} pairs: the caption answers a question of only the picture")
+        say(f"  {done.pairs:,} pairs: the caption answers a question of only the picture")
     if done.renamed:
-        click.echo(
-            f"  {done.renamed:,} pictures stand below by-key/, for what upstream calls them is no path of its own"
-        )
+        say(f"  {done.renamed:,} pictures stand below by-key/, for what upstream calls them is no path of its own")
     if done.repairs:
         said = ", ".join(f"{name} {n:,}" for name, n in done.repairs.most_common())
-        click.echo(f"  differs from upstream's by these repairs: {said}")
+        say(f"  differs from upstream's by these repairs: {said}")

@@ -10,6 +10,7 @@ import click
 
 from datakit.commands.options import load_settings, open_run, paced, placed
 from datakit.errors import ManifestError
+from datakit.terminal import one_line, say, say_json
 
 if TYPE_CHECKING:
     from datakit.forecast import Forecast
@@ -28,25 +29,25 @@ def list_(as_json: bool) -> None:
             found.append(manifest.load(name))
         except ManifestError as error:  # one mistake doesn't hide the others
             wrong = True
-            click.echo(f"error: {error}", err=True)
+            say(error, err=True, label="error:")
     if as_json:
-        _json([{"name": m.name, "title": m.title, "recipe": m.recipe, "licence": m.licence} for m in found])
+        say_json([{"name": m.name, "title": m.title, "recipe": m.recipe, "licence": m.licence} for m in found])
         sys.exit(int(wrong))
     wide = max((len(m.name) for m in found), default=4)
     for one in found:
         licence = one.licence.partition("(")[0].partition(";")[0].strip()
         note = "  LOST" if one.lost else "  TERMS" if one.accept else ""
-        click.echo(f"{one.name:{wide}}  {one.title}  [{licence}]{note}")
-    click.echo("\nRecipes for `datakit run`:")
+        say(f"{one.name:{wide}}  {one_line(one.title)}  [{one_line(licence)}]{note}")
+    say("\nRecipes for `datakit run`:")
     for name in catalogue.names("pipelines"):
         try:
             told = catalogue.mixes(name)
         except ManifestError as error:
             wrong = True
-            click.echo(f"error: {error}", err=True)
+            say(error, err=True, label="error:")
             continue
         if told is not None:
-            click.echo(f"{name:{wide}}  {told}")
+            say(f"{name:{wide}}  {told}")
     sys.exit(int(wrong))
 
 
@@ -64,39 +65,39 @@ def info(name: str, as_json: bool) -> None:
     if as_json:
         import msgspec
 
-        _json({**msgspec.to_builtins(about), "steps": plain(described)})
+        say_json({**msgspec.to_builtins(about), "steps": plain(described)})
         return
-    click.echo("\n".join(filter(None, [about.title, about.homepage, about.citation])) + "\n")
-    click.echo(f"licence   {about.licence}")
+    say("\n".join(filter(None, [about.title, about.homepage, about.citation])) + "\n")
+    say(f"licence   {one_line(about.licence)}")
     for label, text in (("accept", about.accept), ("lost", about.lost), ("instead", about.fallback)):
         if text:
-            click.echo(f"{label:9} {text}")
+            say(f"{label:9} {text}")
     pinned = about.pinned.commits.get(about.hub)
     note = "" if pinned or about.revision != "main" else "  (not pinned; `datakit pin` pins it)"
     if about.hub:
-        click.echo(f"hub       {about.hub} at {pinned or about.revision}{note}")
+        say(f"hub       {about.hub} at {pinned or about.revision}{note}")
     rows = about.annotations
     for file in rows.files if isinstance(rows.files, list) else [rows.files]:
         number = f" x {len(rows.numbers())}" if rows.shards else ""
-        click.echo(f"files     {file}{number}{f', {rows.inside} in it' if rows.inside else ''}")
+        say(f"files     {file}{number}{f', {rows.inside} in it' if rows.inside else ''}")
     for key, files in rows.subsets.items():
-        click.echo(f"subset    {about.name}.{key}: {len(files)} of the files")
+        say(f"subset    {about.name}.{key}: {len(files)} of the files")
     for key, source in about.images.sources.items():
         number = f" x {source.parts}" if source.parts else ""
-        click.echo(f"pictures  {key}: {source.prefix or '(all)'} in {source.archive}{number}")
+        say(f"pictures  {key}: {source.prefix or '(all)'} in {source.archive}{number}")
         if source.obtain:
-            click.echo(f"          by hand: {source.obtain}")
+            say(f"          by hand: {source.obtain}")
     if about.images.by != "path":
         where = {"url": "by URL", "inline": "in the rows", "folder": about.images.folder, "none": "none"}
-        click.echo(f"pictures  {where[about.images.by]}")
+        say(f"pictures  {where[about.images.by]}")
     for key, count in about.expected.items():
-        click.echo(f"expected  {count:,} {key.replace('_', ' ')}")
+        say(f"expected  {count:,} {key.replace('_', ' ')}")
     for problem in about.problems:
-        click.echo(f"known     {problem}")
-    click.echo(f"recipe    {about.recipe}")
+        say(f"known     {problem}")
+    say(f"recipe    {about.recipe}")
     for step in described:
         fields = {k: v for k, v in step.items() if k not in ("step", "stage", "version", "sources") and v is not None}
-        click.echo(f"  {step['step']:6}  {step['stage']} " + ", ".join(f"{k} {v}" for k, v in fields.items()))
+        say(f"  {step['step']:6}  {step['stage']} " + ", ".join(f"{k} {v}" for k, v in fields.items()))
 
 
 @click.command()
@@ -117,25 +118,25 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
     store.check()
     found = [one for run in audit.runs(store, name) for one in audit.status(run)]
     if as_json:
-        _json([one.plain() for one in found])
+        say_json([one.plain() for one in found])
         return
     if not found:
-        click.echo(f"nothing in {settings.root!r} yet; start with `datakit fetch {name or 'NAME'}`")
+        say(f"nothing in {settings.root!r} yet; start with `datakit fetch {name or 'NAME'}`")
     for one in found:
         line = f"{one.dataset}/{one.step}: {len(one.done)} done"
         if one.stale:
             line += f", {len(one.stale)} stale ({ranges(one.stale)})"
         if one.missing:
             line += f", {len(one.missing)} missing"
-        click.echo(f"{line}; {one.rows:,} rows")
+        say(f"{line}; {one.rows:,} rows")
         for field in one.differs:
-            click.echo(f"    made by another recipe: {field}")
+            say(f"    made by another recipe: {field}")
         came = max(1, one.rows + sum(one.dropped.values()))
         failed = Counter({reason: n for reason, n in one.faults.items() if reason not in one.dropped})
         for what, counts in (("dropped", one.dropped), ("failed", failed)):
             for reason, n in counts.most_common():
                 again = "  --retry may help" if what == "failed" and one.by_url and may_pass(reason) else ""
-                click.echo(f"    {what:8} {reason:18} {n:>12,}  {n / came:6.1%}{again}")
+                say(f"    {what:8} {reason:18} {n:>12,}  {n / came:6.1%}{again}")
 
 
 @click.command()
@@ -175,7 +176,7 @@ def doctor(
             tell=progress.tell,
         )
     if as_json:
-        _json(found.plain())
+        say_json(found.plain())
         return
     _show_forecast(run, found, settings.jobs)
 
@@ -187,24 +188,24 @@ def _show_forecast(run: Run, found: Forecast, jobs: int) -> None:
     every = "all " if found.all_rows else ""
     where = f"{every}{found.sampled:,} URLs of shards {ranges(found.shards)}"
     more = ", which have no more; name others with --shards" if found.all_rows else ""
-    click.echo(f"{run.folder}: tried {where} in {found.spent_s:.0f} s{more}")
+    say(f"{run.folder}: tried {where} in {found.spent_s:.0f} s{more}")
     for outcome, n in found.outcomes.most_common():
         interval = f"  (95 %: {found.ok.low:.1%} to {found.ok.high:.1%})" if outcome == "ok" else ""
-        click.echo(f"    {outcome:18} {n:>8,}  {n / found.sampled:6.1%}{interval}")
+        say(f"    {outcome:18} {n:>8,}  {n / found.sampled:6.1%}{interval}")
     of = f"{found.n_shards} shards" if found.n_shards > 1 else "the shard"
-    click.echo(f"forecast for {of}, about {found.urls:,.0f} URLs, on this machine with --jobs {jobs}:")
+    say(f"forecast for {of}, about {found.urls:,.0f} URLs, on this machine with --jobs {jobs}:")
     pictures, disk, time_s = found.pictures, found.disk_bytes, found.seconds
-    click.echo(f"    pictures  {pictures.value:,.0f}  ({pictures.low:,.0f} to {pictures.high:,.0f})")
+    say(f"    pictures  {pictures.value:,.0f}  ({pictures.low:,.0f} to {pictures.high:,.0f})")
     line = f"    disk      {size_text(disk.value)}  ({size_text(disk.low)} to {size_text(disk.high)})"
-    click.echo(f"{line}, and as much again for `build-mix` until `clean`")
+    say(f"{line}, and as much again for `build-mix` until `clean`")
     if found.free_bytes is not None:
         short = "  NOT ENOUGH" if found.free_bytes < 2 * disk.value else ""
-        click.echo(f"    free      {size_text(found.free_bytes)}{short}")
+        say(f"    free      {size_text(found.free_bytes)}{short}")
     if found.per_s.value:
         low, high = time_text(time_s.low), time_text(time_s.high)
         line = f"    time      {time_text(time_s.value)}" + (f"  ({low} to {high})" if low != high else "")
-        click.echo(f"{line} at {found.per_s.value:,.0f} URLs/s, held up by {found.held_by.rstrip(',')}")
-    click.echo("More machines: --slice I/N. What a sample can't show: how the network bears the load of days.")
+        say(f"{line} at {found.per_s.value:,.0f} URLs/s, held up by {found.held_by.rstrip(',')}")
+    say("More machines: --slice I/N. What a sample can't show: how the network bears the load of days.")
 
 
 def _archives(run: Run, as_json: bool) -> None:
@@ -243,22 +244,20 @@ def _archives(run: Run, as_json: bool) -> None:
     missing = sum({one["address"]: one.get("bytes") or 0 for one in found if not one["here"]}.values())
     free = free_bytes(run.store.downloads)
     if as_json:
-        _json({"files": found, "terms": run.terms, "bytes_to_download": missing, "free_bytes": free})
+        say_json({"files": found, "terms": run.terms, "bytes_to_download": missing, "free_bytes": free})
     else:
         for one in found:
             size = size_text(one["bytes"]) if one.get("bytes") is not None else "size unknown"
             state = one.get("problem") or ("here" if one["here"] else "can be had")
-            click.echo(f"    {one['name']:24} {size:>12}  {state}")
+            say(f"    {one['name']:24} {size:>12}  {state}")
         if run.terms:
-            click.echo(f"    terms: {run.terms}; --accept-licence accepts them")
+            say(f"    terms: {run.terms}; --accept-licence accepts them")
         if rows.glob:
             whole = run.manifest.expected.get("bytes_about")
             most = f" of {size_text(whole)}" if whole else ""
-            click.echo(f"    {rows.files}: parts{most} are read, by ranges, and not kept")
+            say(f"    {rows.files}: parts{most} are read, by ranges, and not kept")
         short = "  NOT ENOUGH" if free < 2 * missing else ""
-        click.echo(
-            f"to download {size_text(missing)}, and about as much again for `build-mix`; free {size_text(free)}{short}"
-        )
+        say(f"to download {size_text(missing)}, and about as much again for `build-mix`; free {size_text(free)}{short}")
     if run.terms or any("problem" in one for one in found):
         sys.exit(1)
 
@@ -291,24 +290,18 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
     forgotten = repairing.repair(store, broken) if repair and broken else []
     if as_json:
         listed = [{"file": b.where, "problem": b.what, "cure": " && ".join(b.cures)} for b in broken]
-        _json({"whole": whole, "broken": listed, "forgotten": forgotten})
+        say_json({"whole": whole, "broken": listed, "forgotten": forgotten})
     else:
         for one in broken:
-            click.echo(f"{one.where}: {one.what}")
+            say(f"{one.where}: {one.what}")
         for shard in forgotten:
-            click.echo(f"forgotten: {shard}")
-        click.echo(f"{whole} files are whole, {len(broken)} are not")
+            say(f"forgotten: {shard}")
+        say(f"{whole} files are whole, {len(broken)} are not")
         if broken:
             ours = any(not b.where.startswith("mixes/") for b in broken)
             first = ["datakit verify --repair"] if ours and not repair else []
             cures = dict.fromkeys(cure for b in broken for cure in b.cures)
             ordered = sorted(cures, key=lambda cure: not cure.startswith("datakit fetch"))
-            click.echo("To mend it, run, one after the other:\n  " + "\n  ".join([*first, *ordered]))
+            say("To mend it, run, one after the other:\n  " + "\n  ".join([*first, *ordered]))
     if broken:
         sys.exit(1)
-
-
-def _json(value: Any) -> None:
-    import json
-
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -10,6 +10,7 @@ import click
 
 from datakit.commands.options import Task, load_settings, open_run, placed, working
 from datakit.errors import UsageError
+from datakit.terminal import say
 
 if TYPE_CHECKING:
     from datakit.mix import Mix
@@ -84,20 +85,20 @@ def _retry(run: Run, task: Task, *, where: tuple[str, ...], engine: Engine | Non
             tell=progress.tell,
         )
     tried, got = report.before.total(), report.after["ok"]
-    click.echo(f"{run.folder}: tried {tried:,} URLs again, {got:,} are ok now ({got / max(1, tried):.1%})")
+    say(f"{run.folder}: tried {tried:,} URLs again, {got:,} are ok now ({got / max(1, tried):.1%})")
     for outcome, n in report.after.most_common():
         if outcome != "ok":
-            click.echo(f"    failed   {outcome:18} {n:>12,}")
+            say(f"    failed   {outcome:18} {n:>12,}")
     if report.left:
         left = ", ".join(f"{outcome} {n:,}" for outcome, n in report.left.most_common())
-        click.echo(f"  not tried: {left} (--where 'outcome=*' tries all)")
+        say(f"  not tried: {left} (--where 'outcome=*' tries all)")
     if report.behind:
-        click.echo(
+        say(
             f"  not tried: shards {ranges(report.behind)}, which were tried more often than the others; "
             "run again to try all"
         )
     if got:
-        click.echo(f"  `datakit build-mix {run.manifest.name}` packs the patched shards anew")
+        say(f"  `datakit build-mix {run.manifest.name}` packs the patched shards anew")
 
 
 @click.command("import")
@@ -153,13 +154,13 @@ def mixed(task: Task, runs: list[tuple[Run, int]], name: str, *, with_fetch: boo
     for run, _ in runs:
         executed(run, task, upto="pack", first=None if with_fetch else "pack")
     if task.slice_of:
-        click.echo(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mix")
+        say(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mix")
         return
     mix, where = builder.write(Store(task.settings.root), name, runs)
     for run, _ in runs:
         if left_out := builder.not_packed(run):
             cure = f"`datakit fetch {run.manifest.name}` gets them"
-            click.echo(f"  {run.folder}: shards {ranges(left_out)} are not in it; {cure}")
+            say(f"  {run.folder}: shards {ranges(left_out)} are not in it; {cure}")
     _show_mix(mix, where)
 
 
@@ -172,9 +173,9 @@ def executed(run: Run, task: Task, *, upto: str, first: str | None = None, shard
 
     memory.spare()
     if run.choices.recipe and task.recipe is None:
-        click.echo(f"{run.folder}: recipe {run.recipe!r}, as it was chosen before")
+        say(f"{run.folder}: recipe {run.recipe!r}, as it was chosen before")
     if run.choices.without and task.without is None:
-        click.echo(f"{run.folder}: without {', '.join(run.choices.without)}, as it was chosen before")
+        say(f"{run.folder}: without {', '.join(run.choices.without)}, as it was chosen before")
     with Progress(run.folder) as progress:
         report = execute(
             run,
@@ -198,11 +199,11 @@ def _show_report(run: Run, report: Report, upto: str) -> None:
         done += f" for shards {ranges(report.made)}, {report.rows:,} rows"
     if report.kept:
         done += f"; {len(report.kept)} shards were done before"
-    click.echo(done)
+    say(done)
     failed = Counter({reason: n for reason, n in report.faults.items() if reason not in report.dropped})
     for what, counts in (("dropped", report.dropped), ("failed", failed)):
         if counts:
-            click.echo(f"  {what}: " + ", ".join(f"{reason} {n:,}" for reason, n in counts.most_common()))
+            say(f"  {what}: " + ", ".join(f"{reason} {n:,}" for reason, n in counts.most_common()))
 
 
 def _show_mix(mix: Mix, where: str) -> None:
@@ -211,8 +212,8 @@ def _show_mix(mix: Mix, where: str) -> None:
     for part in mix.parts:
         size = sum(shard.size_bytes for shard in part.shards)
         times = f" x {part.repeats}" if part.repeats > 1 else ""
-        click.echo(f"  {part.dataset}{times}: {part.samples:,} samples in {len(part.shards)} tars, {size_text(size)}")
-    click.echo(f"{where}: {mix.samples:,} samples an epoch, fingerprint {mix.fingerprint[:12]}")
+        say(f"  {part.dataset}{times}: {part.samples:,} samples in {len(part.shards)} tars, {size_text(size)}")
+    say(f"{where}: {mix.samples:,} samples an epoch, fingerprint {mix.fingerprint[:12]}")
 
 
 @click.command()
@@ -235,11 +236,11 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
     if not dry_run:
         found.files = cleaning.clean(run, found.files)
     for file in found.files:
-        click.echo(f"{file.name}  {size_text(file.size_bytes)}")
+        say(f"{file.name}  {size_text(file.size_bytes)}")
     for note in found.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     total = size_text(sum(file.size_bytes for file in found.files))
-    click.echo(f"{'would remove' if dry_run else 'removed'} {len(found.files)} files, {total}")
+    say(f"{'would remove' if dry_run else 'removed'} {len(found.files)} files, {total}")
 
 
 @click.command()
@@ -261,13 +262,13 @@ def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
     run = open_run(load_settings(**place), name)
     with Progress(name) as progress:
         address, done = builder.adopt(run, Path(file), wanted, progress.tell)
-    click.echo(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
+    say(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
     if done.path.is_symlink():
-        click.echo(f"it is read from {done.path.resolve()}: leave it there until the dataset is packed")
+        say(f"it is read from {done.path.resolve()}: leave it there until the dataset is packed")
     sources = run.manifest.images.sources
     if given_up := [s for s in run.choices.without if address in map(run.manifest.at_commit, sources[s].archives())]:
         left = ",".join(s for s in run.choices.without if s not in given_up)
-        click.echo(f"{given_up[0]} was given up: `datakit fetch {name} --without '{left}' --rebuild` takes it up again")
+        say(f"{given_up[0]} was given up: `datakit fetch {name} --without '{left}' --rebuild` takes it up again")
 
 
 @click.command()
@@ -291,9 +292,9 @@ def pin(name: str, out: str | None, **place: Any) -> None:
     path = Path(out) if out else catalogue.find("manifests", f"{name}.toml").with_suffix(".sums")
     publish_file(path, manifest.sums(name, pinned).encode())
     unhashed = sum(digest is None for _, digest in pinned.files.values())
-    click.echo(f"{path}: {len(pinned.commits)} commits, {len(pinned.files)} files")
+    say(f"{path}: {len(pinned.commits)} commits, {len(pinned.files)} files")
     if unhashed:
-        click.echo(f"{unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")
+        say(f"{unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")
 
 
 @click.command()

@@ -31,7 +31,7 @@ ACCEPT = click.option("--accept-licence", "accept", is_flag=True, help="You acce
 def placed(command: F) -> F:
     """Options that say where the root is and who may be connected to."""
     for option in (
-        click.option("--root", metavar="DIR", help="Folder or fsspec URL. [DATAKIT_ROOT, else ./data]"),
+        click.option("--root", metavar="DIR", help="Folder, or s3://… and its like. [DATAKIT_ROOT, else ./data]"),
         click.option(
             "--mirror",
             "mirrors",

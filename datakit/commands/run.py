@@ -9,6 +9,7 @@ import click
 
 from datakit.commands.options import Task, working
 from datakit.errors import Incomplete, UsageError, nearest
+from datakit.terminal import say, say_json
 
 if TYPE_CHECKING:
     from datakit.plan import Plan, Planned
@@ -31,6 +32,8 @@ def run(
     Downloads, lists, chooses, fetches and packs each dataset of the recipe once, and writes a mix for each stage of
     training. Run it again to go on after a kill.
     """
+    import msgspec
+
     from datakit import plan
     from datakit.shards import parse_shards
 
@@ -47,7 +50,7 @@ def run(
         found = plan.make(
             name, terms, runs, stand_ins=stand_ins, wanted=wanted, jobs=task.settings.jobs, rebuild=task.rebuild
         )
-        _json(found) if as_json else _show(found)
+        say_json(msgspec.to_builtins(found.plain())) if as_json else _show(found)
         return
     if walls := plan.obstacles(runs.values(), rebuild=task.rebuild):
         told = [wall.replace("\n", "\n    ") for wall in walls]
@@ -86,74 +89,68 @@ def _make(
     for dataset, one in runs.items():
         executed(one, task, upto="pack", shards=shards[dataset])
     if task.slice_of:
-        click.echo(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mixes")
+        say(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mixes")
         return
     store = next(iter(runs.values())).store
     for one in runs.values():
         if left_out := builder.not_packed(one):
-            click.echo(f"{one.folder}: {len(left_out):,} of its shards are not packed, so they are in no mix")
+            say(f"{one.folder}: {len(left_out):,} of its shards are not packed, so they are in no mix")
     for stage, some in terms.items():
         mix_name = builder.mix_name(f"{name}-{stage}", task.limit)
         mix, where = builder.write(store, mix_name, [(runs[dataset], times) for dataset, times in some])
         tars = [shard.size_bytes for part in mix.parts for shard in part.shards]
         parts = " + ".join(f"{p.dataset} {p.samples:,}{f' x {p.repeats}' * (p.repeats > 1)}" for p in mix.parts)
-        click.echo(f"{stage}: {mix.samples:,} samples an epoch ({parts}), {size_text(sum(tars))} in {len(tars)} tars")
-        click.echo(f"  {where}")
-
-
-def _json(found: Plan) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(found.plain()), indent=2).decode())
+        say(f"{stage}: {mix.samples:,} samples an epoch ({parts}), {size_text(sum(tars))} in {len(tars)} tars")
+        say(f"  {where}")
 
 
 def _show(found: Plan) -> None:
     from datakit.plan import RATES
     from datakit.progress import size_text, time_text
 
-    click.echo(f"recipe {found.recipe}")
+    say(f"recipe {found.recipe}")
     wide = max(len(stage) for stage in found.mixes)
     for stage, expression in found.mixes.items():
-        click.echo(f"  {stage:{wide}}  {expression}  ->  mixes/{found.recipe}-{stage}")
+        say(f"  {stage:{wide}}  {expression}  ->  mixes/{found.recipe}-{stage}")
     for one in found.datasets:
         _show_dataset(one)
-    click.echo("\nin all")
-    click.echo(f"  download  {size_text(found.to_download)}")
+    say("\nin all")
+    say(f"  download  {size_text(found.to_download)}")
     short = "  NOT ENOUGH" if found.free_bytes < found.disk_bytes else ""
-    click.echo(f"  disk      {size_text(found.disk_bytes)} at the most; free {size_text(found.free_bytes)}{short}")
-    click.echo(f"  time      {time_text(found.seconds)}")
-    click.echo(f"            {RATES}")
+    say(f"  disk      {size_text(found.disk_bytes)} at the most; free {size_text(found.free_bytes)}{short}")
+    say(f"  time      {time_text(found.seconds)}")
+    say(f"            {RATES}")
     if found.incomplete:
-        click.echo(f"  unknown   something of {', '.join(found.incomplete)}, which isn't in these sums")
+        say(f"  unknown   something of {', '.join(found.incomplete)}, which isn't in these sums")
     for wall in found.obstacles:
-        click.echo("  first     " + wall.replace("\n", "\n            "))
+        say("  first     " + wall.replace("\n", "\n            "))
 
 
 def _show_dataset(one: Planned) -> None:
     from datakit.progress import size_text
 
     instead = f" (in place of {one.stands_for})" if one.stands_for else ""
-    click.echo(f"\n{one.name}{instead}: {one.title}")
-    click.echo(f"  licence   {one.licence}")
+    say(f"\n{one.name}{instead}: {one.title}")
+    say(f"  licence   {one.licence}")
     if one.accept:
-        click.echo(f"  terms     {one.accept}")
+        say(f"  terms     {one.accept}")
     for source, licence in one.licences.items():
-        click.echo(f"            {source}: {licence}")
+        say(f"            {source}: {licence}")
     for step in one.steps:
         said = {k: v for k, v in step.items() if k not in ("step", "stage") and v not in (None, [], "", False)}
         fields = ", ".join(f"{k} {v!r}" for k, v in said.items())
-        click.echo(f"  {step['step']:9} {step['stage']} {fields}".rstrip())
+        say(f"  {step['step']:9} {step['stage']} {fields}".rstrip())
     number = "unknown" if one.n_files is None else f"{one.n_files:,}"
     size = "of unknown size" if one.size_bytes is None else size_text(one.size_bytes)
     unknown = f", and {one.unknown_files:,} files of unknown size" if one.unknown_files else ""
     here = f"; {size_text(one.here_bytes)} of it is here or was read" if one.here_bytes else ""
-    click.echo(f"  files     {number}, {size}{unknown}{here}")
+    say(f"  files     {number}, {size}{unknown}{here}")
     rows = "unknown" if one.rows is None else f"{one.rows:,} by the authors' word"
     chosen = f", {one.chosen_rows:,} chosen at the most" if one.chosen_rows not in (None, one.rows) else ""
-    click.echo(f"  rows      {rows}{chosen}")
+    say(f"  rows      {rows}{chosen}")
     if one.urls != 0:
-        click.echo(f"  URLs      {'unknown' if one.urls is None else f'{one.urls:,}'} to try")
+        say(f"  URLs      {'unknown' if one.urls is None else f'{one.urls:,}'} to try")
     whole = "an unknown number of" if one.shards is None else f"{one.shards:,}"
-    click.echo(f"  done      {one.shards_done:,} of {whole} shards are packed")
+    say(f"  done      {one.shards_done:,} of {whole} shards are packed")
     if one.problems:
-        click.echo(f"  known     {len(one.problems)} problems: see `datakit info {one.name}`")
+        say(f"  known     {len(one.problems)} problems: see `datakit info {one.name}`")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datakit.errors import DatakitError
 from datakit.miniature import Miniature
+from datakit.terminal import say
 
 
 def main() -> int:
@@ -26,11 +27,10 @@ def main() -> int:
     try:
         with Miniature(**vars(options)) as miniature:
             for name, value in miniature.env.items():
-                sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
-            sys.stdout.flush()
+                say(f"export {name}={shlex.quote(value)}")
             interrupted.wait()
     except DatakitError as error:
-        sys.stderr.write(f"{error}\n")
+        say(error, err=True)
         return error.exit_code
     return 0
 

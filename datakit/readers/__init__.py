@@ -1,5 +1,6 @@
-"""Readers: one module for each upstream format. Adding a format is adding a file.
+"""Readers: one module for each upstream format. Adding a format is adding a file, here or to `readers/` of a catalogue.
 
+A file in a user's catalogue comes before ours of the same name; datakit/usercode.py says what it may import.
 A module has `VERSION`, raised when its rows change, `SCHEMA` of the table that comes out, and one of
 
     read(row, number) -> Row | str             one object of upstream's; a str is the reason to drop it
@@ -21,9 +22,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from datakit import attributes
-from datakit.errors import ManifestError
+from datakit.errors import ManifestError, shortlist
 from datakit.jsonfile import Mended
 from datakit.manifest import Manifest
+from datakit.parquetrows import Unreadable
+from datakit.record import Message
 
 
 class About(NamedTuple):
@@ -37,14 +40,16 @@ class About(NamedTuple):
 
 
 def load(manifest: Manifest) -> ModuleType:
-    """The reader module of a manifest. Raises ManifestError when it reads another format."""
-    module = import_module(f"datakit.readers.{manifest.reader}")
+    """The reader module of a manifest. Raises ManifestError when it reads another format, or isn't a reader."""
+    module = import_module(manifest.reader_module or f"datakit.readers.{manifest.reader}")
     by_row = hasattr(module, "read") or hasattr(module, "reading")
     if not (by_row or (manifest.annotations.format == "parquet" and hasattr(module, "batches"))):
         raise ManifestError(
             f"manifest {manifest.name!r}: reader {manifest.reader!r} doesn't read {manifest.annotations.format!r}; "
             "choose another reader or format"
         )
+    if manifest.reader_module:
+        _check(module)
     return module
 
 
@@ -68,12 +73,16 @@ def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
     module = load(manifest)
     kinds, is_json = manifest.annotations.attributes, manifest.annotations.format == "json"
     read: Callable[[Any, int], Any] = module.reading(about) if hasattr(module, "reading") else module.read
+    if manifest.reader_module:
+        read = _checked(read, module)
 
     def noted(row: Any, number: int) -> Any:
+        if isinstance(row, Unreadable):
+            return row.reason
         record = read(row, number)
         if isinstance(record, str):
             return record
-        repairs = ["surrogate"] if isinstance(row, Mended) else []
+        repairs = ["surrogate"] if isinstance(row, Mended) and "repairs" in module.SCHEMA.names else []
         if kinds:
             found, misfit = attributes.values(row, kinds)
             record.attrs.update(found)
@@ -86,3 +95,41 @@ def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
         return record
 
     return noted
+
+
+def _check(module: ModuleType) -> None:
+    """Raises ManifestError for a user's reader without what every reader has."""
+    version, schema = getattr(module, "VERSION", None), getattr(module, "SCHEMA", None)
+    if not isinstance(version, int):
+        raise ManifestError(f"{module.__file__}: a reader has VERSION, a whole number, not {version!r}")
+    names = schema.names if isinstance(schema, pa.Schema) else []
+    if names[:2] != ["key", "messages"] or "images" not in names:
+        raise ManifestError(
+            f"{module.__file__}: a reader has SCHEMA, a pyarrow.schema whose columns are key, messages, images "
+            f"(datakit.tables.REFS) and its own, not {shortlist(names) or repr(schema)}"
+        )
+
+
+def _checked(read: Callable[[Any, int], Any], module: ModuleType) -> Callable[[Any, int], Any]:
+    """A user's `read`, whose answers are looked at before anything is made of them."""
+    own = set(module.SCHEMA.names) - {"key", "messages", "images"}
+
+    def checked(row: Any, number: int) -> Any:
+        found = read(row, number)
+        if isinstance(found, str):
+            return found
+        messages, images, attrs = (getattr(found, name, None) for name in ("messages", "images", "attrs"))
+        if not (_all(messages, Message) and _all(images, str) and isinstance(attrs, dict)):
+            raise ManifestError(
+                f"{module.__file__}: row {number}: a reader answers with a Row of messages, images and attrs "
+                f"(datakit.readers.llava), or with a reason to drop it, not {found!r:.100}"
+            )
+        if odd := set(attrs) - own:
+            raise ManifestError(f"{module.__file__}: row {number}: attribute {min(odd)!r} is no column of SCHEMA")
+        return found
+
+    return checked
+
+
+def _all(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)

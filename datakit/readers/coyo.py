@@ -14,8 +14,8 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from datakit import parquetrows
 from datakit.errors import SourceError, shortlist
 from datakit.tables import REFS
 
@@ -33,6 +33,7 @@ KEPT = {
     "aesthetic_score_laion_v2": pa.float32(),
 }
 NEEDED = ("id", "url", "text", *KEPT)
+TEXTS = ("url", "text", "image_phash")
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -66,35 +67,32 @@ def quoted(text: pa.Array) -> pa.Array:
 def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Iterator[pa.RecordBatch]:
     """The first `stop` rows of a file (all for None) as records. Raises SourceError for a column that won't do.
 
-    A row without an id is rejected as `no_id`; of several with one id the first is kept, the others are `same_id`;
-    one without a caption is `empty_answer`.
+    One whose url, text or hash isn't UTF-8 is rejected as `not_utf8`, one without an id as `no_id`; of several with one
+    id the first is kept, the others are `same_id`; one without a caption is `empty_answer`.
     """
-    try:
-        file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} is not Parquet or is cut short: {error}. {_ANEW}") from error
-    _check(file.schema_arrow, path)
-    left = file.metadata.num_rows if stop is None else min(stop, file.metadata.num_rows)
-    try:
+    with parquetrows.opened(path, (["id"], 1 << 20), (list(NEEDED), BATCH), anew=_ANEW) as file:
+        _check(file.schema, path)
+        left = file.rows if stop is None else min(stop, file.rows)
         again = _repeated(file, left)
         at = 0
-        for batch in file.iter_batches(BATCH, columns=list(NEEDED), use_threads=False):
+        for batch in file.batches():
             batch = batch.slice(0, left - at)
             if not batch.num_rows:
                 return
+            same = None if again is None else pa.array(again[at : at + batch.num_rows])
+            at += batch.num_rows
+            if (readable := parquetrows.readable(batch, TEXTS)) is not None:
+                reject("not_utf8", pc.sum(pc.invert(readable)).as_py())
+                batch, same = batch.filter(readable), None if same is None else same.filter(readable)
             good = pc.is_valid(batch["id"])
-            if again is not None:
-                same = pa.array(again[at : at + batch.num_rows])
+            if same is not None:
                 reject("same_id", pc.sum(pc.and_(good, same)).as_py() or 0)
                 good = pc.and_not(good, same)
-            at += batch.num_rows
             reject("no_id", batch["id"].null_count)
             said = pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(batch["text"].cast(pa.string()), "")), "")
             reject("empty_answer", pc.sum(pc.and_not(good, said)).as_py() or 0)
             good = pc.and_(good, said)
             yield _records(batch.filter(good), dataset)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} is damaged: {error}. {_ANEW}") from error
 
 
 def _check(schema: pa.Schema, path: Path) -> None:
@@ -110,7 +108,7 @@ def _check(schema: pa.Schema, path: Path) -> None:
         kind = schema.field(name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
-        text, whole = name in ("url", "text", "image_phash"), name in ("id", "num_faces")
+        text, whole = name in TEXTS, name in ("id", "num_faces")
         fits = (
             pa.types.is_string(kind) or pa.types.is_large_string(kind)
             if text
@@ -120,9 +118,9 @@ def _check(schema: pa.Schema, path: Path) -> None:
             raise SourceError(f"{path}: column {name!r} is of type {schema.field(name).type}. {_CHANGED}")
 
 
-def _repeated(file: pq.ParquetFile, rows: int) -> npt.NDArray[np.bool_] | None:
+def _repeated(file: parquetrows.Opened, rows: int) -> npt.NDArray[np.bool_] | None:
     """A mark for each row whose id an earlier one has; None when the ids rise, as Spark gives them."""
-    columns = [b["id"] for b in file.iter_batches(1 << 20, columns=["id"], use_threads=False)]
+    columns = [b["id"] for b in file.batches()]
     filled = [pc.fill_null(c.cast(pa.int64()), _NO_ID).to_numpy(zero_copy_only=False) for c in columns]
     ids = np.concatenate([np.zeros(0, np.int64), *filled])
     ids = ids[:rows]

@@ -22,7 +22,7 @@ from datakit.webdataset import KEY
 __all__ = ["PICTURE", "SCHEMA", "VERSION", "pictures", "reading"]
 
 VERSION = 2
-PICTURE = re.compile(r"(?:(\d+)\.)?(?:jpe?g|png|webp|gif)")
+PICTURE = re.compile(r"(?:(\d{1,18})\.)?(?:jpe?g|png|webp|gif)")
 
 
 def reading(about: About) -> Callable[[Any, int], Row | str]:

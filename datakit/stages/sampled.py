@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import accumulate, groupby
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import msgspec
 import pyarrow as pa
@@ -27,6 +27,7 @@ from datakit import readers
 from datakit.errors import Incomplete, ManifestError, SourceError
 from datakit.fingerprint import fingerprint
 from datakit.manifest import Manifest
+from datakit.parquetrows import Unreadable, values
 from datakit.record import encode
 from datakit.stage import Out, Stage, Work
 from datakit.tables import Rows, as_batches
@@ -162,7 +163,7 @@ class SampledListing(Stage):
         for place, wanted in self._places(plan, work.limit, shard):
             file = plan.files[place]
             for row, found in zip(wanted, _read(work, plan, file, wanted), strict=True):
-                record = read(found, number)
+                record = found.reason if isinstance(found, Unreadable) else read(found, number)
                 if isinstance(record, str):
                     out.reject(record)
                 else:
@@ -303,7 +304,7 @@ def _metadata(work: Work, file: RangedFile, footer: bytes) -> pq.FileMetaData:
     return metadata
 
 
-def _read(work: Work, plan: _Plan, about: _File, wanted: list[int]) -> Iterator[dict[str, Any]]:
+def _read(work: Work, plan: _Plan, about: _File, wanted: list[int]) -> Iterator[dict[str, Any] | Unreadable]:
     """Rows of a file in rising order, each as its columns' values; one batch of one row group is in memory."""
     columns = list(readers.load(work.manifest).COLUMNS)
     address = str(HubFile(repo=plan.hub, revision=plan.commit, path=about.path))
@@ -341,7 +342,7 @@ def _spans(group: Any, columns: list[str]) -> Iterator[tuple[int, int]]:
             yield min(begins), min(begins) + chunk.total_compressed_size
 
 
-def _taken(parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[int]) -> Iterator[dict[str, Any]]:
+def _taken(parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[int]) -> Iterator[Any]:
     """Rows of a row group; it is read no further than the last of them."""
     at, left = 0, iter(rows)
     row = next(left, None)
@@ -350,7 +351,7 @@ def _taken(parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[i
         while row is not None and row < at + batch.num_rows:
             here.append(row - at)
             row = next(left, None)
-        yield from cast(list[dict[str, Any]], batch.take(pa.array(here, pa.int64())).to_pylist())
+        yield from values(batch.take(pa.array(here, pa.int64())))
         at += batch.num_rows
         if row is None:
             return

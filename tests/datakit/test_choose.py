@@ -1,3 +1,4 @@
+import buckets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,7 +19,8 @@ from datakit.web.hosts import Hosts
 
 
 def run(stage, table):
-    store = Store("memory://choose")
+    buckets.opened("choose")
+    store = Store("s3://choose")
     with store.publish("t.parquet") as sink:
         writer = TableWriter(sink, table.schema)
         for batch in table.to_batches(7):

@@ -5,10 +5,10 @@ import threading
 from dataclasses import replace
 
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from buckets import Bucket, opened
 from users import settings
 
-from datakit import audit, claims
+from datakit import claims
 from datakit.commands.options import load_settings, open_run
 from datakit.errors import DatakitError, RecipeChanged
 from datakit.ledger import Commit, File, Ledger, Part
@@ -16,6 +16,7 @@ from datakit.miniature import Miniature
 from datakit.runner import execute
 from datakit.stages.fetch import Fetch
 from datakit.store import Store
+from datakit.verify import Broken, verify
 from datakit.web import asking
 
 
@@ -35,12 +36,13 @@ def uneven():
 @pytest.fixture
 def bucket(uneven, monkeypatch, tmp_path):
     """Makes a run of COYO in a bucket, which has no locks."""
-    root = f"memory:/{tmp_path}"
+    opened("bucket")
+    root = f"s3://bucket{tmp_path}"
     monkeypatch.setattr(asking, "BACKOFF_S", 0.0)
     for name, value in settings(uneven, root).items():
         monkeypatch.setenv(name, value)
     yield lambda: open_run(load_settings(), "coyo", tolerates=1.0)
-    Store(root).remove_folder("coyo")
+    opened()
 
 
 class Two:
@@ -53,14 +55,14 @@ class Two:
         self.second = threading.Thread(target=self.job, args=(make_run, "second"))
         self.first = make_run
         self.wrong = []
-        plain = MemoryFileSystem.put_file
+        plain = Bucket.put_file
 
         def put_file(fs, lpath, rpath, **more):
             if "/fetch/" in rpath:
                 self.turn(threading.current_thread())
             return plain(fs, lpath, rpath, **more)
 
-        monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+        monkeypatch.setattr(Bucket, "put_file", put_file)
 
     def turn(self, thread):
         self.puts[thread] = self.puts.get(thread, 0) + 1
@@ -98,7 +100,7 @@ def test_two_jobs_on_one_shard_of_a_bucket_end_with_a_commit_that_agrees_with_it
 
     assert wrong == []
     run = bucket()
-    assert [one for one in audit.verify(run) if isinstance(one, audit.Broken)] == []
+    assert [one for one in verify(run.store, "coyo") if isinstance(one, Broken)] == []
     assert run.done(2, 0)
 
 
@@ -154,7 +156,8 @@ def test_what_a_live_job_has_just_made_stays_and_so_does_what_an_unreadable_comm
 
 
 def test_in_a_bucket_only_what_is_a_day_old_is_swept(monkeypatch):
-    ledger = Ledger(Store("memory://claims-sweep"), "coyo/fetch")
+    opened("bucket")
+    ledger = Ledger(Store("s3://bucket/sweep"), "coyo/fetch")
     put(ledger, "00001.parquet")
 
     young = swept(ledger)

@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import xxhash
 
 from datakit import locks
 from datakit import store as store_module
-from datakit.errors import StorageError
+from datakit.errors import StorageError, UsageError
 from datakit.store import Store, locked
 
 
@@ -85,15 +86,20 @@ def test_a_root_without_permission_is_refused_with_a_way_on(tmp_path):
         Store("/proc/datakit").write("a", b"")
 
 
-def test_any_fsspec_url_is_a_root():
-    store = Store("memory://datakit-test")
+def test_a_place_in_an_object_store_is_a_root(bucket):
+    store = Store("s3://bucket/datakit-test")
 
+    store.check()
     store.write("a/b.bin", b"hello")
 
     assert store.names("a") == ["b.bin"]
+    assert store.sizes("a") == {"b.bin": 5}
     assert store.read("a/b.bin") == b"hello"
     assert store.read("a/c.bin") is None
     assert store.size("a/b.bin") == 5
+    with store.open("a/b.bin") as file:
+        assert (file.seek(1), file.read(3), file.tell(), file.read()) == (1, b"ell", 4, b"o")
+    assert pickle.loads(pickle.dumps(store)).root == store.root  # noqa: S301
     store.remove_folder("a")
     assert store.names("a") == []
 
@@ -185,12 +191,13 @@ def test_all_that_kills_left_below_a_folder_is_swept_and_nothing_else(tmp_path):
 
 def test_a_file_that_is_put_into_a_bucket_leaves_nothing_in_the_temporary_folder_after_a_kill(tmp_path):
     code = (
-        "import os\nfrom datakit.store import Store\n"
-        "with Store('memory://x').publish('y.bin') as sink:\n"
+        "import os, buckets\nfrom datakit.store import Store\nbuckets.opened('x')\n"
+        "with Store('s3://x').publish('y.bin') as sink:\n"
         "    sink.write(b'a' * 3_000_000)\n    os.kill(os.getpid(), 9)\n"
     )
 
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    tests = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": tests}
     done = subprocess.run([sys.executable, "-c", code], env=env, check=False)
 
     assert done.returncode == -9
@@ -225,3 +232,111 @@ def test_a_lock_whose_file_was_removed_by_the_one_who_had_it_is_taken_anew(tmp_p
         future.result(60)
 
     assert told == [False]
+
+
+@pytest.mark.parametrize(
+    "root",
+    ["http://example.org/x", "https://example.org", "memory://x", "ftp://h/x", "nonsense://x", "s3://", "s3:///", "S3://b",
+     "simplecache::s3://b/x", "github://a:b@/", "zip://x::s3://b", "data\0x"],
+)  # fmt: skip
+def test_a_root_that_cannot_keep_files_is_refused_with_what_is_possible(root):
+    with pytest.raises(UsageError, match=r"s3://BUCKET|no name of a folder"):
+        Store(root)
+
+
+def test_a_bucket_that_is_not_there_is_one_clear_error(bucket):
+    store = Store("s3://nobody/root")
+
+    with pytest.raises(StorageError, match=r"there is no bucket 'nobody'. Make it first"):
+        store.check()
+    with pytest.raises(StorageError, match="isn't there"):
+        store.write("a", b"")
+
+
+class ClientError(Exception):
+    """As botocore raises it: no OSError."""
+
+
+ClientError.__module__ = "botocore.exceptions"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("An error occurred (503) when calling the operation: Slow Down"),
+        PermissionError("Access Denied"),
+        ClientError("An error occurred (InternalError)"),
+        TimeoutError(),
+        ConnectionResetError(104, "Connection reset by peer"),
+        FileNotFoundError("The specified bucket does not exist"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_bucket_refuses_is_one_clear_error(bucket, error):
+    store = Store("s3://bucket/root")
+    store.write("a", b"hello")
+    file = store.open("a")
+
+    def unwell(method, path):
+        raise error
+
+    bucket.unwell = unwell
+
+    for call in (
+        lambda: store.write("b", b""),
+        lambda: store.open("a"),
+        lambda: file.read(2),
+        *((store.check,) if not isinstance(error, PermissionError | FileNotFoundError) else ()),
+        *(() if isinstance(error, FileNotFoundError) else (lambda: store.read("a"), lambda: store.sizes(""))),
+        *(() if isinstance(error, FileNotFoundError) else (lambda: store.size("a"), lambda: store.remove("a"))),
+    ):
+        with pytest.raises(StorageError, match="s3://bucket/root"):
+            call()
+
+
+def test_an_answer_of_a_bucket_that_is_cut_short_is_not_taken_for_the_file(bucket):
+    store = Store("s3://bucket/root")
+    store.write("a", bytes(1000))
+    bucket.cut = 100
+
+    with store.open("a") as file, pytest.raises(StorageError, match="100 of 1000 bytes came"):
+        file.read()
+    with store.open("a") as file:
+        assert file.read(50) == bytes(50)
+        with pytest.raises(StorageError, match="100 of 500 bytes came from place 50"):
+            file.readinto(bytearray(500))
+
+
+def test_a_defect_of_ours_is_not_taken_for_the_bucket_s(bucket):
+    def unwell(method, path):
+        raise KeyError("ours")
+
+    bucket.unwell = unwell
+
+    with pytest.raises(KeyError):
+        Store("s3://bucket/root").read("a")
+
+
+def test_a_file_that_may_not_be_read_is_one_clear_error(tmp_path):
+    code = (
+        "import os, sys\nfrom datakit.errors import StorageError\nfrom datakit.store import Store\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "for call in (lambda s: s.read('a/b'), lambda s: s.open('a/b'), lambda s: s.names('c'),\n"
+        "             lambda s: s.sizes('c'), lambda s: s.size('c/d')):\n"
+        "    try: call(Store(sys.argv[1]))\n"
+        "    except StorageError as e: print(e)\n"
+    )
+    for folder in ("a", "c"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "a/b").write_bytes(b"secret")
+    (tmp_path / "a/b").chmod(0)
+    (tmp_path / "c").chmod(0)
+    above = tmp_path
+    while above.stat().st_uid == os.getuid() and above != above.parent and above.name != "tmp":
+        above.chmod(above.stat().st_mode | 0o055)
+        above = above.parent
+
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    (tmp_path / "c").chmod(0o700)
+
+    assert done.stdout.count("no permission to") == 5, done.stdout

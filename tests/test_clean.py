@@ -11,6 +11,7 @@ from users import settings, typed
 from datakit import archives
 from datakit import store as stores
 from datakit.miniature import Miniature
+from datakit.refusals import store_errors
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ class FullDisk:
 
         def full(path):
             if self.left > 0:
-                with stores.storage_errors(path):
+                with store_errors(path):
                     raise OSError(errno.ENOSPC, "No space left on device")
             return published(path)
 

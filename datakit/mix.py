@@ -20,6 +20,7 @@ from datakit.errors import MixError, UsageError, nearest
 from datakit.fingerprint import fingerprint
 from datakit.ledger import Commit, Part, decoded
 from datakit.record import KEY
+from datakit.refusals import store_errors
 
 VERSION = 1
 CHANGED = (
@@ -115,13 +116,19 @@ def read(path: str | Path) -> tuple[Mix, str]:
         if "://" in text:
             import fsspec
 
-            with fsspec.open(text, "rb") as file:
-                data = file.read()
+            with store_errors(text, "read"):
+                try:
+                    fs, path = fsspec.core.url_to_fs(text)
+                    data = fs.cat_file(path)
+                except (FileNotFoundError, NotADirectoryError) as error:
+                    raise _no_mix(text) from error
         else:
             data = Path(text).read_bytes()
         mix = msgspec.json.decode(data, type=Mix)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise MixError(f"no mix at {text!r}: make one with `datakit build-mix NAME+NAME`") from error
+        raise _no_mix(text) from error
+    except OSError as error:
+        raise MixError(f"can't read {text!r}: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MixError(f"{text!r} is not a mix: {error}. Make it again with `datakit build-mix`") from error
     if (mix.samples, mix.fingerprint) != _identity(mix.parts) or any(
@@ -139,6 +146,10 @@ def read(path: str | Path) -> tuple[Mix, str]:
             "Make it again with `datakit build-mix`"
         )
     return mix, posixpath.dirname(text) or "."
+
+
+def _no_mix(text: str) -> MixError:
+    return MixError(f"no mix at {text!r}: make one with `datakit build-mix NAME+NAME`")
 
 
 def command(mix: Mix) -> str:
@@ -202,8 +213,9 @@ def _remote(folder: str, paths: list[str]) -> list[bytes | None]:
     """Files of a bucket, asked for all at once."""
     import fsspec
 
-    fs = fsspec.core.url_to_fs(folder)[0]
-    got = fs.cat(paths, on_error="return") if paths else {}
+    with store_errors(folder, "read"):
+        fs = fsspec.core.url_to_fs(folder)[0]
+        got = fs.cat(paths, on_error="return") if paths else {}
     found: list[bytes | None] = []
     for path in paths:
         data = got.get(fs._strip_protocol(path))

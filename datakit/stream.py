@@ -29,6 +29,7 @@ from datakit.errors import MixError
 from datakit.fingerprint import changes
 from datakit.order import WINDOW, Order, Window
 from datakit.record import Record, decode
+from datakit.refusals import store_errors
 
 _OPEN_TARS = 64  # file handles kept; a window holds about ten
 
@@ -82,7 +83,10 @@ class Stream:
         return self.mix.fingerprint
 
     def __getitem__(self, position: int) -> Sample:
-        """The sample at a position, counted through all epochs. MixError if a tar isn't what the mix says."""
+        """The sample at a position, counted through all epochs.
+
+        Raises MixError if a tar isn't what the mix says, StorageError if a bucket doesn't give it.
+        """
         if position < 0:
             raise IndexError(f"a stream starts at position 0, not {position}")
         entry, row = self._place(position)
@@ -146,7 +150,7 @@ class Stream:
     def _load(self, entry: int) -> _Index:
         shard = self._entries[entry]
         where = mixes.locate(self._folder, shard.index)
-        data = self._remote(where).cat_file(where) if "://" in where else _read_file(where)
+        data = self._fetch(where) if "://" in where else _read_file(where)
         if xxhash.xxh3_128(data).hexdigest() != shard.index_xxh3:
             raise MixError(self._changed(where))
         table = pq.read_table(pa.BufferReader(data), columns=["json_offset", "json_bytes", "images"])
@@ -164,7 +168,7 @@ class Stream:
         first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
         where = mixes.locate(self._folder, shard.tar)
         if "://" in where:
-            data = self._remote(where).cat_file(where, start=first, end=last)
+            data = self._fetch(where, first, last)
         else:
             data = os.pread(self._open(where, shard.size_bytes), last - first, first)
         if len(data) != last - first:
@@ -191,12 +195,14 @@ class Stream:
     def _changed(self, where: str) -> str:
         return mixes.CHANGED.format(where, mixes.command(self.mix))
 
-    def _remote(self, where: str) -> Any:
-        if self._fs is None:
-            import fsspec
+    def _fetch(self, where: str, start: int | None = None, end: int | None = None) -> bytes:
+        """A file of a bucket, or a range of one. Raises StorageError for whatever the bucket refuses."""
+        with store_errors(where, "read"):
+            if self._fs is None:
+                import fsspec
 
-            self._fs = fsspec.core.url_to_fs(where)[0]
-        return self._fs
+                self._fs = fsspec.core.url_to_fs(where)[0]
+            return bytes(self._fs.cat_file(where, start=start, end=end))
 
 
 def _again(path: str, seed: int, window: int) -> Stream:

@@ -1,12 +1,13 @@
 import pickle
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
 
 from datakit import mix
-from datakit.errors import MixError
+from datakit.errors import MixError, StorageError
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.record import Message, Record, encode
 from datakit.record import Part as Piece
@@ -184,16 +185,31 @@ def test_a_tar_without_its_commit_is_refused_at_the_start(path, tmp_path, damage
         Stream(path)
 
 
-def test_a_mix_in_a_bucket_is_streamed_alike(path, tmp_path):
-    import fsspec
+@pytest.fixture
+def there(path, tmp_path, bucket):
+    """The mix in a bucket."""
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            fsspec.filesystem("s3").put_file(str(file), f"bucket/root/{file.relative_to(tmp_path)}")
+    return "s3://bucket/root/mixes/m/mix.json"
 
-    memory = fsspec.filesystem("memory")
-    memory.put(str(tmp_path), "/stream-test", recursive=True)
 
-    there = Stream("memory://stream-test/mixes/m/mix.json", seed=1)
+def test_a_mix_in_a_bucket_is_streamed_alike(path, there):
+    far, near = Stream(there, seed=1), Stream(path, seed=1)
 
-    here = Stream(path, seed=1)
-    assert [there[p] for p in range(21)] == [here[p] for p in range(21)]
+    assert [far[p] for p in range(21)] == [near[p] for p in range(21)]
+
+
+@pytest.mark.parametrize("at", ["the mix", "its commits", "a sample"])
+def test_what_a_bucket_refuses_is_told_without_a_traceback(there, bucket, at):
+    def unwell(method, path):
+        if {"the mix": "mix.json", "its commits": "commit.json", "a sample": ".tar"}[at] in path:
+            raise OSError("503 Slow Down")
+
+    bucket.unwell = unwell
+
+    with pytest.raises((StorageError, MixError), match="503 Slow Down"):
+        Stream(there)[0]
 
 
 def test_a_position_before_the_first_is_refused(path):

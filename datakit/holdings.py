@@ -147,8 +147,8 @@ def sharing(store: Store) -> Iterator[Store]:
         if entry.name.endswith(".root"):
             root = Path(entry.path).read_text("utf-8", "replace").strip()
             if root != store.root:
-                other = Store(root)
                 try:
+                    other = Store(root)
                     other.check()
                 except DatakitError as error:
                     raise type(error)(

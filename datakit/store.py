@@ -215,10 +215,11 @@ class Store:
 
     def quiet(self, name: str) -> bool:
         """Whether a file of a bucket was written a day ago or earlier; False where the bucket doesn't say."""
-        try:
-            written: datetime = self._fs.modified(self._remote(name))
-        except (FileNotFoundError, NotImplementedError):
-            return False
+        with store_errors(f"{self.root}/{name}", "look at"):
+            try:
+                written: datetime = self._fs.modified(self._remote(name))
+            except (FileNotFoundError, NotImplementedError):
+                return False
         return datetime.now(UTC) - written.replace(tzinfo=written.tzinfo or UTC) > timedelta(seconds=QUIET_S)
 
     def names(self, folder: str) -> list[str]:
@@ -287,13 +288,14 @@ class Store:
 
     def stamp(self, name: str) -> str | None:
         """What changes whenever a file is written anew, be it with the same bytes; None when there is none."""
-        try:
-            if self.local:
-                about = self.path(name).stat()
-                return f"{about.st_dev} {about.st_ino} {about.st_mtime_ns} {about.st_size}"
-            return str(self._fs.ukey(self._remote(name)))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with store_errors(f"{self.root}/{name}", "look at"):
+            try:
+                if self.local:
+                    about = self.path(name).stat()
+                    return f"{about.st_dev} {about.st_ino} {about.st_mtime_ns} {about.st_size}"
+                return str(self._fs.ukey(self._remote(name)))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
 
 @contextmanager

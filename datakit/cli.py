@@ -24,7 +24,7 @@ from datakit.errors import DatakitError
 
 def main() -> NoReturn:
     """The entry point: runs a command and turns what it raises into one message and an exit code."""
-    _name_any_file()
+    terminal.name_any_file()
     terminal.open_doors()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Slurm's way to say stop
     code = _run()
@@ -32,15 +32,6 @@ def main() -> NoReturn:
         terminal.say(f"standard output can't be written: {why}. What was made is kept", err=True, label="error:")
         code = code or 1
     sys.exit(code)
-
-
-def _name_any_file() -> None:
-    """Starts anew in Python's UTF-8 mode where the locale has no names for most files; prints as the locale wants."""
-    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
-        return
-    os.environ.setdefault("PYTHONIOENCODING", (sys.stdout and sys.stdout.encoding) or "ascii")
-    os.environ["PYTHONUTF8"] = "1"
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _run() -> int:

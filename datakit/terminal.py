@@ -115,6 +115,15 @@ class _Door(io.FileIO):
             return memoryview(data).nbytes
 
 
+def name_any_file() -> None:
+    """Starts anew in Python's UTF-8 mode where the locale has no names for most files; prints as the locale wants."""
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ.setdefault("PYTHONIOENCODING", (sys.stdout and sys.stdout.encoding) or "ascii")
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def open_doors() -> None:
     """At the start of a process: standard streams that are there, never stop the work and print any text.
 

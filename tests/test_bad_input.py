@@ -47,7 +47,7 @@ def own():
         ("fetch coyo --mirror nonsense", 2, "mirror"),
         ("fetch coyo --tolerate nan", 2, "not nan"),
         ("fetch coyo --shards ''", 2, "shard range"),
-        ("fetch coyo --root nosuch://x", 1, "can't use root 'nosuch://x'"),
+        ("fetch coyo --root nosuch://x", 2, "'nosuch://x' can't be a root"),
         ("build-mix --fetch qinstruct --name @", 2, "bad mix name"),
         ("build-mix llava665k+qinstrct", 2, "Did you mean 'qinstruct'"),
         ("build-mix llava665k+qinstruct", 1, "datakit fetch llava665k ; datakit fetch qinstruct"),

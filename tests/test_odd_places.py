@@ -8,9 +8,10 @@ import sys
 
 import pytest
 from PIL import Image
-from users import typed
+from users import settings, typed
 
 from datakit import catalogue
+from datakit.miniature import Answer, Miniature
 
 DIGITS = "9" * 5000
 _made = io.BytesIO()
@@ -117,3 +118,18 @@ def test_loose_pictures_with_any_names_are_found_under_any_locale(tmp_path, loca
         assert done.returncode == 0, done.stderr
 
     assert b"2 samples" in done.stdout
+
+
+def test_lengths_of_thousands_of_digits_that_a_server_names_are_no_lengths(tmp_path):
+    path = "/datasets/teowu/Q-Instruct/resolve/main/cleaned_labels.json"
+    told = ("X-Linked-Size", DIGITS), ("Content-Range", f"bytes 0-0/{DIGITS}")
+    with Miniature(rows=20) as upstream:
+        env = settings(upstream, tmp_path / "root")
+        for status in (200, 206, 416):
+            upstream.replace(path, Answer(status=status, body=b"[]", headers=told))
+            got = typed("fetch qinstruct", env)
+            assert got.code == 1 and got.err, got
+        upstream.replace(
+            "http://images.cocodataset.org/zips/train2017.zip", Answer(status=206, body=b"x", headers=told)
+        )
+        assert typed("doctor llava665k", env).code in (0, 1)

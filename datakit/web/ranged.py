@@ -43,7 +43,7 @@ PART_BYTES = 8 << 20  # the most that is asked for at once, and held
 HELD = 4  # parts; a Parquet reader is in two columns at a time
 GAP_SHARE = 0.05  # of two spans together, that may be read in vain between them: at most a tenth of everything
 
-_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d+|\*)")
+_RANGE = re.compile(r"bytes (\d{1,30})-(\d{1,30})/(\d+|\*)")
 _EXPIRED = frozenset({400, 401, 403, 404, 410})  # what a link that has worked answers when its time is over
 
 

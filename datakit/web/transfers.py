@@ -43,8 +43,8 @@ PIECE_BYTES = 1 << 20
 HUB = "https://huggingface.co"
 LARGEST_BY_HTTP = 50 * 1000**3  # huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE: above it the hub has Xet only
 TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
-_RANGE = re.compile(r"bytes (\d{1,18})-\d+/(\d+|\*)")
-_TOTAL = re.compile(r"bytes (?:0-0|\*)/(\d{1,18})")
+_RANGE = re.compile(r"bytes (\d{1,30})-\d+/(\d+|\*)")
+_TOTAL = re.compile(r"bytes (?:0-0|\*)/(\d{1,30})")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WE: dict[str, Any] = {"library_name": "datakit", "library_version": __version__}
 
@@ -171,7 +171,7 @@ def _web_version(reply: requests.Response, url: str) -> Version:
     length = said.get("Content-Length", "")
     return Version(
         url=url,
-        total=int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None,
+        total=int(length) if re.fullmatch(r"[0-9]{1,30}", length) else None,
         etag=said.get("ETag"),
         last_modified=said.get("Last-Modified"),
     )

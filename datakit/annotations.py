@@ -10,6 +10,7 @@ Plans stand beside the listing in plan.json. A trial of `limit` rows takes as ma
 
 from __future__ import annotations
 
+import os
 import posixpath
 import tempfile
 from collections.abc import Iterator
@@ -25,9 +26,11 @@ from datakit import archives, jsonfile
 from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError, shortlist
 from datakit.fingerprint import fingerprint
 from datakit.readers import About
+from datakit.refusals import storage_errors
 from datakit.stage import Work, known_file
-from datakit.store import locked, publish_file, published
-from datakit.web.downloads import Downloaded
+from datakit.store import Sink, locked, published, sweep, temporary
+from datakit.web import derived
+from datakit.web.sidecars import Downloaded
 
 _PLAN = "list/plan.json"
 _MAX_JSON_BYTES = 16 << 30  # of a JSON inside an archive
@@ -150,7 +153,10 @@ def numbered(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
 def _cut_rows(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
     cut = _cut(work, shard)
     plan = cut.kept.plan
-    path = _member(work, _download(work, cut.file).path)
+    done = _download(work, cut.file)
+    if done.sha256 != cut.kept.sha256:
+        raise Incomplete(f"{cut.file} was changed since it was planned: run the same command again")
+    path = _member(work, done.path)
     per_shard = work.manifest.annotations.rows_per_shard or 1
     start, stop = cut.within * per_shard, min((cut.within + 1) * per_shard, _limited(work, plan.n_rows))
     for number, row in jsonfile.read_rows(path, plan, start, stop):
@@ -236,13 +242,13 @@ def _member(work: Work, path: Path) -> Path:
     if not inside:
         return path
     out = path.with_name(f"{path.name}{INSIDE}{Path(inside).suffix}")
-    of = out.with_name(f"{out.name}.of")  # of which bytes it is
-    sha256 = (known_file(path) or {}).get("sha256", "").encode()
+    sha256 = (known_file(path) or {}).get("sha256", "")
     with locked(out.with_name(f"{out.name}.lock")):
-        if not out.exists() or not of.exists() or of.read_bytes() != sha256:
-            of.unlink(missing_ok=True)
-            _take_out(path, inside, out)
-            publish_file(of, sha256)
+        if not derived.fits(out, sha256):
+            derived.remove(out)
+            with published(out) as sink:
+                _take_out(path, inside, sink)
+            derived.declare(out, sha256)
     return out
 
 
@@ -253,13 +259,18 @@ def _json(work: Work, path: Path) -> Iterator[Path]:
     if not inside:
         yield path
         return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".inside-") as folder:
-        out = Path(folder, f"rows{Path(inside).suffix}")
-        _take_out(path, inside, out)
+    folder = path.parent
+    if not os.access(folder, os.W_OK):  # a root that can only be read
+        folder = Path(tempfile.gettempdir())
+        sweep(folder)
+    with temporary(folder / f"{path.name}{INSIDE}", suffix=Path(inside).suffix) as (raw, out):
+        _take_out(path, inside, Sink(raw, out))
+        with storage_errors(out):
+            raw.flush()
         yield out
 
 
-def _take_out(path: Path, inside: str, out: Path) -> None:
+def _take_out(path: Path, inside: str, sink: Sink) -> None:
     """Writes the member of an archive to a file. Raises ManifestError when there is none of that name, or two."""
     ending = inside.removeprefix("*") if inside.startswith("*") else None
     named = [member for member in archives.members(path) if ".json" in member.name or member.name == inside]
@@ -270,7 +281,7 @@ def _take_out(path: Path, inside: str, out: Path) -> None:
             f"{str(path)!r} has {len(found)} members {inside!r} where one was expected; of JSON it has {there}. "
             "Name the one that is meant in annotations.inside of the manifest"
         )
-    with path.open("rb", buffering=0) as file, published(out) as sink:
+    with path.open("rb", buffering=0) as file:
         for piece in archives.pieces(file, found[0], max_bytes=_MAX_JSON_BYTES):
             sink.write(piece)
 

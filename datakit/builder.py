@@ -13,6 +13,7 @@ from datakit.manifest import Manifest, Pinned
 from datakit.mix import Mix, MixPart, MixShard
 from datakit.run import Run
 from datakit.shards import ranges
+from datakit.stage import Tell, silent
 from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.downloads import Downloaded
@@ -49,11 +50,12 @@ def check_fetched(runs: list[Run]) -> None:
 def part(run: Run, repeats: int) -> MixPart:
     """A dataset's packed shards as part of a mix."""
     last = len(run.steps) - 1
-    run = run.snapshot()
-    ledger = run.ledger(run.steps[last])
-    known = set(run.known_shards())
+    seen = run.snapshot()
+    ledger = seen.ledger(run.steps[last])
+    known = set(seen.known_shards())
     ours = {shard: commit for shard, commit in ledger.commits().items() if not known or shard in known}
-    undone = [shard for shard in ours if not run.done(last, shard)]
+    # Asked anew, for another job may have changed a shard while the folders were listed.
+    undone = [shard for shard in ours if not seen.done(last, shard) and not run.done(last, shard)]
     if undone:
         raise Incomplete(
             f"shards {ranges(undone)} of {run.manifest.name!r} are packed, but what they were packed from was lost "
@@ -91,11 +93,12 @@ def write(store: Store, name: str, runs: list[tuple[Run, int]]) -> tuple[Mix, st
     """Makes the mix of packed datasets and publishes it; returns it and where it stands."""
     mix = mixes.make(name, [part(run, repeats) for run, repeats in runs])
     where = posixpath.join("mixes", name, "mix.json")
+    store.sweep(posixpath.join("mixes", name))
     store.write(where, mixes.encode(mix))
     return mix, f"{store.root}/{where}"
 
 
-def adopt(run: Run, file: Path, wanted: str | None) -> tuple[str, Downloaded]:
+def adopt(run: Run, file: Path, wanted: str | None, tell: Tell = silent) -> tuple[str, Downloaded]:
     """Takes a file that the user has for one that would be downloaded. Raises UsageError when it isn't clear which."""
     known = run.manifest.addresses()
     if wanted is None:
@@ -106,7 +109,12 @@ def adopt(run: Run, file: Path, wanted: str | None) -> tuple[str, Downloaded]:
         (wanted,) = named
     if wanted not in known:
         raise UsageError(f"{run.manifest.name!r} has no {wanted!r}. {nearest(wanted, known)}")
-    return known[wanted], downloads.bring(file, known[wanted], run.store.downloads)
+
+    def grown(done: int, total: int | None) -> None:
+        tell("adopt", f"size {known[wanted]}", total or 0)
+        tell("adopt", f"download {known[wanted]}", done)
+
+    return known[wanted], downloads.bring(file, known[wanted], run.store.downloads, tell=grown)
 
 
 def pin(run: Run) -> Pinned:
@@ -118,7 +126,9 @@ def pin(run: Run) -> Pinned:
     work = run.work(run.steps[0])
     about = run.manifest
     if about.annotations.glob:  # only the tree knows the files, and the listing keeps their hashes
-        pinned.commits[about.hub] = downloads.tried(lambda: hub_files(about.hub, about.revision), about.hub)[0]
+        pinned.commits[about.hub] = downloads.tried(lambda: hub_files(about.hub, about.revision, run.hosts), about.hub)[
+            0
+        ]
     for address in _pinnable(run.manifest):
         head = downloads.head(address, hosts=run.hosts)
         fixed = address

@@ -46,6 +46,10 @@ class StorageError(DatakitError):
     """The root can't be written or read: no space, no permission, a folder that is a file."""
 
 
+class NoSpace(StorageError):
+    """The disk is full."""
+
+
 class CeilingExceeded(DatakitError):
     """More rows of a shard went wrong than the step tolerates; nothing of the shard was committed."""
 

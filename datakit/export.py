@@ -1,8 +1,10 @@
 """Export: packed tars in the forms that other tools read.
 
-    llava   <name>.json, one array of `id`, `image` and `conversations`, and the pictures as files below images/
+    llava   <name>.json, one array of `id`, `image`, `conversations` and the attributes that the manifest names, and the
+            pictures as files below images/
     hf      data/train-00000-of-00004.parquet, …: a folder for `datasets.load_dataset`, with the columns `key`,
-            `messages` and `images` that TRL's SFTTrainer reads; as many image parts as images, in their order
+            `messages` and `images` that TRL's SFTTrainer reads, and one for each attribute that the manifest names,
+            json as text; as many image parts as images, in their order
 
 What went into the tars comes out again, a file at a time, in bounded memory, and the same tars give the same bytes.
 Pictures are as `pack` stored them: a GIF called x.jpg is a JPEG now, under the name that its rows have for it.
@@ -23,10 +25,13 @@ import pyarrow.parquet as pq
 
 from datakit import mix as mixes
 from datakit.archives.members import clean_name
+from datakit.attributes import arrow, column_value
 from datakit.errors import MixError, UsageError, shortlist
 from datakit.fingerprint import changes
+from datakit.interleaved import INTERLEAVED
+from datakit.ledger import wrong_bytes
 from datakit.mix import MixPart, MixShard
-from datakit.readers.llava import MARK, ROLES, written
+from datakit.readers.llava import MARK, NAMES, written
 from datakit.record import Record, decode, encode
 from datakit.stage import Tell, silent
 from datakit.store import Store
@@ -38,7 +43,6 @@ _BY_KEY = "by-key"  # where pictures stand whose reference can't be a path
 _PICTURE = re.compile(r"\.(jpe?g|png|gif|webp|bmp|tiff?|avif)$", re.IGNORECASE)
 _GROUP_ROWS, _GROUP_BYTES = 100, 64 << 20  # of a row group; what the hub's viewer likes for rows with pictures
 _NAME_BYTES = 150  # of a file or folder; file systems allow 255, and a file that is being written has a longer one
-_FROM = {role: name for name, role in ROLES.items()}
 
 HF_SCHEMA = pa.schema(
     [
@@ -57,6 +61,7 @@ HF_SCHEMA = pa.schema(
         ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
     ]
 )
+_DTYPES = {"integer": "int64", "number": "float64", "boolean": "bool"}  # of attributes; others are string
 _TEXT = {"dtype": "string", "_type": "Value"}
 HF_FEATURES = {  # what datasets.Features of these columns writes; in the form that datasets before 4 read too
     "key": _TEXT,
@@ -78,9 +83,19 @@ class Exported:
 
 
 def export(
-    store: Store, part: MixPart, out: Store, *, form: Format, pictures: bool = True, tell: Tell = silent
+    store: Store,
+    part: MixPart,
+    out: Store,
+    *,
+    form: Format,
+    attributes: dict[str, str],
+    pictures: bool = True,
+    tell: Tell = silent,
 ) -> Exported:
-    """Writes a dataset's packed tars into a folder. Raises UsageError when something else is in it."""
+    """Writes a dataset's packed tars into a folder, with the attributes that its manifest names as keys or columns.
+
+    Raises UsageError when something else is in the folder.
+    """
     if form == "hf" and not pictures:
         raise UsageError("--no-images is for --format llava: rows of a datasets folder hold their pictures")
     tars = [shard for shard in part.shards if shard.samples]
@@ -90,13 +105,13 @@ def export(
     if form == "hf":
         for nth, shard in enumerate(tars):
             with out.publish(f"data/train-{nth:05d}-of-{len(tars):05d}.parquet") as sink:
-                _write_parquet(_samples(store, shard, tell), sink, done)
+                _write_parquet(_samples(store, shard, tell), sink, attributes, done)
     else:
         with out.publish(f"{part.dataset}.json") as sink:
             sink.write(b"[")
             for shard in tars:
                 for record, held in _samples(store, shard, tell):
-                    row = _llava_row(record, held, out if pictures else None, done)
+                    row = _llava_row(record, held, attributes, out if pictures else None, done)
                     if row is not None:
                         sink.write((b",\n" if done.rows else b"\n") + encode(row))
                         done.rows += 1
@@ -112,6 +127,7 @@ def _claim(out: Store, part: MixPart, form: Format, pictures: bool) -> None:
         "images": pictures,
         "tars": mixes.make(part.dataset, [part]).fingerprint,
     }
+    out.sweep("")  # what a killed export left
     data = out.read(ABOUT)
     if data is None:
         if found := out.names(""):
@@ -137,8 +153,9 @@ Held = list[tuple[bytes, str]]  # a record's pictures: bytes and extension
 def _samples(store: Store, shard: MixShard, tell: Tell) -> Iterator[tuple[Record, Held]]:
     """Records of a tar with their pictures, in its order."""
     tar, index = (mixes.locate("mixes/export", name) for name in (shard.tar, shard.index))
-    if store.size(tar) != shard.size_bytes:
-        raise MixError(f"{tar!r} isn't there, or isn't as it was packed: `datakit verify` tells")
+    for name, size, xxh3 in ((tar, shard.size_bytes, shard.xxh3), (index, None, shard.index_xxh3)):
+        if wrong := wrong_bytes(store, name, size, xxh3):
+            raise MixError(f"{name!r} can't be used: {wrong}. `datakit verify --repair` says how to have it again")
     rows = Rows(store, 0, ((index, shard.samples),), 0, shard.samples)
     with store.open(tar) as file:
         for batch in rows.batches(["json_offset", "json_bytes", "images"], size=256):
@@ -167,7 +184,7 @@ def conversations(record: Record) -> list[dict[str, str]] | str:
     """
     if [m.role for m in record.messages] == ["assistant"]:
         (message,) = record.messages
-        if [p.type for p in message.content] != ["image", "text"]:
+        if record.attrs.get(INTERLEAVED) or [p.type for p in message.content] != ["image", "text"]:
             return "document"
         return [{"from": "human", "value": MARK}, {"from": "gpt", "value": written(message.content[1:])}]
     spoken = record.messages[1:] if record.messages[0].role == "system" else record.messages
@@ -179,10 +196,12 @@ def conversations(record: Record) -> list[dict[str, str]] | str:
                 return "picture_in_answer"
             if record.images and message.role == "user" and MARK in (piece.text or ""):
                 return "mark_in_text"  # it would be read as a picture
-    return [{"from": _FROM[m.role], "value": written(m.content)} for m in record.messages]
+    return [{"from": NAMES[m.role], "value": written(m.content)} for m in record.messages]
 
 
-def _llava_row(record: Record, held: Held, out: Store | None, done: Exported) -> dict[str, Any] | None:
+def _llava_row(
+    record: Record, held: Held, attributes: dict[str, str], out: Store | None, done: Exported
+) -> dict[str, Any] | None:
     """One object of the array, its pictures written to `out`; None when LLaVA has no form for it."""
     turns = conversations(record)
     if isinstance(turns, str):
@@ -194,7 +213,8 @@ def _llava_row(record: Record, held: Held, out: Store | None, done: Exported) ->
     if out is not None:
         refs = [_put(out, record.key, at, ref, *held[at], done) for at, ref in enumerate(refs)]
     image = {"image": refs[0] if len(refs) == 1 else refs} if refs else {}
-    return {"id": record.attrs.get("id") or record.key, **image, "conversations": turns}
+    own = {name: record.attrs[name] for name in attributes if name in record.attrs}
+    return {"id": record.attrs.get("id") or record.key, **image, "conversations": turns, **own}
 
 
 def _put(out: Store, key: str, at: int, ref: str, data: bytes, ext: str, done: Exported) -> str:
@@ -231,10 +251,16 @@ def is_path(ref: str) -> bool:
 # datasets
 
 
-def _write_parquet(samples: Iterator[tuple[Record, Held]], sink: Any, done: Exported) -> None:
+def _write_parquet(
+    samples: Iterator[tuple[Record, Held]], sink: Any, attributes: dict[str, str], done: Exported
+) -> None:
     """Rows with their pictures, in row groups small enough to hold in memory."""
-    about = json.dumps({"info": {"features": HF_FEATURES}})
+    about = json.dumps(
+        {"info": {"features": HF_FEATURES | {name: _feature(kind) for name, kind in attributes.items()}}}
+    )
     schema = HF_SCHEMA.with_metadata({"huggingface": about})
+    for name, kind in attributes.items():
+        schema = schema.append(pa.field(name, arrow(kind)))
     rows: list[dict[str, Any]] = []
     size = 0
     with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=1) as writer:
@@ -244,7 +270,8 @@ def _write_parquet(samples: Iterator[tuple[Record, Held]], sink: Any, done: Expo
                 for m in record.messages
             ]
             pictures = [{"bytes": data, "path": f"{record.key}.{at}.{ext}"} for at, (data, ext) in enumerate(held)]
-            rows.append({"key": record.key, "messages": messages, "images": pictures})
+            own = {name: column_value(record.attrs.get(name), kind) for name, kind in attributes.items()}
+            rows.append({"key": record.key, "messages": messages, "images": pictures, **own})
             size += sum(len(data) for data, _ in held)
             done.rows += 1
             done.pictures += len(held)
@@ -254,3 +281,10 @@ def _write_parquet(samples: Iterator[tuple[Record, Held]], sink: Any, done: Expo
                 rows, size = [], 0
         if rows:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+
+
+def _feature(kind: str) -> Any:
+    """An attribute's column as datasets.Features writes it."""
+    scalar, many, _ = kind.partition("[]")
+    one = {"dtype": _DTYPES.get(scalar, "string"), "_type": "Value"}
+    return [one] if many else one

@@ -1,10 +1,11 @@
 """Interleaved documents: sentences with pictures between them, laid out as one assistant message.
 
-    similarity (images x sentences)  ->  matched: the sentence each image stands before  ->  document
+    similarity (images x sentences)  ->  matched: the sentence each image stands before  ->  laid_out: the document
 
 MMC4 gives each image a sentence of its own so that the sum of similarities is the largest
 (allenai/mmc4 scripts/compute_assignments.py); an image that finds no free sentence goes to the one it fits best.
-When an image can't be had its row goes and the others are matched again: one of them may fit the freed sentence.
+What it found is in its files. When an image can't be had its row goes and the others are matched again: one of them may
+fit the freed sentence. Without a matrix the others stay where they are.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from datakit.record import Message, Part
 
 # Working columns of a table of documents. `pack` matches again by them; they are no attributes of a record.
 SENTENCES, SIMILARITY = "sentences", "similarity"
+INTERLEAVED = "interleaved"  # the attribute that tells a document from a pair, whatever its shape
 
 
 class Document(NamedTuple):
@@ -31,19 +33,47 @@ class Document(NamedTuple):
 def document(sentences: Sequence[str], similarity: Any, n_images: int, gone: Collection[int] = ()) -> Document:
     """Sentences and the images that are not gone, matched and laid out.
 
-    Raises SourceError when the matrix isn't a row for each image and a column for each sentence, or no image is left.
+    Raises SourceError when the matrix isn't `fitting`, or no image is left.
     """
+    fits = fitting(similarity, n_images, len(sentences))
+    left = [image for image in range(n_images) if image not in gone]
+    made = laid_out(sentences, matched(fits[left]))
+    return Document(made.messages, [left[at] for at in made.order])
+
+
+def laid_out(sentences: Sequence[str], places: Sequence[int]) -> Document:
+    """The document with each image before the sentence of its place.
+
+    Images before one sentence stay in upstream's order; VILA's argsort leaves it open.
+    """
+    order = sorted(range(len(places)), key=places.__getitem__)
+    return Document(messages(sentences, places), order)
+
+
+def without(document: Sequence[Message], gone: Collection[int]) -> list[Message]:
+    """A document without some of its images, counted in the order of their marks; a space takes the place of each."""
+    (message,) = document
+    content: list[Part] = []
+    image = -1
+    for part in message.content:
+        image += part.type == "image"
+        if part.type == "image" and image in gone:
+            continue
+        if part.type == "text" and content and content[-1].type == "text":
+            part = Part(type="text", text=f"{content.pop().text} {part.text}")
+        content.append(part)
+    return [Message(role=message.role, content=content)]
+
+
+def fitting(similarity: Any, n_images: int, n_sentences: int) -> npt.NDArray[np.float32]:
+    """The matrix in float32. Raises SourceError when it isn't a row for each image and a column for each sentence."""
     fits = _numbers(similarity)
-    if fits.shape != (n_images, len(sentences)):
+    if fits.shape != (n_images, n_sentences):
         raise SourceError(
             f"a similarity matrix has the shape {fits.shape} where a document has {n_images} images and "
-            f"{len(sentences)} sentences: leave the document out"
+            f"{n_sentences} sentences: leave the document out"
         )
-    left = [image for image in range(n_images) if image not in gone]
-    places = matched(fits[left])
-    # Images before one sentence stay in upstream's order; VILA's argsort leaves it open.
-    order = sorted(range(len(left)), key=places.__getitem__)
-    return Document(messages(sentences, places), [left[at] for at in order])
+    return fits
 
 
 def matched(similarity: Any) -> list[int]:

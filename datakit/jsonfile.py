@@ -30,10 +30,11 @@ _rows = msgspec.json.Decoder(list[dict[str, Any]])
 _line_rows = msgspec.json.Decoder(dict[str, Any])
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[{}\[\]]', re.DOTALL)
 _FIRST_KEY = re.compile(rb'\{\s*+"[^"\\]{0,64}"')
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
-)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Mended(dict[str, Any]):
+    """A row that held half of a surrogate pair, which could never be written again; U+FFFD stands in its place."""
 
 
 class _Object(msgspec.Struct):
@@ -376,19 +377,18 @@ def _lines_counted(run: bytes) -> list[Any]:
 def _decoded(source: _Source, run: bytes, offset: int) -> list[Any]:
     """The objects of a run of whole elements. Raises SourceError with the byte that is wrong.
 
-    What Python's own `json` writes though no standard allows it is read too: NaN and Infinity as they are,
-    half of a surrogate pair as U+FFFD, because it could never be written again.
+    What Python's own `json` writes though no standard allows it is read too: NaN and Infinity as they are, a row
+    with half of a surrogate pair as Mended.
     """
     rows = source.rows_of(run)
     if rows is not None:
         return rows
     try:
-        run.decode()
+        text = run.decode()
     except UnicodeDecodeError as error:
         source.fail(offset + error.start, f"invalid UTF-8, {run[error.start : error.start + 8]!r}", cause=error)
-    text = _ESCAPE.sub(lambda m: b"\\ufffd" if m[1] else m[0], run).decode()
     try:
-        rows = json.loads(f"[{text}]")
+        rows = [_mended(row) for row in json.loads(f"[{text}]")]
     except json.JSONDecodeError as error:
         at = offset + len(text[: max(0, error.pos - 1)].encode())
         source.fail(at, f"not JSON ({error.msg}), {text[max(0, error.pos - 1) :][:20]!r}", cause=error)
@@ -399,4 +399,19 @@ def _decoded(source: _Source, run: bytes, offset: int) -> list[Any]:
     for row in rows:
         if not isinstance(row, dict):
             source.fail(offset, f"an array of objects was expected, not {str(row)[:20]!r} in it", _NOT_ROWS)
-    return list(rows)
+    return rows
+
+
+def _mended(row: Any) -> Any:
+    """The row as it is, or as Mended."""
+    whole = _whole(row)
+    return Mended(whole) if isinstance(row, dict) and whole != row else whole
+
+
+def _whole(value: Any) -> Any:
+    """A value with U+FFFD for each half of a surrogate pair."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return {_whole(name): _whole(one) for name, one in value.items()} if isinstance(value, dict) else value

@@ -6,24 +6,32 @@
 
 A shard is done when its commit exists and names this recipe and these inputs, and its files have the size
 that the commit says. Anything else is missing (never finished) or stale (made from other inputs), and is
-made again. Two workers on one shard are harmless: they write the same bytes.
+made again. Two workers on one shard take turns: see datakit/claims.py.
+
+A commit is read with suspicion: its seal must be that of its contents, and the files that it names must be called as
+the files of a shard are, so that none of them is elsewhere.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
+import xxhash
 
-from datakit.errors import RecipeChanged
+from datakit.errors import RecipeChanged, shortlist
 from datakit.fingerprint import changes, fingerprint
 from datakit.store import Store
 
 log = logging.getLogger(__name__)
 
 State = Literal["done", "stale", "missing"]
+
+_PART = re.compile(r"\d{5,9}(-\d{5,9})?")
+_FILE = re.compile(r"(\d{5,9}(?:-\d{5,9})?)(?:\.r\d{1,9})?\.(?:parquet|tar)")
 
 
 class File(msgspec.Struct, frozen=True):
@@ -58,10 +66,39 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     faults: dict[str, int] = {}  # those of the dropped or kept rows that count against the step's ceiling
     parts: list[Part] = []
     made_by: str = ""
+    seal: str = ""  # hash of all the other fields; commits of earlier versions have none
 
     def digest(self) -> str:
         """What the next step takes as its input: the data, not who made it."""
         return fingerprint([self.recipe, self.rows, [[f.xxh3 for f in p.files()] for p in self.parts]])
+
+    def sealed(self) -> Commit:
+        """The same commit with the seal of its contents."""
+        bare = msgspec.structs.replace(self, seal="")
+        return msgspec.structs.replace(
+            bare, seal=xxhash.xxh3_128(msgspec.json.encode(bare, order="sorted")).hexdigest()
+        )
+
+    def problem(self) -> str | None:
+        """Why a commit that was read can't be believed, or None."""
+        if not self.parts or sum(part.rows for part in self.parts) != self.rows:
+            return "its rows aren't those of its parts"
+        for part in self.parts:
+            names = [match[1] if (match := _FILE.fullmatch(file.name)) else "" for file in part.files()]
+            if not _PART.fullmatch(part.name) or any(name != part.name for name in names):
+                return f"it names files that aren't those of a shard: {shortlist(f.name for f in part.files())}"
+        return "its contents were changed" if self.seal and self.seal != self.sealed().seal else None
+
+
+def decoded(data: bytes) -> Commit:
+    """The commit in a `.commit.json`. Raises ValueError when it is damaged, or names files outside its folder."""
+    try:
+        commit = msgspec.json.decode(data, type=Commit)
+    except UnicodeDecodeError as error:
+        raise ValueError(str(error)) from error
+    if wrong := commit.problem():
+        raise ValueError(wrong)
+    return commit
 
 
 class Ledger:
@@ -88,7 +125,6 @@ class Ledger:
 
     def claim(self, recipe: dict[str, Any]) -> str:
         """Takes the folder for a recipe and returns its fingerprint. Raises RecipeChanged with the fields."""
-        self.store.sweep(self.folder)
         old = self.recipe()
         if old is None:
             if self.commits():
@@ -125,13 +161,10 @@ class Ledger:
         if data is None:
             return None
         try:
-            commit = msgspec.json.decode(data, type=Commit)
-            if not commit.parts or sum(part.rows for part in commit.parts) != commit.rows:
-                raise msgspec.ValidationError("its rows aren't those of its parts")
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return decoded(data)
+        except ValueError as error:  # msgspec's DecodeError is one
             log.warning("%s/%s.commit.json is damaged (%s): made again", self.folder, name, error)
             return None
-        return commit
 
     def write(self, name: str, commit: Commit) -> None:
         """Declares a shard or part done. What an earlier commit of it had more of is removed before."""
@@ -155,27 +188,27 @@ class Ledger:
 
     def put(self, name: str, commit: Commit) -> None:
         """Publishes a commit, and touches nothing else."""
-        self.store.write(f"{self.folder}/{name}.commit.json", _pretty(commit))
+        self.store.write(f"{self.folder}/{name}.commit.json", _pretty(commit.sealed()))
 
     def remove(self, name: str) -> None:
         """Takes back the word that a shard or part is done; its data stays."""
         self.store.remove(f"{self.folder}/{name}.commit.json")
 
-    def discard(self, name: str, part: str | None = None) -> None:
-        """Removes a shard's commit, then the commits and files of its parts, or of one of them.
+    def discard(self, shard: str, part: str | None = None) -> None:
+        """Removes a shard, or one part of it, so that it is made again. Safe to kill, and to run again, at any point.
 
-        The other parts keep their commits, so the shard is joined again from them and the one that is made anew.
+        Files are found by their names in the folder, not by what a commit says. Of a whole shard the commits go first,
+        those of parts before the shard's, since parts with a commit would be joined to the shard again. Of one part,
+        whose files may be damaged, the shard's commit goes last: as long as a damaged file is there, `verify` finds it.
+        The other parts keep theirs, so that only this one is made again.
         """
-        commit = self.read(name)
-        self.remove(name)
-        for one in commit.parts if commit else []:
-            if part in (None, one.name):
-                self.remove(one.name)
-                self.forget(one)
-
-    def forget(self, part: Part) -> None:
-        """Removes the files of a part, and the log beside them."""
-        self._drop([*(file.name for file in part.files()), f"log/{part.name}.parquet"])
+        ours = (f"{shard}.", f"{shard}-") if part in (None, shard) else (f"{part}.",)
+        names = [name for name in self.store.names(self.folder) if name.startswith(ours)]
+        commits = [name for name in names if name.endswith(".commit.json") and name != f"{shard}.commit.json"]
+        files = [name for name in names if not name.endswith(".commit.json")]
+        logs = [f"log/{name}" for name in self.store.names(f"{self.folder}/log") if name.startswith(ours)]
+        last = [f"{shard}.commit.json"]
+        self._drop([*commits, *last, *files, *logs] if part is None else [*commits, *files, *logs, *last])
 
     def _drop(self, names: Iterable[str]) -> None:
         for name in names:
@@ -189,11 +222,22 @@ class Ledger:
                 found[int(name)] = commit
         return found
 
+    def listed(self) -> list[str]:
+        """Names of the folder's files."""
+        return self.store.names(self.folder) if self._sizes is None else sorted(self._sizes)
+
     def shard_names(self) -> list[str]:
         """Names of the shards that have a commit, readable or not."""
-        names = self.store.names(self.folder) if self._sizes is None else sorted(self._sizes)
-        stems = (name.removesuffix(".commit.json") for name in names if name.endswith(".commit.json"))
-        return [stem for stem in stems if stem.isascii() and stem.isdigit()]
+        return [stem for stem in self.committed_names() if "-" not in stem]
+
+    def committed_names(self) -> list[str]:
+        """Names of the shards and of the parts that have a commit, readable or not."""
+        stems = (name.removesuffix(".commit.json") for name in self.listed() if name.endswith(".commit.json"))
+        return [stem for stem in stems if _PART.fullmatch(stem)]
+
+    def wrong(self, file: File) -> str | None:
+        """What is wrong with a file of a commit, None when it has the bytes that were committed."""
+        return wrong_bytes(self.store, f"{self.folder}/{file.name}", file.size_bytes, file.xxh3)
 
     def cleaned(self) -> set[str]:
         """Names of files that `datakit clean` removed after they had served."""
@@ -207,14 +251,21 @@ class Ledger:
         return self._cleaned
 
     def mark_cleaned(self, names: set[str]) -> None:
-        self.store.write(f"{self.folder}/cleaned.json", _pretty(sorted(names)))
+        """Remembers files as cleaned, besides those that are so already."""
+        self._change_cleaned(lambda cleaned: cleaned | names)
 
     def unmark_cleaned(self, shards: set[str]) -> None:
         """Forgets that files of some shards were cleaned, since these are made again."""
-        cleaned = self.cleaned()
-        kept = {name for name in cleaned if name.partition(".")[0].partition("-")[0] not in shards}
-        if kept != cleaned:
-            self.mark_cleaned(kept)
+        self._change_cleaned(
+            lambda cleaned: {name for name in cleaned if name.partition(".")[0].partition("-")[0] not in shards}
+        )
+
+    def _change_cleaned(self, change: Callable[[set[str]], set[str]]) -> None:
+        """Writes cleaned.json anew if it changes; no other job does so between the reading and the writing."""
+        if change(self.cleaned()) == self.cleaned():
+            return
+        with self.store.held(f"{self.folder}/.cleaned.lock"):
+            self.store.write(f"{self.folder}/cleaned.json", _pretty(sorted(change(self.cleaned()))))
 
     def state(self, name: str, recipe: str, inputs: dict[str, str], *, gone_is_fine: bool = False) -> State:
         """Whether a shard or part is done. Files that were cleaned away count as there if `gone_is_fine`."""
@@ -229,6 +280,20 @@ class Ledger:
             if size != file.size_bytes and not cleaned:
                 return "missing"
         return "done"
+
+
+def wrong_bytes(store: Store, name: str, size_bytes: int | None, xxh3: str) -> str | None:
+    """What is wrong with a file of the root, None when it has that hash, and that size if it is known."""
+    found = store.size(name)
+    if found is None:
+        return "the file is missing"
+    if size_bytes is not None and found != size_bytes:
+        return f"the file has {found:,} bytes, its commit says {size_bytes:,}"
+    digest = xxhash.xxh3_128()
+    with store.open(name) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return None if digest.hexdigest() == xxh3 else "the bytes aren't those that were committed"
 
 
 def _pretty(value: Any) -> bytes:

@@ -5,6 +5,7 @@ accept: terms that come before any download; lost: why it can't be had any more,
 hub, revision: the repository, and its commit, tag or branch.
 reader, recipe: who reads its rows (readers/ of a catalogue, or datakit/readers), and what is made of them (pipelines).
 [annotations]: JSON cut into shards of rows, or files of one shard each: JSON, Parquet, WebDataset tars.
+[annotations.attributes]: keys of its rows that are kept, with their types (datakit/attributes.py).
 [annotations.subsets]: files by name; `allava.captions` is a dataset of its own, with only these.
 [images]: by = "url" when rows hold URLs, "path" when they name members of archives, "inline" when they hold the
 pictures, "folder" when they name loose files, "none" for text.
@@ -23,7 +24,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from datakit import catalogue, usercode
+from datakit import attributes, catalogue, usercode
 from datakit.errors import ManifestError, UsageError, nearest, shortlist
 from datakit.record import KEY
 from datakit.web import addresses
@@ -44,6 +45,7 @@ class Annotations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     inside: str = ""  # the file is a zip or tar and the JSON is this member; *.jsonl is the only one of that ending
     beside: list[str] = []  # a file in the same folder that the reader needs, the first of these that is there
     columns: dict[str, str] = {}  # of a reader that must be told what they are
+    attributes: dict[str, str] = {}  # keys of rows that their reader doesn't use, and a type for each
     subsets: dict[str, list[str]] = {}
 
     @property
@@ -291,6 +293,22 @@ def _check(manifest: Manifest, path: Path, text: str) -> None:
     ):
         if value not in known:
             raise wrong([key], f"unknown {key} {value!r}. {nearest(value, filter(None, known))}")
+    _check_attributes(manifest, wrong)
+
+
+def _check_attributes(manifest: Manifest, wrong: Wrong) -> None:
+    """The keys that are kept: their types, and whether they can have those names."""
+    rows = manifest.annotations
+    if rows.attributes and manifest.reader not in attributes.READERS:
+        known = " and ".join(attributes.READERS)
+        raise wrong(["annotations", "attributes"], f"only {known} keep keys of rows, not the reader {manifest.reader}")
+    taken = attributes.used(manifest.reader, rows.columns)
+    for name, kind in rows.attributes.items():
+        if kind not in attributes.KINDS:
+            what = f"unknown type {kind!r}. {nearest(kind, attributes.KINDS)}"
+            raise wrong(["annotations", "attributes", name], what)
+        if why := attributes.refused(name, taken):
+            raise wrong(["annotations", "attributes", name], f"it can't be kept, {why}")
 
 
 def _check_files(manifest: Manifest, wrong: Wrong) -> None:

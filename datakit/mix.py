@@ -3,7 +3,9 @@
     llava665k+qinstruct      both, once an epoch
     llava665k+qinstruct:3    qinstruct three times an epoch
 
-`<root>/mixes/<name>/mix.json` names the tars relative to itself, so a root can be moved or copied whole.
+`<root>/mixes/<name>/mix.json` names the tars relative to itself, so a root can be moved or copied whole. It names
+nothing outside its root, and `check` compares it with the commits beside the tars: one that was packed again since is
+not what the mix was made from, even where its size is the same.
 """
 
 from __future__ import annotations
@@ -16,9 +18,15 @@ import msgspec
 
 from datakit.errors import MixError, UsageError, nearest
 from datakit.fingerprint import fingerprint
+from datakit.ledger import Commit, Part, decoded
 from datakit.record import KEY
 
 VERSION = 1
+CHANGED = (
+    "{!r} isn't what the mix was made from: it was packed again since, or is damaged. `datakit verify` tells which; "
+    "make the mix again with `{}`"
+)
+_OURS = re.compile(r"\.\./\.\./[a-z0-9_-][a-z0-9_.@-]*/[a-z0-9_-]+/(?P<stem>(?P<shard>\d+)(?:-\d+)?)\.(tar|parquet)")
 
 
 class MixShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,7 +132,92 @@ def read(path: str | Path) -> tuple[Mix, str]:
         )
     if mix.version != VERSION:
         raise MixError(f"{text!r} has version {mix.version}, this datakit reads {VERSION}: make the mix again")
+    named = (name for shard in mix.entries() for name in (shard.tar, shard.index))
+    if odd := next((name for name in named if not _OURS.fullmatch(name)), None):
+        raise MixError(
+            f"{text!r} names {odd!r}, which isn't a packed tar of the root that the mix is in: nothing was read. "
+            "Make it again with `datakit build-mix`"
+        )
     return mix, posixpath.dirname(text) or "."
+
+
+def command(mix: Mix) -> str:
+    """What makes the mix again."""
+    terms = [part.dataset + (f":{part.repeats}" if part.repeats > 1 else "") for part in mix.parts]
+    expression = "+".join(terms)
+    name, _, limit = mix.name.partition("@limit-")
+    named = "" if name == expression else f" --name {name}"
+    return f"datakit build-mix {expression}{named}" + (f" --limit {limit}" if limit else "")
+
+
+def check(mix: Mix, folder: str) -> None:
+    """Compares a mix with the commits of its tars, which it reads; tars and indexes it doesn't.
+
+    `folder` is what `read` gives. Raises MixError for a tar that was packed again since, or has no commit.
+    """
+    shards = {shard.tar: shard for part in mix.parts for shard in part.shards}
+    commits = _commits(folder, sorted({commit_of(tar) for tar in shards}))
+    parts = {(name, part.name): part for name, commit in commits.items() if commit for part in commit.parts}
+    for tar, shard in shards.items():
+        if not is_of(shard, parts.get((commit_of(tar), _stem(tar)))):
+            raise MixError(CHANGED.format(locate(folder, tar), command(mix)))
+
+
+def is_of(shard: MixShard, part: Part | None) -> bool:
+    """Whether a tar of a mix and its index are those of a commit's part."""
+    if part is None or part.tar is None:
+        return False
+    committed = (part.rows, part.tar.size_bytes, part.tar.xxh3, part.table.xxh3)
+    return committed == (shard.samples, shard.size_bytes, shard.xxh3, shard.index_xxh3)
+
+
+def commit_of(tar: str) -> str:
+    """The commit beside a tar, named as the tar is."""
+    match = _OURS.fullmatch(tar)
+    assert match  # `read` has seen to it
+    return f"{posixpath.dirname(tar)}/{match['shard']}.commit.json"
+
+
+def _stem(tar: str) -> str:
+    return posixpath.basename(tar).removesuffix(".tar")
+
+
+def _commits(folder: str, names: list[str]) -> dict[str, Commit | None]:
+    """The commits of those names; None for one that isn't there or is damaged. Raises MixError."""
+    paths = [locate(folder, name) for name in names]
+    data = _remote(folder, paths) if "://" in folder else [_local(Path(path)) for path in paths]
+    return dict(zip(names, map(_commit, data), strict=True))
+
+
+def _local(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise MixError(f"can't read {str(path)!r}: {error}. `datakit verify` says what is whole") from error
+
+
+def _remote(folder: str, paths: list[str]) -> list[bytes | None]:
+    """Files of a bucket, asked for all at once."""
+    import fsspec
+
+    fs = fsspec.core.url_to_fs(folder)[0]
+    got = fs.cat(paths, on_error="return") if paths else {}
+    found: list[bytes | None] = []
+    for path in paths:
+        data = got.get(fs._strip_protocol(path))
+        if not isinstance(data, bytes | None | FileNotFoundError):
+            raise MixError(f"can't read {path!r}: {data}. Is the bucket well?")
+        found.append(data if isinstance(data, bytes) else None)
+    return found
+
+
+def _commit(data: bytes | None) -> Commit | None:
+    try:
+        return decoded(data) if data is not None else None
+    except ValueError:
+        return None
 
 
 def locate(folder: str, name: str) -> str:

@@ -42,7 +42,7 @@ class Record(msgspec.Struct, frozen=True):
     source: str  # the dataset's name
     messages: list[Message]
     images: list[dict[str, Any]] = []  # one per picture: ref, width, height, sha256
-    attrs: dict[str, Any] = {}  # scores and provenance
+    attrs: dict[str, Any] = {}  # scores, provenance, and keys of the dataset's own rows
 
     @property
     def n_marks(self) -> int:

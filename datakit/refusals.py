@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from datakit.errors import DatakitError, StorageError
+from datakit.errors import DatakitError, NoSpace, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BROKEN = {errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENXIO, errno.ELOOP, errno.EMFILE, errno.ENFILE}
@@ -28,7 +28,7 @@ def storage_errors(where: object, doing: str = "write") -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _FULL:
-            raise StorageError(
+            raise NoSpace(
                 f"no space left while writing {str(where)!r}. Everything committed before is kept: "
                 "free some space (`datakit clean NAME` shows what can go) and run the same command again"
             ) from error

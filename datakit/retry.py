@@ -11,7 +11,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,15 +19,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from datakit import claims
 from datakit.errors import Incomplete, UsageError, nearest
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.pool import pooled
 from datakit.run import Run
-from datakit.runner import committed_rows, maker
+from datakit.runner import check_tables, committed_rows, maker
 from datakit.shards import ranges, shard_name
 from datakit.stage import Out, Tell, Work, silent
 from datakit.stages.fetch import Engine, Fetch
-from datakit.store import Sink, locked
+from datakit.store import Sink
 from datakit.tables import Rows, TableWriter, with_places, write_log
 from datakit.web.outcomes import KNOWN, may_pass
 
@@ -138,6 +139,7 @@ def retry(
             note(retry_shard(*task, tell))
     else:
         pooled(retry_shard, tasks, min(jobs, len(tasks)), tell=tell, note=note)
+    claims.sweep(run.snapshot().ledger(run.steps[place]), chosen)
     return report
 
 
@@ -149,21 +151,28 @@ def retry_shard(
     stage, ledger, work = step.stage, run.ledger(step), run.work(step, tell)
     assert isinstance(stage, Fetch)  # retry has seen to it
     stage = replace(stage, engine=engine or stage.engine)
-    lock = locked(run.store.path(work.path(f".{shard_name(shard)}.lock"))) if run.store.local else nullcontext()
     report = Report()
-    with lock:
+    with claims.held(ledger, shard_name(shard)):
         whole = ledger.read(shard_name(shard))
-        if whole is None:
-            raise Incomplete(f"shard {shard} of {run.manifest.name!r} was removed meanwhile")
+        if whole is None or not run.done(place, shard, files=True):
+            raise Incomplete(
+                f"shard {shard} of {run.manifest.name!r} was removed meanwhile: run `datakit fetch {run.manifest.name}`"
+            )
         todo = [part for part in whole.parts if part.tries == tries]
+        check_tables(ledger, todo)
         rows = {part.name: committed_rows(run, step, shard, [part]) for part in todo}
         urls = (ref for part in todo for ref in _failed(rows[part.name], where))
         fetched = stage.crawled(urls, work)
         try:
             for part in todo:
-                made, change = _patched(stage, part, rows[part.name], where, fetched, work, ledger, report)
+                made, change, stamps = _patched(stage, part, rows[part.name], where, fetched, work, ledger, report)
                 now = _failures(committed_rows(run, step, shard, [made]))
                 whole = _commit(ledger, shard_name(shard), whole, made, change, now)
+                if stamps != claims.stamps(ledger, stamps):
+                    raise Incomplete(
+                        f"another job patched {ledger.folder}/{made.name} at the same time: run `datakit verify "
+                        f"{run.manifest.name} --repair` when it has ended, then `datakit fetch {run.manifest.name}`"
+                    )
         finally:
             fetched.close()
     return report
@@ -177,14 +186,14 @@ def _failed(rows: Rows, where: Where) -> Iterator[str]:
 
 def _patched(
     stage: Fetch, part: Part, rows: Rows, where: Where, fetched: Any, work: Work, ledger: Ledger, report: Report
-) -> tuple[Part, Counter[str]]:
-    """The part as it is now, and how its outcomes have changed."""
+) -> tuple[Part, Counter[str], claims.Stamps]:
+    """The part as it is now, how its outcomes have changed, and the stamps of the files that were written."""
     name = f"{part.name}.r{part.tries + 1}"
     n_wanted = sum(1 for _ in _failed(rows, where))
     work.tell(work.step, "total", n_wanted)
     if not n_wanted:
         report.left += _failures(rows)
-        return msgspec.structs.replace(part, tries=part.tries + 1), Counter()
+        return msgspec.structs.replace(part, tries=part.tries + 1), Counter(), {}
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
     work.store.remove(work.path(f"{name}.tar"))  # of a try that was killed before its commit
@@ -229,7 +238,8 @@ def _patched(
     )
     change = Counter(after)
     change.subtract(before)
-    return made, change
+    stamps = {f"{name}.{end}": sink.stamp for end, sink in (("parquet", table), ("tar", out.sink)) if sink is not None}
+    return made, change, stamps
 
 
 def _failures(rows: Rows) -> Counter[str]:

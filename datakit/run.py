@@ -8,14 +8,16 @@ from functools import cached_property
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from datakit.errors import DownloadError, Incomplete, UsageError
 from datakit.fingerprint import fingerprint
+from datakit.holdings import write_manifest
 from datakit.ledger import Ledger
 from datakit.manifest import Manifest
 from datakit.shards import shard_name
 from datakit.stage import Step, Tell, Work, intact, silent
-from datakit.store import Store
+from datakit.store import Store, sweep
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
 
@@ -50,10 +52,17 @@ def choices(store: Store, folder: str) -> Choices:
         return Choices()
 
 
-def choose(store: Store, folder: str, chosen: Choices) -> None:
-    """Writes down what was chosen, if it differs from what is there."""
-    if choices(store, folder) != chosen:
-        store.write(f"{folder}/{CHOICES}", msgspec.json.encode(chosen) + b"\n")
+def choose(store: Store, folder: str, **chosen: Any) -> None:
+    """Writes down what was chosen, if it differs; what isn't named stays as it is by then, whoever chose it."""
+    if not _differs(choices(store, folder), chosen):
+        return
+    with store.held(f"{folder}/.choices.lock"):
+        now = structs.replace(choices(store, folder), **chosen)
+        store.write(f"{folder}/{CHOICES}", msgspec.json.encode(now) + b"\n")
+
+
+def _differs(choices: Choices, chosen: dict[str, Any]) -> bool:
+    return any(getattr(choices, name) != value for name, value in chosen.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,7 @@ class Run:
     limit: int | None = None
     imports: str | None = None  # an output folder of img2dataset, from which fetch takes the pictures
     choices: Choices = field(default_factory=Choices)
+    before: Choices = field(default_factory=Choices)  # what was chosen before this command
 
     @property
     def folder(self) -> str:
@@ -105,7 +115,9 @@ class Run:
 
     def snapshot(self) -> Run:
         """This run with its folders listed once, to look at many shards; not to make any."""
-        books = {step.name: Ledger(self.store, f"{self.folder}/{step.name}", snapshot=True) for step in self.steps}
+        # The last step first: what another job makes meanwhile is then seen with what it was made from.
+        steps = reversed(self.steps)
+        books = {step.name: Ledger(self.store, f"{self.folder}/{step.name}", snapshot=True) for step in steps}
         return replace(self, books=books)
 
     def work(self, step: Step, tell: Tell = silent) -> Work:
@@ -144,6 +156,8 @@ class Run:
 
         Raises RecipeChanged. With `rebuild` it removes what another recipe made, and all that came of it.
         """
+        sweep(self.store.downloads, below=True)
+        self.store.sweep(self.folder)
         removing = False
         for place, step in enumerate(self.steps[: last + 1]):
             ledger, recipe = self.ledger(step), self.step_recipe(step)
@@ -156,7 +170,13 @@ class Run:
                 ledger.claim(recipe)
         if rebuild and removing:
             self._remove_what_came_of_it(last)
-        choose(self.store, self.folder, self.choices)
+        self.remember()
+        write_manifest(self.store, self.folder, self.manifest)
+
+    def remember(self) -> None:
+        """Writes down what this command chose otherwise than it was."""
+        chosen = {name: getattr(self.choices, name) for name in Choices.__struct_fields__}
+        choose(self.store, self.folder, **{k: v for k, v in chosen.items() if v != getattr(self.before, k)})
 
     def _remove_what_came_of_it(self, last: int) -> None:
         """Removes the folders of later steps, and of steps that the recipe doesn't have."""
@@ -167,10 +187,13 @@ class Run:
                 log.warning("removing %s, which came of another recipe", folder)
                 self.store.remove_folder(folder)
 
-    def inputs(self, place: int, shard: int) -> dict[str, str] | None:
-        """What a shard's step is made from, as its commit names it; None when the step before isn't done."""
+    def inputs(self, place: int, shard: int, *, made: bool = False) -> dict[str, str] | None:
+        """What a shard's step is made from, as its commit names it; None when the step before isn't done.
+
+        With `made` what it was made from just now, although a file of the user's may be another one since.
+        """
         step = self.steps[place]
-        found = step.stage.inputs(self.work(step), shard)
+        found = step.stage.inputs(replace(self.work(step), made=made), shard)
         commit = self.ledger(step).read(shard_name(shard))
         if found is None:  # the files aren't here any more: trust what was committed
             if commit is None:

@@ -2,20 +2,22 @@
 
 For each shard and step: is it done? If not, open the upstream tables, run the stage, publish its table and
 tar, and write the commit last. A shard goes through all its steps before the worker takes the next one, so
-pictures are being fetched while later annotations still download.
+pictures are being fetched while later annotations still download. Jobs that work on one shard take turns, and take
+what the other made: see datakit/claims.py.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from datakit import __version__
+from datakit import __version__, claims
 from datakit.errors import CeilingExceeded, DatakitError, Incomplete, SourceError, UsageError
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.pool import pooled
@@ -27,6 +29,7 @@ from datakit.tables import Rows, TableWriter, write_log
 
 log = logging.getLogger(__name__)
 
+TRIES = 3  # to make a step of a shard, if other jobs write to it
 FEW = 20  # faults that a part may always have, whatever its share, but not in more than half of its rows
 
 
@@ -108,6 +111,10 @@ def execute(
             note(make_shard(*task, tell))
     else:
         pooled(make_shard, tasks, min(jobs, len(tasks)), tell=tell, note=note)
+    if waiting and run.store.local:  # in a bucket only `datakit clean` asks for every commit once more
+        seen = run.snapshot()
+        for step in steps[start:]:
+            claims.sweep(seen.ledger(step), waiting)
     return Report(waiting, [k for k in chosen if not todo[k]], total["rows"], dropped, faults)
 
 
@@ -126,6 +133,7 @@ def _chosen(run: Run, known: list[int], shards: list[int] | None) -> list[int]:
 def make_shard(run: Run, shard: int, start: int, last: int, tell: Tell = silent) -> list[Commit]:
     """Takes one shard through the steps it still has to go through; returns the commits that were made."""
     made: dict[int, Commit] = {}
+    tries: Counter[int] = Counter()
     # Asked anew after each step: one that was lost and made again as it was leaves the next ones done.
     while todo := run.pending(last, shard):
         place = todo[0]
@@ -134,63 +142,149 @@ def make_shard(run: Run, shard: int, start: int, last: int, tell: Tell = silent)
                 f"shard {shard} of {run.manifest.name!r} must go through {run.steps[place].name!r} again: "
                 f"run `datakit fetch {run.manifest.name} --shards {shard}`"
             )
-        if place in made:
-            raise DatakitError(
-                f"{run.folder}/{run.steps[place].name} shard {shard} was made and isn't done: "
-                "does another job remove or change what is in this root?"
-            )
-        made[place] = _make_step(run, place, shard, tell)
+        with _alone(run, place, shard):
+            if run.pending(last, shard)[:1] != [place]:
+                continue  # another job has made it meanwhile
+            tries[place] += 1
+            if tries[place] > TRIES:
+                raise DatakitError(
+                    f"{run.folder}/{run.steps[place].name} shard {shard} was made and isn't done: "
+                    "does another job remove or change what is in this root?"
+                )
+            try:
+                claims.hold_to(run.ledger(run.steps[place]), run.step_recipe(run.steps[place]))
+                made[place] = _make_step(run, place, shard, tell)
+            except (OSError, DatakitError) as error:
+                claims.hold_to(run.ledger(run.steps[place]), run.step_recipe(run.steps[place]))
+                if not isinstance(error, _Changed) or tries[place] == TRIES:
+                    raise
     return list(made.values())
 
 
+@contextmanager
+def _alone(run: Run, place: int, shard: int) -> Iterator[None]:
+    """Holds a step of a shard, and keeps others from changing what it is made from."""
+    with ExitStack() as claimed:
+        if place:
+            before = run.ledger(run.steps[place - 1])
+            claimed.enter_context(claims.held(before, shard_name(shard), shared=True))
+        claimed.enter_context(claims.held(run.ledger(run.steps[place]), shard_name(shard)))
+        yield
+
+
+class _Changed(Incomplete):
+    """What a step is made from was changed while it was made."""
+
+
+class _Taken(Exception):
+    """Another job has committed a part while this one made it."""
+
+
 def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
-    step = run.steps[place]
-    ledger, work = run.ledger(step), run.work(step, tell)
-    recipe = run.recipes[place]
-    upstream = run.ledger(run.steps[place - 1]).read(shard_name(shard)) if place else None
-    rows = _upstream_rows(run, place, shard, upstream)
-    tolerates = step.tolerates if run.tolerates is None else run.tolerates
-    per_part = step.stage.rows_per_part or max(1, len(rows))
-    n_parts = max(1, -(-len(rows) // per_part))
-    spans = [
-        replace(rows, start=at, stop=min(at + per_part, len(rows))) for at in range(0, max(1, len(rows)), per_part)
-    ]
-    names = [shard_name(shard, part if n_parts > 1 else None) for part in range(n_parts)]
-    inputs = run.inputs(place, shard)
-    finished: dict[str, Commit] = {}
-    if n_parts > 1 and inputs:
-        finished = {
-            name: commit
-            for name in names
-            if ledger.state(name, recipe, inputs) == "done" and (commit := ledger.read(name)) is not None
-        }
-    todo = [span for name, span in zip(names, spans, strict=True) if name not in finished]
-    commits = []
-    with step.stage.opened(todo, work) as source:
-        for name, span in zip(names, spans, strict=True):
-            if name in finished:
-                commits.append(finished[name])
-                tell(step.name, "rows", finished[name].rows)
-                continue
-            tell(step.name, "total", len(span))
-            made = _make_part(step, span, work, ledger, name, tolerates, source)
-            tell(step.name, "total", made["rows"] - len(span))  # what was dropped is done, too
-            before, inputs = inputs, run.inputs(place, shard)  # a listing learns its file's hash while it reads it
-            if inputs is None or (place and before is not None and before != inputs):
-                raise Incomplete(f"what {ledger.folder}/{name} was made from was changed meanwhile: run again")
-            commits.append(Commit(recipe=recipe, inputs=inputs, made_by=maker(), **made))
-            if n_parts > 1:
-                ledger.write(name, commits[-1])
-    whole = commits[0] if n_parts == 1 else _joined(commits)
-    ledger.write(shard_name(shard), whole)
-    log.info(
-        "%s/%s: %d rows, dropped %s",
-        ledger.folder,
-        shard_name(shard),
-        whole.rows,
-        dict(whole.dropped) or "none",
+    """Makes a step of a shard and commits it; again, if another job wrote to it at the same time, as in a bucket."""
+    ledger, name = run.ledger(run.steps[place]), shard_name(shard)
+    for _ in range(TRIES):
+        making = _Making(run, place, shard, tell)
+        whole = making.whole()
+        making.commit(whole)
+        lost = making.lost()
+        if not lost:
+            log.info("%s/%s: %d rows, dropped %s", ledger.folder, name, whole.rows, dict(whole.dropped) or "none")
+            return whole
+        log.warning("another job wrote %s at the same time", ", ".join(f"{ledger.folder}/{part}" for part in lost))
+        for part in making.parts.keys() & lost:
+            claims.settle(ledger, part)
+    raise DatakitError(
+        f"another job keeps writing to {ledger.folder}/{name}: let only one of them work on a shard, by --slice"
     )
-    return whole
+
+
+class _Making:
+    """One step of a shard while it is made, part by part."""
+
+    def __init__(self, run: Run, place: int, shard: int, tell: Tell) -> None:
+        self.run, self.place, self.shard, self.tell = run, place, shard, tell
+        self.step = run.steps[place]
+        self.ledger, self.work = run.ledger(self.step), run.work(self.step, tell)
+        self.parts = self._parts()
+        self._found: dict[str, Commit] = {}
+        self._written: dict[str, claims.Stamps] = {}  # by part: the files that this job wrote
+
+    def _parts(self) -> dict[str, Rows]:
+        """The parts by name, and the rows that each is made from."""
+        upstream = None
+        if self.place:
+            before = self.run.ledger(self.run.steps[self.place - 1])
+            upstream = before.read(shard_name(self.shard))
+            check_tables(before, upstream.parts if upstream else [])
+        rows = _upstream_rows(self.run, self.place, self.shard, upstream)
+        per_part = self.step.stage.rows_per_part or max(1, len(rows))
+        starts = range(0, max(1, len(rows)), per_part)
+        return {
+            shard_name(self.shard, nth if len(starts) > 1 else None): replace(
+                rows, start=at, stop=min(at + per_part, len(rows))
+            )
+            for nth, at in enumerate(starts)
+        }
+
+    def whole(self) -> Commit:
+        """The commit of the shard. Parts that are done are kept; those that another job commits meanwhile are taken."""
+        for name in self.parts:
+            self._take(name)
+        while todo := [name for name in self.parts if name not in self._found]:
+            with self.step.stage.opened([self.parts[name] for name in todo], self.work) as source:
+                for name in todo:
+                    if name != todo[0] and self._take(name):
+                        break  # what is opened begins anew without it
+                    with suppress(_Taken):
+                        self._make(name, source)
+        commits = [self._found[name] for name in self.parts]
+        return commits[0] if len(commits) == 1 else _joined(commits)
+
+    def _take(self, name: str) -> bool:
+        """Whether a part is done, by this job or by another."""
+        if name in self._found or (commit := self.ledger.read(name)) is None:
+            return name in self._found
+        inputs = self.run.inputs(self.place, self.shard)
+        if inputs is not None and self.ledger.state(name, self.run.recipes[self.place], inputs) == "done":
+            self._found[name] = commit
+            self.tell(self.step.name, "rows", commit.rows)
+        return name in self._found
+
+    def _make(self, name: str, source: Any) -> None:
+        """Makes a part and commits it, unless it is the shard's only one. Raises _Taken."""
+
+        def last_look() -> None:
+            claims.hold_to(self.ledger, self.run.step_recipe(self.step))
+            if self._take(name):
+                raise _Taken
+
+        before = self.run.inputs(self.place, self.shard)
+        rows = self.parts[name]
+        self.tell(self.step.name, "total", len(rows))
+        tolerates = self.step.tolerates if self.run.tolerates is None else self.run.tolerates
+        made, written = _make_part(self.step, rows, self.work, self.ledger, name, tolerates, source, last_look)
+        self.tell(self.step.name, "total", made["rows"] - len(rows))  # what was dropped is done, too
+        # A listing learns its file's hash while it reads it.
+        inputs = self.run.inputs(self.place, self.shard, made=True)
+        if inputs is None or (self.place and before is not None and before != inputs):
+            raise _Changed(f"what {self.ledger.folder}/{name} was made from was changed meanwhile: run again")
+        commit = Commit(recipe=self.run.recipes[self.place], inputs=inputs, made_by=maker(), **made)
+        self._found[name], self._written[name] = commit, written
+        if len(self.parts) > 1:
+            self._commit(name, commit)
+
+    def commit(self, whole: Commit) -> None:
+        """Declares the shard done."""
+        self._commit(shard_name(self.shard), whole)
+
+    def _commit(self, name: str, commit: Commit) -> None:
+        self.ledger.write(name, commit)
+        self._written.setdefault(name, {}).update(claims.stamps(self.ledger, [f"{name}.commit.json"]))
+
+    def lost(self) -> list[str]:
+        """The parts of which a file isn't any more as this job wrote it, once the shard is committed."""
+        return [name for name, files in self._written.items() if claims.stamps(self.ledger, files) != files]
 
 
 def _upstream_rows(run: Run, place: int, shard: int, upstream: Commit | None) -> Rows:
@@ -206,10 +300,30 @@ def committed_rows(run: Run, step: Step, shard: int, parts: list[Part]) -> Rows:
     return Rows(run.store, shard, files, 0, sum(part.rows for part in parts))
 
 
+def check_tables(ledger: Ledger, parts: list[Part]) -> None:
+    """Raises SourceError when a table that is about to be read isn't as it was committed. Tars check their pictures."""
+    for part in parts:
+        if wrong := ledger.wrong(part.table):
+            raise SourceError(
+                f"{ledger.store.root}/{ledger.folder}/{part.table.name} can't be used: {wrong}. Run "
+                "`datakit verify --repair`, which says how to have it again"
+            )
+
+
 def _make_part(
-    step: Step, rows: Rows, work: Work, ledger: Ledger, name: str, tolerates: float, source: Any
-) -> dict[str, Any]:
-    """Runs the stage over some rows and publishes tar, then table; the commit is the caller's."""
+    step: Step,
+    rows: Rows,
+    work: Work,
+    ledger: Ledger,
+    name: str,
+    tolerates: float,
+    source: Any,
+    last_look: Callable[[], None],
+) -> tuple[dict[str, Any], claims.Stamps]:
+    """Runs the stage over some rows and publishes tar, then table; the commit is the caller's.
+
+    Nothing is published if `last_look` raises, once all is made.
+    """
     with ExitStack() as published:
         table = published.enter_context(work.store.publish(work.path(f"{name}.parquet")))
         tar_name = f"{ledger.folder}/{name}.tar"
@@ -234,20 +348,24 @@ def _make_part(
         _hold_ceiling(out, writer.rows, tolerates, f"{ledger.folder}/{name}", work.manifest.name)
         writer.close()
         out.close()
+        last_look()
         if out.log:
             write_log(work.store, work.path(f"log/{name}.parquet"), out.log)
-    files: dict[str, Any] = {}
+    files: dict[str, File] = {}
+    stamps: claims.Stamps = {}
     for kind, sink in (("table", table), ("tar", out.sink)):
         if sink is not None and sink.written is not None:
             ending = "parquet" if kind == "table" else "tar"
             files[kind] = File(f"{name}.{ending}", sink.written.size_bytes, sink.written.xxh3)
-    part = Part(name=name, rows=writer.rows, **files)
-    return {
+            stamps[files[kind].name] = sink.stamp
+    part = Part(name=name, rows=writer.rows, table=files["table"], tar=files.get("tar"))
+    made = {
         "rows": writer.rows,
         "dropped": dict(sorted(out.dropped.items())),
         "faults": dict(sorted(out.faults.items())),
         "parts": [part],
     }
+    return made, stamps
 
 
 def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str, dataset: str) -> None:

@@ -7,7 +7,9 @@ Raise `version` when the code makes other bytes than before.
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -48,9 +50,11 @@ def known_file(path: Path) -> dict[str, Any] | None:
 
 
 def intact(path: Path) -> bool:
-    """Whether a download is there with the size that it had when it came."""
+    """Whether a download is there with the size that it had when it came; a user's file, read in place, is there."""
     said = known_file(path)
-    return said is not None and path.is_file() and path.stat().st_size == said.get("size_bytes")
+    if said is None or not path.is_file():
+        return False
+    return path.is_symlink() or path.stat().st_size == said.get("size_bytes")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Work:
     limit: int | None = None  # rows of each annotation file that a trial reads
     imports: str | None = None  # an output folder of img2dataset to take pictures from
     tell: Tell = silent
+    made: bool = False  # whether it is asked what something was made from, not what it would be made from now
 
     def path(self, name: str) -> str:
         """A name of this step's folder, relative to the root."""
@@ -73,11 +78,19 @@ class Work:
 
     @property
     def scratch(self) -> Path:
-        """A folder on the disk of the root, or of the cache beside a bucket, for what is only needed meanwhile."""
-        return self.store.downloads.parent
+        """A folder on the disk of the root, or of the cache beside a bucket, for what is only needed meanwhile.
 
-    def download(self, address: str) -> downloads.Downloaded:
-        """A whole, checked upstream file; fetched if it isn't there. Raises DownloadError."""
+        The system's own where that can only be read.
+        """
+        folder = self.store.downloads.parent
+        closed = folder.exists() and not os.access(folder, os.W_OK)
+        return Path(tempfile.gettempdir()) if closed else folder
+
+    def download(self, address: str, *, in_place: bool = False) -> downloads.Downloaded:
+        """A whole, checked upstream file; fetched if it isn't there. Raises DownloadError.
+
+        With `in_place` a file of this machine is read where it is, and not copied.
+        """
         address = self.manifest.at_commit(address)
         size, sha256 = self.manifest.expect(address)
 
@@ -87,21 +100,36 @@ class Work:
             self.tell(self.step, f"download {address}", done)
 
         expect = downloads.Expect(size_bytes=size, sha256=sha256)
-        return downloads.download(address, self.store.downloads, hosts=self.hosts, expect=expect, tell=tell)
+        place = self.store.downloads
+        return downloads.download(address, place, hosts=self.hosts, expect=expect, in_place=in_place, tell=tell)
 
     def known(self, address: str) -> dict[str, Any] | None:
-        """The sidecar of a file that was downloaded once, even if it was cleaned since; no network."""
+        """The sidecar of a file that was downloaded once, even if it was cleaned since; no network.
+
+        When it was taken from a file of the user's that was edited since, what that one has become; but where it is
+        asked for what was `made`, a copy is what it was made from, whatever the original is by then.
+        """
         address = self.manifest.at_commit(address)
-        return downloads.changed(address, self.store.downloads) or known_file(self.local(address))
+        path = self.local(address)
+        if self.made and not path.is_symlink():
+            return known_file(path)
+        return downloads.edited(address, self.store.downloads) or known_file(path)
 
     def distrust(self, address: str, error: SourceError) -> SourceError:
-        """Puts a download aside that can't be read, and returns the error with the way on."""
+        """Puts a download aside that can't be read, and returns the error with the way on.
+
+        Of a file of the user's only our copy or our link goes.
+        """
         path = self.local(address)
-        if not path.exists():
+        own = downloads.own_file(self.manifest.at_commit(address), self.store.downloads)
+        if own is None and not path.exists():
             return error
+        path.with_name(f"{path.name}.download.json").unlink(missing_ok=True)
+        if own is not None:
+            path.unlink(missing_ok=True)
+            return type(error)(f"{str(error).rstrip('.')}. That is {own}: mend it, and run the same command again")
         bad = path.with_name(f"{path.name}.bad")
         path.replace(bad)
-        path.with_name(f"{path.name}.download.json").unlink(missing_ok=True)
         return type(error)(f"{str(error).rstrip('.')}. It was put aside as {bad}; the same command fetches it anew")
 
     def local(self, address: str) -> Path:

@@ -7,27 +7,33 @@ is the rename. Nothing else in datakit opens a file of the root for writing.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
+import re
 import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import xxhash
 
+from datakit import locks
 from datakit.errors import StorageError, UsageError
 from datakit.refusals import Remote, store_errors
 
 # Object stores keep what was written, and show a file whole or not at all.
 OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "oss", "oci")
 _HOST = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.~]+)~(?P<pid>\d+)-[0-9a-f]{8}\.tmp(\.\w+)?")
+_GONE = re.compile(r"\..+\.[0-9a-f]{8}\.gone")
+QUIET_S = 24 * 3600.0  # a temporary that nobody wrote to for so long is dead, where no lock tells
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Written:
 
 
 class Sink(io.RawIOBase):
-    """A file being written, hashed as it goes. `written` is set once it is published."""
+    """A file being written, hashed as it goes. `written` is set once it is published, and `stamp` by a Store then."""
 
     def __init__(self, raw: BinaryIO, name: object) -> None:
         super().__init__()
@@ -52,6 +58,7 @@ class Sink(io.RawIOBase):
         self._size = 0
         self._abandoned = False
         self.written: Written | None = None
+        self.stamp: str | None = None
 
     def abandon(self) -> None:
         """Lets later writes go nowhere: a Parquet writer still writes its footer when it is thrown away."""
@@ -162,13 +169,16 @@ class Store:
         if self.local:
             with published(self.path(name)) as sink:
                 yield sink
+            sink.stamp = self.stamp(name)
             return
-        with tempfile.TemporaryDirectory(prefix="datakit-") as folder:
-            part = Path(folder, "part")
-            with part.open("wb") as raw, _finished(Sink(cast(BinaryIO, raw), part)) as sink:
+        # A file without a name, so that a kill leaves nothing; it is put as a whole, which `fs.open` can't promise.
+        with tempfile.TemporaryFile() as raw:
+            with _finished(Sink(cast(BinaryIO, raw), tempfile.gettempdir())) as sink:
                 yield sink
+            raw.seek(0)
             with store_errors(f"{self.root}/{name}"):
-                self._fs.put_file(str(part), self._remote(name))
+                self._fs.put_file(f"/dev/fd/{raw.fileno()}", self._remote(name))
+            sink.stamp = self.stamp(name)
 
     def write(self, name: str, data: bytes) -> Written:
         with self.publish(name) as sink:
@@ -202,6 +212,15 @@ class Store:
                 return self.path(name).stat().st_size if self.local else int(self._fs.size(self._remote(name)))
             except (FileNotFoundError, NotADirectoryError):
                 return None
+
+    def quiet(self, name: str) -> bool:
+        """Whether a file of a bucket was written a day ago or earlier; False where the bucket doesn't say."""
+        with store_errors(f"{self.root}/{name}", "look at"):
+            try:
+                written: datetime = self._fs.modified(self._remote(name))
+            except (FileNotFoundError, NotImplementedError):
+                return False
+        return datetime.now(UTC) - written.replace(tzinfo=written.tzinfo or UTC) > timedelta(seconds=QUIET_S)
 
     def names(self, folder: str) -> list[str]:
         """Sorted names of the published files and folders of a folder; empty when there is none."""
@@ -239,7 +258,8 @@ class Store:
             if self.local:
                 self.path(name).unlink(missing_ok=True)
             elif self._fs.exists(self._remote(name)):
-                self._fs.rm_file(self._remote(name))
+                with suppress(FileNotFoundError):  # another job removed it meanwhile
+                    self._fs.rm_file(self._remote(name))
 
     def remove_folder(self, folder: str) -> None:
         with store_errors(f"{self.root}/{folder}"):
@@ -247,19 +267,35 @@ class Store:
                 if self.path(folder).exists():
                     # Renamed first, so that a kill in the middle leaves nothing that looks like a folder of ours.
                     doomed = self.path(folder).with_name(f".{self.path(folder).name}.{secrets.token_hex(4)}.gone")
-                    self.path(folder).rename(doomed)
-                    shutil.rmtree(doomed)
+                    with suppress(FileNotFoundError):  # another job removed it meanwhile
+                        self.path(folder).rename(doomed)
+                        _remove_tree(doomed)
             elif self._fs.exists(self._remote(folder)):
                 self._fs.rm(self._remote(folder), recursive=True)
 
     def sweep(self, folder: str) -> None:
-        """Removes temporary files that killed processes of this host left in a folder."""
+        """Removes what killed processes left in a folder and in all below it; see `sweep`."""
+        if self.local:
+            sweep(self.path(folder), below=True)
+
+    def held(
+        self, name: str, *, shared: bool = False, wait: bool = True, waiting: Callable[[], None] | None = None
+    ) -> AbstractContextManager[bool]:
+        """`locked` for a name of the root. A bucket has no locks: there it is always held, and keeps nobody out."""
         if not self.local:
-            return
-        for left in self.path(folder).glob(f".*.{_HOST}~*.tmp"):
-            pid = left.name.split("~")[-1].split("-")[0]
-            if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc").exists():
-                left.unlink(missing_ok=True)
+            return nullcontext(True)
+        return locked(self.path(name), shared=shared, wait=wait, waiting=waiting)
+
+    def stamp(self, name: str) -> str | None:
+        """What changes whenever a file is written anew, be it with the same bytes; None when there is none."""
+        with store_errors(f"{self.root}/{name}", "look at"):
+            try:
+                if self.local:
+                    about = self.path(name).stat()
+                    return f"{about.st_dev} {about.st_ino} {about.st_mtime_ns} {about.st_size}"
+                return str(self._fs.ukey(self._remote(name)))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
 
 @contextmanager
@@ -274,24 +310,36 @@ def _finished(sink: Sink) -> Iterator[Sink]:
 
 
 @contextmanager
+def temporary(beside: Path, *, suffix: str = "") -> Iterator[tuple[BinaryIO, Path]]:
+    """A file of this process alone in the folder of `beside`, open for writing; removed at the end, if still there.
+
+    It is locked as long as it is open, and a kill lets go of the lock: so `sweep` knows those that are in use.
+    """
+    with store_errors(beside):
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            name = f".{beside.name}.{_HOST}~{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}"
+            path = beside.with_name(name)
+            raw = path.open("x+b", buffering=1 << 16)
+            if locks.flock(raw.fileno(), locks.ALONE) is not False and locks.stands(path, raw.fileno()):
+                break
+            raw.close()  # swept between the two
+    try:
+        yield raw, path
+    finally:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a full disk fails again on close; the first error is the one to tell
+            raw.close()
+
+
+@contextmanager
 def published(final: Path) -> Iterator[Sink]:
     """A file outside the root that stands under its name only when the block has ended well."""
-    temporary = final.with_name(f".{final.name}.{_HOST}~{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with store_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        raw = temporary.open("wb", buffering=1 << 16)
-    try:
-        try:
-            with _finished(Sink(raw, final)) as sink:
-                yield sink
-        finally:
-            with suppress(OSError):  # a full disk fails again on close; the first error is the one to tell
-                raw.close()
+    with temporary(final) as (raw, path):
+        with _finished(Sink(raw, final)) as sink:
+            yield sink
         with store_errors(final):
-            replace(temporary, final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            replace(path, final)
 
 
 def publish_file(path: Path, data: bytes) -> None:
@@ -307,14 +355,60 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock, so that two jobs on one machine or share don't fetch one file twice."""
-    with store_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def sweep(folder: Path, *, below: bool = False) -> None:
+    """Removes temporaries and half-removed folders that killed processes left in a folder, or also in all `below` it.
+
+    A temporary is in use while its lock is held. Locks of another host may not be seen on a shared file system, and
+    some file systems have none: there it has to be untouched for a day, too.
+    """
+    for here, folders, names in os.walk(folder):
+        if not os.access(here, os.W_OK):
+            continue
+        for name in names:
+            if found := _TEMPORARY.fullmatch(name):
+                _sweep_temporary(Path(here, name), found["host"], found["pid"])
+        for name in filter(_GONE.fullmatch, folders):
+            _remove_tree(Path(here, name))
+        folders[:] = [name for name in folders if below and not _GONE.fullmatch(name)]
+
+
+def _sweep_temporary(path: Path, host: str, pid: str) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        handle = os.open(path, os.O_RDWR)
+    except (FileNotFoundError, PermissionError):  # renamed meanwhile, or another user's
+        return
+    try:
+        free = locks.flock(handle, locks.ALONE)
+        if free is False:
+            return
+        quiet = time.time() - os.fstat(handle).st_mtime > QUIET_S
+        alive = host == _HOST and Path("/proc", pid).exists()
+        if (free and host == _HOST) or (quiet and (free or not alive)):
+            path.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def _remove_tree(doomed: Path) -> None:
+    while doomed.exists():
+        with suppress(FileNotFoundError):  # another job sweeps it, too
+            shutil.rmtree(doomed)
+
+
+@contextmanager
+def locked(
+    path: Path, *, shared: bool = False, wait: bool = True, waiting: Callable[[], None] | None = None
+) -> Iterator[bool]:
+    """Holds a lock, so that jobs on one machine or share don't do the same thing twice; yields whether it is held.
+
+    It always is, unless `wait` is False and another has it. `shared` keeps out only those who want it alone. `waiting`
+    is called before it waits for another. The lock's file stays, and where there can be none it goes on without: on
+    a file system without locks, and in a folder that this user can't write to, so that nothing can be made there.
+    """
+    with store_errors(path):
+        handle, held = locks.take(path, locks.SHARED if shared else locks.ALONE, wait=wait, waiting=waiting)
+    try:
+        yield held
+    finally:
+        if handle is not None:
+            os.close(handle)

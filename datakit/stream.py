@@ -31,10 +31,6 @@ from datakit.order import WINDOW, Order, Window
 from datakit.record import Record, decode
 
 _OPEN_TARS = 64  # file handles kept; a window holds about ten
-_CHANGED = (
-    "{!r} isn't what the mix was made from: it was packed again since, or is damaged. `datakit verify` tells which; "
-    "make the mix again with `datakit build-mix`"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +52,16 @@ class _Index:
 
 
 class Stream:
-    """Random access to an endless, shuffled, reproducible sequence of samples. Safe to pickle."""
+    """Random access to an endless, shuffled, reproducible sequence of samples. Safe to pickle.
 
-    def __init__(self, mix: str | Path, seed: int = 0, *, window: int = WINDOW) -> None:
+    MixError when a tar was packed again since the mix was made, by the commits beside the tars; a pickled copy doesn't
+    look at them again.
+    """
+
+    def __init__(self, mix: str | Path, seed: int = 0, *, window: int = WINDOW, checked: bool = False) -> None:
         self.mix, self._folder = mixes.read(mix)
+        if not checked:
+            mixes.check(self.mix, self._folder)
         self._path, self.seed, self._window_samples = str(mix), seed, window
         self._entries = [shard for shard in self.mix.entries() if shard.samples]
         self._order = Order([shard.samples for shard in self._entries], seed=seed, window=window)
@@ -146,7 +148,7 @@ class Stream:
         where = mixes.locate(self._folder, shard.index)
         data = self._remote(where).cat_file(where) if "://" in where else _read_file(where)
         if xxhash.xxh3_128(data).hexdigest() != shard.index_xxh3:
-            raise MixError(_CHANGED.format(where))
+            raise MixError(self._changed(where))
         table = pq.read_table(pa.BufferReader(data), columns=["json_offset", "json_bytes", "images"])
         images = table["images"].combine_chunks()
         flat = images.flatten()
@@ -166,7 +168,7 @@ class Stream:
         else:
             data = os.pread(self._open(where, shard.size_bytes), last - first, first)
         if len(data) != last - first:
-            raise MixError(_CHANGED.format(where))
+            raise MixError(self._changed(where))
         return [bytes(data[at - first : at - first + size]) for at, size in places.tolist()]
 
     def _open(self, where: str, size_bytes: int) -> int:
@@ -180,11 +182,14 @@ class Stream:
             raise MixError(f"can't open {where!r}: {error}. `datakit verify` says what is whole") from error
         if os.fstat(handle).st_size != size_bytes:
             os.close(handle)
-            raise MixError(_CHANGED.format(where))
+            raise MixError(self._changed(where))
         self._files[where] = handle
         if len(self._files) > _OPEN_TARS:
             os.close(self._files.popitem(last=False)[1])
         return handle
+
+    def _changed(self, where: str) -> str:
+        return mixes.CHANGED.format(where, mixes.command(self.mix))
 
     def _remote(self, where: str) -> Any:
         if self._fs is None:
@@ -195,7 +200,7 @@ class Stream:
 
 
 def _again(path: str, seed: int, window: int) -> Stream:
-    return Stream(path, seed, window=window)
+    return Stream(path, seed, window=window, checked=True)
 
 
 def _read_file(where: str) -> bytes:

@@ -14,6 +14,9 @@ Differs from the guide and its scripts (data_prepare/ of NVlabs/VILA), and why:
   code when they are opened. No counts to copy by hand (E11), no tail to drop (E13).
 - COYO: 25 million rows are fetched, not the 149.4 million of which upstream's scripts keep the pictures and its
   training uses 25: which 25 is our reading, as the recipe `coyo25m` says. Ties, order and floor as in `coyo_vila`.
+- Pictures of COYO and MMC4 have VILA's sizes to the pixel, by another filter: SSIM 0.97, see `coyo_vila`.
+- MMC4: a picture stands before the sentence of its `matched_text_index`, as in VILA's loader; before the one that the
+  similarity matrix gives it only where a document lacks these.
 - FLAN: the stride is whole numbers; upstream's float32 repeats rows and can run past the end (E14). Only the row groups
   that hold a chosen row are read, where upstream has 378 million strings in memory and downloads 70 GB of unused JSON.
 - M3IT: its JSON Lines are read, not its loader script, which new `datasets` refuse; a line break stands between
@@ -42,9 +45,10 @@ ARCHIVES = (
 
 DOCUMENTS = (
     Step(name="list", stage=Listing()),
-    # SOURCE mmc4/mmc4_downloader.py: shorter side > 336 becomes 336, JPEG of Pillow's quality 75. Documents with a
-    # dead picture count: half of them are usual (mmc4 issue 14, and rot since); 90 % is a network down.
-    Step(name="fetch", stage=Fetch(max_short_side_px=336, quality=75), tolerates=0.9),
+    # SOURCE mmc4/mmc4_downloader.py: shorter side > 336 becomes 336, the other int() of it, JPEG of Pillow's quality
+    # 75. Documents with a dead picture count: half of them are usual (mmc4 issue 14, and rot since); 90 % is a network
+    # down.
+    Step(name="fetch", stage=Fetch(max_short_side_px=336, quality=75, rounding="down"), tolerates=0.9),
     Step(name="pack", stage=Pack(missing="drop_sample")),  # SOURCE mmc4/mmc4_filter_and_counter.py: all or nothing
 )
 
@@ -54,8 +58,8 @@ STEPS = {
         Step(name="list", stage=Listing()),
         # 25 million by NVlabs/VILA issue 207, of the 746,972,269 rows by COYO's README; SOURCE: clip_sim > 0.6
         Step(name="top25m", stage=ClipTop(share=25_000_000 / 746_972_269, floor=0.60)),
-        # SOURCE coyo/coyo_downloader.py: size_limit = 336, JPEG quality 75. 90 % failing is a network down.
-        Step(name="fetch", stage=Fetch(max_short_side_px=336, quality=75), tolerates=0.9),
+        # SOURCE coyo/coyo_downloader.py: size_limit = 336, int(), JPEG quality 75. 90 % failing is a network down.
+        Step(name="fetch", stage=Fetch(max_short_side_px=336, quality=75, rounding="down"), tolerates=0.9),
         Step(name="pack", stage=Pack()),
     ),
     "mmc4_core": DOCUMENTS,

@@ -17,6 +17,7 @@ from datakit.add import files, hub
 from datakit.errors import ManifestError, UsageError
 from datakit.miniature import Miniature
 from datakit.stream import Stream
+from datakit.web.hosts import Hosts
 
 QINSTRUCT = "/datasets/teowu/Q-Instruct/resolve/main/"
 
@@ -337,7 +338,7 @@ def test_an_archive_in_numbered_parts_is_one_source():
 def test_an_archive_whose_names_would_be_a_download_is_left_to_the_person(upstream, monkeypatch):
     for name, value in upstream.env.items():
         monkeypatch.setenv(name, value)
-    repository = hub.Hub("liuhaotian/LLaVA-Pretrain", "main")
+    repository = hub.Hub("liuhaotian/LLaVA-Pretrain", "main", Hosts())
     names = hub.names_in(repository, "images.zip")
     monkeypatch.setattr(hub, "LOOK_BYTES", 10)
     found = add.Found("t", {}, {}, "llava", "instruct")

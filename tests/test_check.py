@@ -49,6 +49,11 @@ def said(*values):
     return [{"from": ("human", "gpt")[i % 2], "value": v} for i, v in enumerate(values)]
 
 
+def as_user(turns):
+    """Turns of which the human is called `user`."""
+    return [{**turn, "from": "user" if turn["from"] == "human" else turn["from"]} for turn in turns]
+
+
 def row(n, *values, **more):
     return {"id": f"r{n}", "image": f"pics/{n}.jpg", "conversations": said(*(values or ("<image>\nQ", "A"))), **more}
 
@@ -133,7 +138,7 @@ def test_the_table_names_rows_ids_and_values(user):
     assert "HTML instead of a picture" in got.out
     assert "unreadable picture" in got.out
     assert "row " in got.out and " id " in got.out and ".jpg" in got.out
-    assert got.out.index("missing picture") < got.out.index("key `model`")
+    assert got.out.index("missing picture") < got.out.index("id isn't a string")
 
 
 @pytest.mark.parametrize(
@@ -153,8 +158,12 @@ def test_the_table_names_rows_ids_and_values(user):
         ({**row(0), "id": 7}, {"id_type": 1}),
         ({"idx": 7, "conversations": said("Q", "A")}, {"id_key": 1, "id_type": 1}),
         ({"conversations": said("Q", "A")}, {"id_missing": 1}),
-        (row(0, model=""), {"model_key": 1}),
+        (row(0, model="", label="a"), {"unkept_key": 2}),
         ({"id": "t", "conversations": [{"from": "robot", "value": "Q"}]}, {"unknown_role": 1}),
+        ({"id": "t", "conversations": as_user(said("Q", "A"))}, {"role_name": 1}),
+        ({"id": "t", "conversations": as_user(said("Q", "A", "Q2"))}, {"roles": 1}),
+        ({"id": "t", "conversations": as_user(said("Q", "A"))[::-1]}, {"first_turn": 1, "roles": 1}),
+        ({"id": "t", "conversations": said("Q", "A \ud83d")}, {"surrogate": 1}),
         ({"id": "t", "text": "Q"}, {"malformed": 1}),
         (row(0, image="elsewhere/0.jpg"), {"no_source": 1}),
         (row(0), {}),

@@ -2,12 +2,17 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from PIL import Image
-from users import settings, typed
+from users import KILLED, settings, typed
 
 from datakit import export, manifest
 from datakit.export import HF_FEATURES, Exported, conversations, is_path
@@ -92,7 +97,7 @@ def test_every_kept_record_goes_all_the_way_round_up_to_its_repairs(packed, buil
     assert got.code == 0
     assert len(made) == len(repairs) == len(getattr(upstream.expected, dataset).kept)
     for mine, number in zip(made, sorted(repairs), strict=True):
-        theirs = {name: rows[number][name] for name in ("id", "image", "conversations") if name in rows[number]}
+        theirs = dict(rows[number])
         if "id_type" in repairs[number]:
             assert not isinstance(theirs["id"], str)
             theirs["id"] = str(theirs["id"])
@@ -114,6 +119,7 @@ ODD = [  # rows, and the repairs by which what is written differs from them
     ({"id": "d", "image": ["0.jpg"], "conversations": [("human", "Q\n<image>"), ("gpt", "A")]}, ["image_form"]),
     ({"id": "e", "image": "1.jpg", "conversations": [("human", "see <image> ?"), ("gpt", "A")]}, ["line_breaks"]),
     ({"id": "f", "image": "1.jpg", "conversations": [("human", "Q"), ("gpt", "A")]}, ["mark_added"]),
+    ({"id": "g", "conversations": [("user", "Q"), ("assistant", "A"), ("human", "Q2"), ("gpt", "A2")]}, ["role_name"]),
 ]
 
 
@@ -141,6 +147,10 @@ def test_odd_rows_go_all_the_way_round_up_to_what_their_repairs_name(upstream, t
         "id_missing": ("id", "4"),
         "image_form": ("image", "0.jpg"),
         "line_breaks": ("conversations", [{"from": "human", "value": "see \n<image>\n ?"}, *said("A")]),
+        "role_name": (
+            "conversations",
+            [{"from": ("human", "gpt")[n % 2], "value": what} for n, what in enumerate(["Q", "A", "Q2", "A2"])],
+        ),
         "mark_added": ("conversations", [{"from": "human", "value": "<image>\nQ"}, *said("A")]),
     }
     for mine, theirs, (_, repairs) in zip(made, rows, ODD, strict=True):
@@ -289,6 +299,7 @@ def record(*messages, images=0):
         (record(("user", "of <image>"), ("assistant", "A")), ["of <image>", "A"]),
         (record(("assistant", IMAGE, "C"), images=1), ["<image>", "C"]),
         (record(("assistant", "t", IMAGE, "C"), images=1), "document"),
+        (msgspec.structs.replace(record(("assistant", IMAGE, "C"), images=1), attrs={"interleaved": True}), "document"),
         (record(("assistant", "text")), "document"),
         (record(("user", "Q")), "roles"),
         (record(("user", "Q"), ("assistant", IMAGE), images=1), "picture_in_answer"),
@@ -309,7 +320,7 @@ def test_a_datasets_folder_has_messages_and_images_in_the_same_order(packed, bui
 
     assert got.code == 0
     assert (tmp_path / "out/data/train-00000-of-00001.parquet").is_file()
-    assert loaded.column_names == ["key", "messages", "images"]
+    assert loaded.column_names == ["key", "messages", "images", "model"]
     assert tuple(loaded["key"]) == upstream.expected.llava665k.kept
     rows = upstreams_rows(upstream, "llava665k")
     for sample in loaded:
@@ -333,7 +344,7 @@ def test_several_pictures_of_a_sample_keep_their_order(tmp_path):
     samples = [(record(("user", IMAGE, "a", IMAGE, IMAGE), ("assistant", "b"), images=3), drawn)] * 3
 
     with Store(str(tmp_path)).publish("data/train-00000-of-00001.parquet") as sink:
-        export._write_parquet(iter(samples), sink, Exported())
+        export._write_parquet(iter(samples), sink, {}, Exported())
     loaded = datasets.load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache"))["train"]
 
     assert [p.getpixel((0, 0)) for p in loaded[2]["images"]] == [(255, 0, 0), (0, 0, 255), (255, 255, 255)]
@@ -347,7 +358,7 @@ def test_row_groups_are_cut_by_bytes_so_that_memory_stays_small(tmp_path, monkey
     samples = [(record(("user", IMAGE), ("assistant", "b"), images=1), [(bytes(600), "jpg")])] * 5
 
     with Store(str(tmp_path)).publish("x.parquet") as sink:
-        export._write_parquet(iter(samples), sink, Exported())
+        export._write_parquet(iter(samples), sink, {}, Exported())
 
     about = pq.ParquetFile(tmp_path / "x.parquet").metadata
     assert [about.row_group(n).num_rows for n in range(about.num_row_groups)] == [2, 2, 1]
@@ -387,3 +398,21 @@ def test_a_tar_that_was_cut_is_refused(user, tmp_path):
     assert got.code == 1
     assert "datakit fetch qinstruct" in got.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["llava", "hf"])
+def test_an_export_that_was_killed_goes_on_and_leaves_nothing_else(built, upstream, tmp_path, form):
+    env = {**os.environ, **settings(upstream, built)}
+    command = ["export", "qinstruct", "--format", form, "--out"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    typed(" ".join([*command, str(whole)]), settings(upstream, built))
+
+    for after in (0, 1, 3):
+        killed = [sys.executable, "-c", KILLED, *command, str(cut)]
+        died = subprocess.run(killed, env={**env, "CUT_AFTER": str(after)}, capture_output=True, check=False)
+        assert died.returncode in (-signal.SIGKILL, 0), died
+        assert any(path.name.startswith(".") for path in cut.rglob("*")) or not died.returncode
+    got = typed(" ".join([*command, str(cut)]), settings(upstream, built))
+
+    assert got.code == 0, got
+    assert files(cut) == files(whole)

@@ -227,16 +227,18 @@ def test_an_archive_of_the_same_size_that_takes_anothers_place_is_read_by_its_ow
     assert list(packed(user.root, "swapped").values()) == [one, two]
 
 
-def test_a_folder_that_cant_be_opened_is_passed_over_and_nothing_is_cleaned_meanwhile(user):
+def test_while_nobody_knows_what_a_dataset_needs_no_download_is_cleaned_and_status_passes_it_over(user):
     by_hand(user)
-    assert user("fetch mine --without far").code == 0
-    (user.root / "mine.gone").mkdir()
+    assert user("build-mix mine --fetch --without far").code == 0
+    (user.root / "mine.gone/list").mkdir(parents=True)
+    (user.root / "mine.gone/list/recipe.json").write_text("{}")
 
     seen = user("status")
     cleaned = user("clean mine")
 
     assert seen.code == 0 and "mine/fetch" in seen.out
-    assert cleaned.code == 2 and "no subset 'gone'" in cleaned.err
+    assert cleaned.code == 0 and "no download goes: 'mine.gone'" in cleaned.out
+    assert "mine/list/00000.parquet" in cleaned.out and "downloads/" not in cleaned.out
 
 
 def test_a_rebuild_takes_all_that_came_of_what_it_makes_anew(user):

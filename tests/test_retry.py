@@ -361,3 +361,47 @@ def test_a_retry_killed_between_the_commits_of_part_and_shard_counts_right(upstr
     assert sum((Counter(c.faults) for c in ledger.commits().values()), Counter()) == outcomes(user.root) - Counter(
         ok=outcomes(user.root)["ok"]
     )
+
+
+def test_a_retry_killed_before_it_removes_the_old_table_leaves_none_once_it_is_run_again(
+    upstream, user, small_parts, monkeypatch
+):
+    user("fetch coyo --shards 0-3")
+    cure(upstream, user.root)
+    drop = Ledger._drop
+
+    def dies(self, names):
+        if list(names):
+            raise InterruptedError
+
+    monkeypatch.setattr(Ledger, "_drop", dies)
+    with pytest.raises(InterruptedError):
+        user("fetch coyo --retry")
+    monkeypatch.setattr(Ledger, "_drop", drop)
+    left = tables_and_tars(user.root) - named(user.root)
+
+    user("fetch coyo --retry")
+
+    assert left
+    assert tables_and_tars(user.root) == named(user.root)
+
+
+def test_clean_removes_what_no_commit_names(upstream, user):
+    user("fetch coyo --shards 0-1")
+    user("build-mix coyo")
+    for step, name in (("fetch", "00000.r1.parquet"), ("fetch", "00001-00003.tar"), ("pack", "00007.tar")):
+        (user.root / "coyo" / step / name).write_bytes(b"of a job that was killed")
+
+    user("clean coyo")
+
+    assert tables_and_tars(user.root) == set()
+    assert sorted(p.name for p in (user.root / "coyo/pack").glob("*.tar")) == ["00000.tar", "00001.tar"]
+
+
+def tables_and_tars(root):
+    return {path.name for path in (root / "coyo/fetch").iterdir() if path.suffix in (".parquet", ".tar")}
+
+
+def named(root):
+    commits = Ledger(Store(str(root)), "coyo/fetch").commits().values()
+    return {file.name for commit in commits for part in commit.parts for file in part.files()}

@@ -10,6 +10,7 @@ from typing import Any
 
 from datakit import archives, jsonfile
 from datakit.add import Found
+from datakit.attributes import Seen, used
 from datakit.errors import UsageError, shortlist
 from datakit.stages.extract import is_file
 
@@ -24,15 +25,18 @@ def look(path: Path, pictures: Path | None) -> Found:
     n_rows = 0
     refs: list[str] = []
     first: list[Any] = []
+    seen = Seen()
     for chunk, rows in jsonfile.chunks(path):
         n_rows += chunk.n_rows
         first = first or rows[:100]
+        for row in rows:
+            seen.add(row)
         refs += list(islice(refs_of(rows), max(0, REFS - len(refs))))
     annotations = {"format": "json", "files": [path.as_uri()], "rows_per_shard": ROWS_PER_SHARD}
     found = Found(path.stem, annotations, {"by": "none"}, "", "inline", expected={"rows": n_rows})
     if not n_rows:
         raise UsageError(f"{path} has no rows")
-    found.note("format", f"{json_rows(found, first, path.name)}, {n_rows:,} rows")
+    found.note("format", f"{json_rows(found, first, path.name, seen)}, {n_rows:,} rows")
     if not refs:
         found.note("pictures", "none are named")
     elif pictures is None:
@@ -62,8 +66,11 @@ def _folder(found: Found, folder: Path, refs: list[str]) -> None:
     found.note("pictures", text, problem=not counts[best])
 
 
-def json_rows(found: Found, rows: list[Any], name: str) -> str:
-    """Says which reader the rows of a JSON need. Raises UsageError for rows of another kind."""
+def json_rows(found: Found, rows: list[Any], name: str, seen: Seen) -> str:
+    """Says which reader the rows of a JSON need, and which of the keys seen are kept as attributes.
+
+    Raises UsageError for rows of another kind.
+    """
     row = next((row for row in rows if isinstance(row, dict)), {})
     turns = next((name for name in TURNS if isinstance(row.get(name), list)), None)
     if turns is None:
@@ -76,17 +83,26 @@ def json_rows(found: Found, rows: list[Any], name: str) -> str:
     is_llava = turns == "conversations" and pictures != "images" and by_from
     found.reader = "llava" if is_llava else "hf"
     columns = {"messages": turns} | ({"image": pictures} if pictures else {})
+    if any(isinstance(row, dict) and "id" in row for row in rows):
+        columns["id"] = "id"
+    found.note("columns", columns_text(columns))
     if not is_llava:
         found.annotations["columns"] = columns
-    others = [name for name in row if name not in (*columns.values(), "id")]
-    found.note("columns", columns_text(columns, others))
+    keep(found, *seen.kinds(used(found.reader, {} if is_llava else columns)))
     return "JSON, LLaVA's conversations" if is_llava else "JSON, messages"
 
 
-def columns_text(columns: dict[str, str], others: Iterable[str]) -> str:
-    taken = ", ".join(f"{column} -> {role}" for role, column in columns.items())
-    left = shortlist(others, 8)
-    return f"{taken}; not used: {left}" if left else taken
+def columns_text(columns: dict[str, str]) -> str:
+    return ", ".join(f"{column} -> {role}" for role, column in columns.items())
+
+
+def keep(found: Found, kinds: dict[str, str], refused: list[str]) -> None:
+    """Names the keys of rows that are kept as attributes, and says which can't be."""
+    if kinds:
+        found.annotations["attributes"] = kinds
+        found.note("kept", shortlist((f"{name} ({kind})" for name, kind in kinds.items()), 12))
+    for why in refused:
+        found.note("kept", f"key {why}" if why.startswith("'") else why, problem=True)
 
 
 def refs_of(rows: Iterable[Any]) -> Iterator[str]:

@@ -14,15 +14,17 @@ from typing import Any, Literal
 
 from datakit import webdataset
 from datakit.add import Found
-from datakit.add.files import REFS, ROWS_PER_SHARD, TURNS, columns_text, json_rows, refs_of, source
+from datakit.add.files import REFS, ROWS_PER_SHARD, TURNS, columns_text, json_rows, keep, refs_of, source
+from datakit.attributes import Seen, of_arrow, refused
 from datakit.errors import DownloadError, SourceError, UsageError, nearest, shortlist
 from datakit.progress import size_text
 from datakit.readers import webdataset as samples
 from datakit.web.addresses import HubFile
 from datakit.web.downloads import tried
 from datakit.web.hosts import Hosts
+from datakit.web.hubclient import HUB
 from datakit.web.ranged import RangedFile
-from datakit.web.transfers import HUB, hub_files
+from datakit.web.transfers import hub_files
 
 Kind = Literal["json", "parquet", "webdataset"]
 HEAD_BYTES = 4 << 20  # of a file that is looked into
@@ -39,13 +41,13 @@ _TEXTS = {  # names that columns go by, the surest first
 }
 
 
-def look(repository: str, pattern: str | None) -> Found:
+def look(repository: str, pattern: str | None, hosts: Hosts) -> Found:
     """What a dataset repository `OWNER/REPO[@REVISION]` holds. Raises UsageError when that isn't one thing."""
     name = repository.removeprefix(f"{HUB}/").removeprefix("datasets/").strip("/")
     repo, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         raise UsageError(f"--hub takes OWNER/REPO or OWNER/REPO@REVISION, not {repository!r}")
-    hub = Hub(repo, revision or "main")
+    hub = Hub(repo, revision or "main", hosts)
     kind, files, head = _chosen(hub, pattern)
     rows: dict[str, Any] = {"format": kind, "files": files}
     found = Found(repo, rows, {"by": "inline"}, "", "inline", hub=repo, revision=hub.revision)
@@ -61,9 +63,9 @@ def look(repository: str, pattern: str | None) -> Found:
 class Hub:
     """A repository: its files with their sizes, and their bytes."""
 
-    def __init__(self, repo: str, revision: str) -> None:
-        self.repo, self.revision = repo, revision
-        _, listed = tried(lambda: hub_files(repo, revision), f"{repo} could not be looked at")
+    def __init__(self, repo: str, revision: str, hosts: Hosts) -> None:
+        self.repo, self.revision, self.hosts = repo, revision, hosts
+        _, listed = tried(lambda: hub_files(repo, revision, hosts), f"{repo} could not be looked at")
         self.files = {path: size for path, (size, _) in listed.items()}
 
     def address(self, path: str) -> str:
@@ -73,7 +75,7 @@ class Hub:
         return size_text(sum(self.files[path] for path in paths))
 
     def head(self, path: str) -> bytes:
-        with _Look(self.address(path), hosts=Hosts()) as file:
+        with _Look(self.address(path), hosts=self.hosts) as file:
             return file.read(HEAD_BYTES) or b""
 
     def licence(self) -> str:
@@ -144,10 +146,15 @@ def _lines(lines: list[str]) -> str:
 def _hub_json(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
     found.annotations["rows_per_shard"] = ROWS_PER_SHARD
     rows, used = _json_head(head)
-    what = json_rows(found, rows, files[0])
+    seen = Seen()
+    for row in rows:
+        seen.add(row)
+    what = json_rows(found, rows, files[0], seen)
     n_rows = round(len(rows) * sum(map(hub.files.__getitem__, files)) / used)
     whole = len(head) == hub.files[files[0]] and len(files) == 1
     found.expected = {"rows" if whole else "rows_about": n_rows}
+    if not whole:
+        found.note("kept", f"told by the first {len(rows):,} rows; `datakit check` says what doesn't fit in the others")
     found.note("format", f"{what}, {'' if whole else 'about '}{n_rows:,} rows")
     refs = list(islice(refs_of(rows), REFS))
     if any(re.match(r"https?://", ref) for ref in refs):
@@ -176,7 +183,7 @@ def _hub_parquet(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
     import pyarrow.parquet as pq
 
     try:
-        remote = io.BufferedReader(_Look(hub.address(files[0]), hosts=Hosts()), 1 << 18)
+        remote = io.BufferedReader(_Look(hub.address(files[0]), hosts=hub.hosts), 1 << 18)
         with remote, pq.ParquetFile(remote) as file:
             schema, n_rows = file.schema_arrow, file.metadata.num_rows * len(files)
     except (pa.ArrowException, OSError) as error:
@@ -185,7 +192,11 @@ def _hub_parquet(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
     found.note("format", f"Parquet, {'about ' if len(files) > 1 else ''}{n_rows:,} rows in {len(files)} files")
     named, told_by = columns(schema, f"{files[0]} of {hub.repo}")
     found.annotations["columns"] = named
-    found.note("columns", columns_text(named, [name for name in schema.names if name not in named.values()]))
+    found.note("columns", columns_text(named))
+    others = {name: of_arrow(schema.field(name).type) for name in schema.names if name not in named.values()}
+    reasons = {name: refused(name, ()) or "" if kind else "JSON has no such type" for name, kind in others.items()}
+    said = [f"{name!r} ({schema.field(name).type}) isn't kept: {why}" for name, why in reasons.items() if why]
+    keep(found, {name: kind for name, kind in others.items() if kind and not reasons[name]}, said)
     held = named.get("image")
     found.images = {"by": "inline" if held else "none"}
     found.note("pictures", f"in column {held!r}, by {told_by}" if held else "in no column")
@@ -302,7 +313,7 @@ def names_in(hub: Hub, file: str) -> list[str] | None:
     if file.lower().endswith(".tar"):
         return [name for name, _ in _tar_head(hub.head(file))]
     try:
-        remote = io.BufferedReader(_Look(hub.address(file), hosts=Hosts()), 1 << 18)
+        remote = io.BufferedReader(_Look(hub.address(file), hosts=hub.hosts), 1 << 18)
         with remote, zipfile.ZipFile(remote) as zipped:
             return [name for name in zipped.namelist() if not name.endswith("/")]
     except _TooMuch:

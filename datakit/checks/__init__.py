@@ -20,6 +20,7 @@ import xxhash
 from datakit import readers
 from datakit.annotations import about as about_shard
 from datakit.annotations import counts, numbered
+from datakit.checks.keys import Keys
 from datakit.checks.pictures import Pictures, pictures_of
 from datakit.checks.turns import EXPLAINS, findings, id_of
 from datakit.errors import UsageError
@@ -36,7 +37,7 @@ _SHORT = 100  # characters of a value in an example
 # choice, or how it is kept
 FINDINGS: dict[str, tuple[str, str]] = {
     "malformed": ("row of another form", "dropped"),
-    "unknown_role": ("turn of neither human nor gpt", "dropped"),
+    "unknown_role": ("turn of no role that is known", "dropped"),
     "first_turn": ("first turn isn't human", "dropped"),
     "roles": ("roles that don't alternate", "dropped"),
     "empty_value": ("empty value", "dropped"),
@@ -61,8 +62,14 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "id_missing": ("missing id", "kept, id is the row's number"),
     "id_key": ("idx for id", "kept, read as id"),
     "id_type": ("id isn't a string", "kept, id as text"),
-    "model_key": ("key `model`", "kept, without it"),
+    "surrogate": ("half of a surrogate pair", "kept, as U+FFFD"),
+    "role_name": ("role by another name, such as user for human", "kept, read as human or gpt"),
+    "attribute": ("value of another type than the manifest says", "kept, without it"),
+    "null_key": ("key whose value is null", "kept, without it"),
+    "unkept_key": ("key that isn't kept", "kept, without it"),
 }
+
+NOTED = ("surrogate", "null_key")  # what only the record of a row says
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ class Report:
 
 def short(value: object) -> str:
     """A value in one line, not too long to print."""
-    text = " ".join(str(value).split()) if isinstance(value, str) else repr(value)
+    text = " ".join(value.split()) if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
 
@@ -192,6 +199,7 @@ class _Checking:
         self._work, self._report, self._pictures = work, report, pictures
         self._seen = np.empty(0, np.uint64)  # hashes of ids, sorted
         self._ids: list[tuple[str, str]] = []  # (where, id) of the rows since
+        self._keys = Keys(work.manifest)
 
     def columns(self, shard: int) -> None:
         """A shard whose reader works by columns: counts, without examples."""
@@ -242,6 +250,9 @@ class _Checking:
                 self._report.dropped += 1
                 self._report.repairable += 1
             found += seen
+            found += self._keys.findings(row)
+            repairs = record.attrs.get("repairs") or ()
+            found += [(name, "") for name in NOTED if name in repairs]
         for name, value in found:
             self._report.add(name, where=where, id=id or "", value=value)
         if id is not None:
@@ -263,6 +274,7 @@ class _Checking:
 
     def close(self) -> None:
         self._compare()
+        self._report.notes += self._keys.notes()
         for name, count, value in self._pictures.wrong_archives():
             self._report.add("wrong_zip", count, where=f"source {name}", value=value)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from datakit.readers.llava import MARK, ROLES
+from datakit.readers.llava import MARK, NAMES, ROLES
 
 # The reason by which the reader drops a row -> the findings that say the same in more words.
 EXPLAINS = {
@@ -37,10 +37,13 @@ def findings(row: Any) -> Iterator[tuple[str, object]]:
     turns = row["conversations"]
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
         return
-    roles = [str(turn.get("from")) for turn in turns]
+    said_by = [str(turn.get("from")) for turn in turns]
     values: list[str] = [turn["value"] for turn in turns]
-    if not set(roles) <= ROLES.keys():
+    if not set(said_by) <= ROLES.keys():
         return
+    roles = [NAMES[ROLES[name]] for name in said_by]
+    if roles != said_by:
+        yield "role_name", " ".join(said_by[:6])
     image = row.get("image")
     n_images = len(image) if isinstance(image, list) else int(isinstance(image, str))
     spoken = roles[1:] if roles[:1] == ["system"] else roles
@@ -66,8 +69,6 @@ def _names(row: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield ("id_missing", "") if found is None else ("id_key", found)
     if found is not None and not isinstance(found, str):
         yield "id_type", found
-    if "model" in row:
-        yield "model_key", row["model"]
 
 
 def _marks(roles: list[str], values: list[str], asked: list[int], n_images: int) -> Iterator[tuple[str, object]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from datakit import catalogue
+from datakit.commands.options import load_settings
 from datakit.errors import UsageError
 from datakit.terminal import say
 
@@ -47,7 +48,7 @@ def add(
     place, seen = _place(folder)
     adding.check(name, place, force=force)
     if hub is not None:
-        found = repository.look(hub, pattern)
+        found = repository.look(hub, pattern, load_settings().hosts)
     else:
         found = files.look(Path(str(json_file)), Path(images) if images else None)
     path = adding.write(name, found, place, force=force)
@@ -60,7 +61,7 @@ def add(
     say(f"  datakit fetch {name}\n  datakit build-mix {name}")
 
 
-_ORDER = ("format", "files", "columns", "pictures", "licence")
+_ORDER = ("format", "files", "columns", "kept", "pictures", "licence")
 
 
 def _place(folder: str | None) -> tuple[Path, bool]:

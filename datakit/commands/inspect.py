@@ -114,9 +114,10 @@ def _show_mended(run: Run, rows: int) -> None:
 def export(name: str, form: Format, out: str, no_images: bool, limit: int | None, **place: Any) -> None:
     """Write a packed dataset as other tools read it.
 
-    llava: an array of id, image and conversations, and pictures below DIR/images. It equals upstream's up to the
-    repairs that it counts; other keys, such as `model`, aren't in it. hf: a folder for datasets.load_dataset with
-    the columns messages and images, as TRL reads them.
+    llava: an array of id, image, conversations and the keys that annotations.attributes of the manifest names, and
+    pictures below DIR/images. It equals upstream's up to the repairs that it counts; other keys aren't in it. hf: a
+    folder for datasets.load_dataset with the columns messages and images, as TRL reads them, and one for each of those
+    keys.
     """
     from datakit import builder
     from datakit.export import export as write
@@ -130,13 +131,15 @@ def export(name: str, form: Format, out: str, no_images: bool, limit: int | None
     if not part.samples:
         raise Incomplete(f"nothing of {name!r} is packed yet: run `datakit build-mix {name}`")
     with Progress(run.folder) as progress:
-        done = write(run.store, part, Store(out), form=form, pictures=not no_images, tell=progress.tell)
+        own = run.manifest.annotations.attributes
+        done = write(run.store, part, Store(out), form=form, attributes=own, pictures=not no_images, tell=progress.tell)
     if left_out := builder.not_packed(run):
         more = f"`datakit build-mix {name} --fetch` adds them"
         say(f"  shards {ranges(left_out)} aren't packed, and not in it; {more}")
     _tell(done)
     if form == "llava":
-        say("  keys other than id, image and conversations, such as `model`, aren't in it")
+        kept = ", ".join(["id", "image", "conversations", *own])
+        say(f"  keys other than {kept} aren't in it; `datakit check {name}` lists them")
     say(f"{out}: {done.rows:,} rows of {run.folder}, {done.pictures:,} pictures")
 
 

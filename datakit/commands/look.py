@@ -269,35 +269,27 @@ def _archives(run: Run, as_json: bool) -> None:
 @placed
 def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
     """Read every file and compare it with its commit."""
-    from itertools import chain
-
-    from datakit import audit
+    from datakit import holdings
+    from datakit import repair as repairing
+    from datakit import verify as verifying
     from datakit.progress import Progress
     from datakit.store import Store
 
     settings = load_settings(**place)
     store = Store(settings.root)
     store.check()
-    if name:
-        open_run(settings, name.partition("@")[0])
-    whole, broken, forgotten = 0, [], []
-    for run in audit.runs(store, name):
-        found = []
-        with Progress(run.folder, noun="files") as progress:
-            for one in chain(audit.verify(run), audit.verify_downloads(run)):
-                found.append(one)
-                progress.tell("verify", "rows", 1)
-        wrong = [one for one in found if isinstance(one, audit.Broken)]
-        whole += len(found) - len(wrong)
-        broken += wrong
-        if repair:
-            forgotten += audit.repair(run, wrong)
-    if name is None:
-        mixes = list(audit.verify_mixes(store))
-        broken += [one for one in mixes if isinstance(one, audit.Broken)]
-        whole += len(mixes) - sum(isinstance(one, audit.Broken) for one in mixes)
+    if name and not any(name in (one.folder, one.dataset) for one in holdings.holdings(store)):
+        open_run(settings, name.partition("@")[0])  # an unknown name is refused
+    found = []
+    with Progress(settings.root, noun="files") as progress:
+        for one in verifying.verify(store, name):
+            found.append(one)
+            progress.tell("verify", "rows", 1)
+    broken = [one for one in found if isinstance(one, verifying.Broken)]
+    whole = len(found) - len(broken)
+    forgotten = repairing.repair(store, broken) if repair and broken else []
     if as_json:
-        listed = [{"file": b.where, "problem": b.what, "cure": b.cure} for b in broken]
+        listed = [{"file": b.where, "problem": b.what, "cure": " && ".join(b.cures)} for b in broken]
         say_json({"whole": whole, "broken": listed, "forgotten": forgotten})
     else:
         for one in broken:
@@ -307,7 +299,9 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
         say(f"{whole} files are whole, {len(broken)} are not")
         if broken:
             ours = any(not b.where.startswith("mixes/") for b in broken)
-            step = "run `datakit verify --repair`, then" if ours and not repair else "run"
-            say(f"To mend it, {step} " + " and ".join(sorted({f"`{b.cure}`" for b in broken})))
+            first = ["datakit verify --repair"] if ours and not repair else []
+            cures = dict.fromkeys(cure for b in broken for cure in b.cures)
+            ordered = sorted(cures, key=lambda cure: not cure.startswith("datakit fetch"))
+            say("To mend it, run, one after the other:\n  " + "\n  ".join([*first, *ordered]))
     if broken:
         sys.exit(1)

@@ -227,19 +227,20 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
     Tables and tars whose next step is done, and downloads that nothing needs any more; says how much, and never runs
     by itself.
     """
-    from datakit import audit
+    from datakit import clean as cleaning
     from datakit.progress import size_text
 
     settings = load_settings(**place)
     run = open_run(settings, name, limit=limit)
-    others = [other for other in audit.runs(run.store, strict=True) if other.folder != run.folder]
-    files = audit.superfluous(run, others)
+    found = cleaning.superfluous(run)
     if not dry_run:
-        audit.clean(run, files)
-    for file in files:
+        found.files = cleaning.clean(run, found.files)
+    for file in found.files:
         say(f"{file.name}  {size_text(file.size_bytes)}")
-    total = size_text(sum(file.size_bytes for file in files))
-    say(f"{'would remove' if dry_run else 'removed'} {len(files)} files, {total}")
+    for note in found.notes:
+        say(f"note: {note}")
+    total = size_text(sum(file.size_bytes for file in found.files))
+    say(f"{'would remove' if dry_run else 'removed'} {len(found.files)} files, {total}")
 
 
 @click.command()
@@ -250,16 +251,20 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
 def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
     """Use a file you have instead of downloading it.
 
-    For example COCO's train2017.zip. It is linked where the file system can, and copied where it can't.
+    For example COCO's train2017.zip. On the root's file system it is read where it is, so leave it there; from another
+    one it is copied.
     """
     from pathlib import Path
 
     from datakit import builder
-    from datakit.progress import size_text
+    from datakit.progress import Progress, size_text
 
     run = open_run(load_settings(**place), name)
-    address, done = builder.adopt(run, Path(file), wanted)
+    with Progress(name) as progress:
+        address, done = builder.adopt(run, Path(file), wanted, progress.tell)
     say(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
+    if done.path.is_symlink():
+        say(f"it is read from {done.path.resolve()}: leave it there until the dataset is packed")
     sources = run.manifest.images.sources
     if given_up := [s for s in run.choices.without if address in map(run.manifest.at_commit, sources[s].archives())]:
         left = ",".join(s for s in run.choices.without if s not in given_up)

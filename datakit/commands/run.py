@@ -83,10 +83,9 @@ def _make(
     from datakit import builder
     from datakit.commands.make import executed
     from datakit.progress import size_text
-    from datakit.run import choose
 
     for one in runs.values():  # before the first of them, so that running again needs no flags
-        choose(one.store, one.folder, one.choices)
+        one.remember()
     for dataset, one in runs.items():
         executed(one, task, upto="pack", shards=shards[dataset])
     if task.slice_of:

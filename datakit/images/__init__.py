@@ -19,8 +19,10 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
@@ -36,9 +38,10 @@ from datakit.images.structure import MAX_FRAMES, Structure, walked
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_FRAMES", "MAX_PIXELS", "Picture", "Resize", "inspect", "normalise", "size", "sniff"]
+__all__ = ["MAX_FRAMES", "MAX_PIXELS", "Picture", "Resize", "Rounding", "inspect", "normalise", "size", "sniff"]
 
 Resize = Literal["area", "linear"]
+Rounding = Literal["nearest", "down"]
 
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn; 0.25 GiB of RGB
 MAX_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
@@ -90,13 +93,15 @@ def normalise(
     quality: int = 95,
     max_pixels: int = MAX_PIXELS,
     resize: Resize = "area",
+    rounding: Rounding = "nearest",
 ) -> Picture:
     """The picture of `data` as it is stored; the same input gives the same bytes.
 
     A shorter side above `max_short_side_px` is brought to it, the aspect is kept, nothing is enlarged. `area` is
     img2dataset's recipe to the byte: the full-size picture under an area filter, written as OpenCV does (4:2:0,
     accurate DCT, no metadata). `linear` takes half the time: the picture at a half, quarter or eighth while that
-    is large enough, which a JPEG decodes to by itself, and bilinear from there. Raises BadImage.
+    is large enough, which a JPEG decodes to by itself, and bilinear from there. The longer side is a whole number of
+    pixels by `rounding`: the nearest one is img2dataset's, the one below is VILA's. Raises BadImage.
     """
     if not 1 <= max_pixels <= MAX_PIXELS or not 1 <= quality <= 100:
         raise ValueError(f"max_pixels is 1 to {MAX_PIXELS}, quality 1 to 100, not {max_pixels!r} and {quality!r}")
@@ -104,16 +109,23 @@ def normalise(
         raise ValueError(f"max_short_side_px is at least 1, not {max_short_side_px!r}")
     if resize not in ("area", "linear"):
         raise ValueError(f"resize is 'area' or 'linear', not {resize!r}")
+    if rounding not in ("nearest", "down"):
+        raise ValueError(f"rounding is 'nearest' or 'down', not {rounding!r}")
     data = bytes(data)
     seen = walked(data, max_pixels)
     with _big_lock if seen.width * seen.height > _BIG_PIXELS else nullcontext():
-        return _stored(data, seen, max_short_side_px, quality, max_pixels, resize)
+        return _stored(data, seen, partial(_shrunk, max_short_side_px, rounding), quality, max_pixels, resize)
 
 
 def _stored(
-    data: bytes, seen: Structure, short_px: int | None, quality: int, max_pixels: int, resize: Resize
+    data: bytes,
+    seen: Structure,
+    shrunk: Callable[[int, int], tuple[int, int] | None],
+    quality: int,
+    max_pixels: int,
+    resize: Resize,
 ) -> Picture:
-    wanted = _shrunk(seen.width, seen.height, short_px)
+    wanted = shrunk(seen.width, seen.height)
     if seen.kind == "jpg":
         found = _jpeg(data, seen, wanted, resize, max_pixels)
     elif seen.kind == "png":
@@ -124,7 +136,7 @@ def _stored(
         return Picture(data, seen.kind, seen.width, seen.height, changed=False)
     pixels, turn = found
     del found  # a big picture is in memory once, not twice
-    wanted = wanted if seen.kind == "jpg" else _shrunk(pixels.shape[1], pixels.shape[0], short_px)
+    wanted = wanted if seen.kind == "jpg" else shrunk(pixels.shape[1], pixels.shape[0])
     pixels = _resized(pixels, wanted, resize)
     pixels = np.ascontiguousarray(_TURNS[turn](pixels))
     if max(pixels.shape[:2]) > MAX_SIDE_PX:
@@ -149,11 +161,13 @@ _TURNS: dict[int, Any] = {  # EXIF orientation -> how to bring the picture uprig
 }
 
 
-def _shrunk(width: int, height: int, short_px: int | None) -> tuple[int, int] | None:
+def _shrunk(short_px: int | None, rounding: Rounding, width: int, height: int) -> tuple[int, int] | None:
     """Width and height with the shorter side at its limit, or None when nothing is to be done."""
     short = min(width, height)
     if short_px is None or short <= short_px:
         return None
+    if rounding == "down":
+        return width * short_px // short, height * short_px // short
     return max(1, round(width * short_px / short)), max(1, round(height * short_px / short))
 
 

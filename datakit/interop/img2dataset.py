@@ -39,6 +39,7 @@ from datakit.store import Store, publish_file
 from datakit.web.crawl import Fetched
 from datakit.web.hosts import Hosts, RefusedUrl
 from datakit.web.pacing import Limits
+from datakit.web.proxies import proxy_for
 
 __all__ = ["Found", "Output", "check_installed", "crawled", "imported", "outcome_of", "run"]
 
@@ -137,6 +138,11 @@ def run(
     check_installed()
     if limits.robots:
         raise UsageError("img2dataset doesn't read robots.txt: leave the crawl to datakit's own engine")
+    if any(proxy_for(f"{scheme}://example.org/") for scheme in ("http", "https")):
+        raise UsageError(
+            "img2dataset isn't taken through the proxy that the environment names: leave the crawl to datakit's own "
+            "engine, or set NO_PROXY='*' where hosts can be asked directly"
+        )
     store = Store(str(folder.absolute()))
     if store.names(""):
         raise UsageError(f"{str(folder)!r} is not empty: give img2dataset a new folder")

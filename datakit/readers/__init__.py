@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from datakit import attributes
 from datakit.errors import ManifestError, shortlist
+from datakit.jsonfile import Mended
 from datakit.manifest import Manifest
 from datakit.parquetrows import Unreadable
 from datakit.record import Message
@@ -51,15 +53,46 @@ def load(manifest: Manifest) -> ModuleType:
     return module
 
 
+def schema(manifest: Manifest) -> pa.Schema:
+    """The columns of a listing: the reader's, and the attributes that the manifest names."""
+    found: pa.Schema = load(manifest).SCHEMA
+    for name, kind in manifest.annotations.attributes.items():
+        found = found.append(pa.field(name, attributes.arrow(kind)))
+    return found
+
+
 def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
-    """The function that reads the rows of a file."""
+    """The function that reads the rows of a file, with the attributes that the manifest names.
+
+    What was repaired of a row is named in its attribute `repairs`; besides what the reader has:
+
+    surrogate    half of a surrogate pair became U+FFFD, for it could never be written again
+    attribute    a value of another type than the manifest says became null
+    null_key     a key of JSON is there with null, which is kept as if it weren't
+    """
     module = load(manifest)
+    kinds, is_json = manifest.annotations.attributes, manifest.annotations.format == "json"
     read: Callable[[Any, int], Any] = module.reading(about) if hasattr(module, "reading") else module.read
     if manifest.reader_module:
         read = _checked(read, module)
-    if manifest.annotations.format != "parquet":
-        return read
-    return lambda row, number: row.reason if isinstance(row, Unreadable) else read(row, number)
+
+    def noted(row: Any, number: int) -> Any:
+        record = row.reason if isinstance(row, Unreadable) else read(row, number)
+        if isinstance(record, str):
+            return record
+        repairs = ["surrogate"] if isinstance(row, Mended) else []
+        if kinds:
+            found, misfit = attributes.values(row, kinds)
+            record.attrs.update(found)
+            if misfit:
+                repairs.append("attribute")
+            if is_json and any(row.get(name, "") is None for name in kinds):
+                repairs.append("null_key")
+        if repairs:
+            record.attrs["repairs"] = [*(record.attrs.get("repairs") or []), *repairs]
+        return record
+
+    return noted
 
 
 def _check(module: ModuleType) -> None:

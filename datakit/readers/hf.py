@@ -22,17 +22,20 @@ import pyarrow as pa
 
 from datakit.errors import ManifestError, shortlist
 from datakit.readers import About
-from datakit.readers.llava import MARK, Row, alternate, parts_of
+from datakit.readers.llava import MARK, ROLES, Row, alternate, parts_of
 from datakit.record import Message, Part, problem
 from datakit.tables import REFS
 
-VERSION = 1
-SCHEMA = pa.schema([("key", pa.string()), ("messages", pa.string()), ("images", REFS), ("id", pa.string())])
-ROLES = {
-    **{role: "user" for role in ("user", "human")},
-    **{role: "assistant" for role in ("assistant", "gpt", "model", "bot")},
-    "system": "system",
-}
+VERSION = 2
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("messages", pa.string()),
+        ("images", REFS),
+        ("id", pa.string()),
+        ("repairs", pa.list_(pa.string())),
+    ]
+)
 _KNOWN = {"messages", "question", "answer", "text", "image", "id"}
 _PICTURE = Part(type="image")
 

@@ -15,11 +15,13 @@ attribute `repairs` names in what:
     mark_added   the picture had no mark
     line_breaks  a mark without a line break on either side, or with one too many
     turn_keys    a turn has more than `from` and `value`
+    role_name    a turn is `from` a synonym of human, gpt or system, such as user or assistant
 
-Later steps add `extension` (datakit/stages/locate.py) and `content_type`, for a picture whose name says that it is of
-another type than it is (datakit/stages/pack.py).
+What befalls the rows of any reader, such as `surrogate`, is added by datakit/readers/__init__.py, and later steps add
+`extension` (datakit/stages/locate.py) and `content_type`, for a picture whose name says that it is of another type
+than it is (datakit/stages/pack.py).
 
-Other keys of a row, such as `model`, aren't kept.
+Other keys of a row, such as `model`, are kept when the manifest names them (datakit/attributes.py).
 """
 
 from __future__ import annotations
@@ -31,9 +33,14 @@ import pyarrow as pa
 from datakit.record import Message, Part, problem
 from datakit.tables import REFS
 
-VERSION = 2
+VERSION = 3
 MARK = "<image>"
-ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+NAMES = {"user": "human", "assistant": "gpt", "system": "system"}  # what LLaVA calls the roles
+ROLES = {  # what anybody calls them
+    **{role: "user" for role in ("human", "user")},
+    **{role: "assistant" for role in ("gpt", "assistant", "model", "bot")},
+    "system": "system",
+}
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -67,9 +74,12 @@ def read(row: Any, number: int) -> Row | str:
     for turn in row["conversations"]:
         if not isinstance(turn, dict) or not isinstance(value := turn.get("value"), str):
             return "malformed"
-        role = ROLES.get(str(turn.get("from")))
+        said_by = str(turn.get("from"))
+        role = ROLES.get(said_by)
         if role is None:
             return "unknown_role"
+        if NAMES[role] != said_by:
+            repairs.append("role_name")
         if refs and role == "user" and MARK in value:
             content, marked = parts_of(value), True
             if written(content) != value:

@@ -25,7 +25,7 @@ from datakit.readers.llava import MARK, Row
 from datakit.record import Message, Part, problem
 from datakit.tables import REFS
 
-VERSION = 1
+VERSION = 2
 MAX_IMAGES = 8  # VILA's loader asserts it
 SCHEMA = pa.schema(
     [
@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("task", pa.string()),
         ("dataset", pa.string()),
+        ("repairs", pa.list_(pa.string())),
     ]
 )
 _DIALOG = "Image Descriptions"  # how VILA's loader tells visual dialog from the others

@@ -1,8 +1,11 @@
 """MMC4: web pages as sentences and images, with the CLIP similarity of each image to each sentence.
 
-`matched_text_index`, which VILA's loader goes by, isn't read: upstream made it from `similarity_matrix`, and so
-does datakit/interleaved.py, that it can be made again when an image of the document is lost.
-`sentences` and `similarity` stay in the table for that, the matrix with its rows in the order of the images.
+An image stands before the sentence that its `matched_text_index` names, as in VILA's loader. Where a document lacks one
+of them, or one names no sentence, its images are matched by `similarity_matrix`, from which upstream made the indexes.
+
+`sentences` and `similarity` stay in the table to match again when an image is lost (datakit/interleaved.py), the matrix
+with its rows in the order of the images; null when upstream's has another shape or isn't numbers. `interleaved` is
+true: one image and one sentence are a document here, not a pair.
 """
 
 from __future__ import annotations
@@ -12,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from datakit.errors import SourceError
-from datakit.interleaved import SENTENCES, SIMILARITY, document
+from datakit.interleaved import INTERLEAVED, SENTENCES, SIMILARITY, document, fitting, laid_out
 from datakit.readers.llava import Row
 from datakit.record import problem
 from datakit.tables import REFS
 
-VERSION = 1
+VERSION = 2
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -25,8 +28,10 @@ SCHEMA = pa.schema(
         ("images", REFS),
         (SENTENCES, pa.list_(pa.string())),
         (SIMILARITY, pa.list_(pa.list_(pa.float32()))),
+        (INTERLEAVED, pa.bool_()),
         ("url", pa.string()),
         ("could_have_url_duplicate", pa.bool_()),  # Common Crawl may have kept this page twice
+        ("repairs", pa.list_(pa.string())),
     ]
 )
 
@@ -47,10 +52,12 @@ def read(row: Any, number: int) -> Row | str:
         return "no_images"  # VILA leaves these out as well
     if not any(sentence.strip() for sentence in sentences):
         return "empty_answer"
-    matrix: Any = row.get("similarity_matrix")
-    try:
+    matrix, places = _matrix(row, len(refs), len(sentences)), _places(found, len(sentences))
+    if places is not None:
+        messages, order = laid_out(sentences, places)
+    elif matrix is not None:
         messages, order = document(sentences, matrix, len(refs))
-    except SourceError:
+    else:
         return "similarity"
     wrong = problem(messages, len(refs))
     if wrong:
@@ -58,8 +65,24 @@ def read(row: Any, number: int) -> Row | str:
     url, twice = row.get("url"), row.get("could_have_url_duplicate")
     attrs = {
         SENTENCES: sentences,
-        SIMILARITY: [[float(sim) for sim in matrix[image]] for image in order],
+        SIMILARITY: None if matrix is None else [[float(sim) for sim in matrix[image]] for image in order],
+        INTERLEAVED: True,
         "url": url if isinstance(url, str) else None,
         "could_have_url_duplicate": bool(twice) if isinstance(twice, int) else None,
     }
     return Row(messages, [refs[image] for image in order], attrs)
+
+
+def _matrix(row: dict[str, Any], n_images: int, n_sentences: int) -> Any:
+    """Upstream's similarities as they are, None when they can't be matched by."""
+    try:
+        fitting(row.get("similarity_matrix"), n_images, n_sentences)
+    except SourceError:
+        return None
+    return row["similarity_matrix"]
+
+
+def _places(found: list[dict[str, Any]], n_sentences: int) -> list[int] | None:
+    """The sentence of each image by upstream's word, None when not all of them have one."""
+    told: list[Any] = [image.get("matched_text_index") for image in found]
+    return told if all(type(place) is int and 0 <= place < n_sentences for place in told) else None

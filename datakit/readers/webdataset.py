@@ -21,7 +21,7 @@ from datakit.webdataset import KEY
 
 __all__ = ["PICTURE", "SCHEMA", "VERSION", "pictures", "reading"]
 
-VERSION = 1
+VERSION = 2
 PICTURE = re.compile(r"(?:(\d{1,18})\.)?(?:jpe?g|png|webp|gif)")
 
 

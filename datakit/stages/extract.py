@@ -6,6 +6,7 @@ import binascii
 import errno
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_p
 
 # The bytes of a reference, and whether they were found only by a repair; raises BadImage with the outcome.
 Find = Callable[[str], tuple[bytes, bool]]
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # tried in lower and upper case
 
 
@@ -39,7 +41,7 @@ class Extract(Stage):
     `images.inspect` says of the others.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     rows_per_part: ClassVar[int | None] = 10_000  # some GB of photographs
     tars: ClassVar[bool] = True
     reads_annotations: ClassVar[bool] = True
@@ -134,7 +136,11 @@ def _nowhere(ref: str) -> tuple[bytes, bool]:
 
 
 def decoded(picture: bytes | str) -> bytes:
-    """The bytes of a picture; a str is base64. Raises BadImage."""
+    """The bytes of a picture; a str is base64, maybe a data URL. Raises BadImage.
+
+    Line breaks and whatever else isn't base64's are passed over, as Python's b64decode does in upstreams' loaders; text
+    that is no picture gives bytes that aren't one either.
+    """
     if not picture:
         raise BadImage("missing", "no bytes")
     if len(picture) > MAX_MEMBER_BYTES:
@@ -142,7 +148,8 @@ def decoded(picture: bytes | str) -> bytes:
     if isinstance(picture, bytes):
         return picture
     try:
-        return binascii.a2b_base64(picture, strict_mode=True)
+        start = _DATA_URL.match(picture)
+        return binascii.a2b_base64(picture[start.end() :] if start else picture)
     except ValueError as error:
         raise BadImage("not_an_image", f"not base64: {error}") from error
 

@@ -57,8 +57,13 @@ class Fetch(Stage):
     tars: ClassVar[bool] = True
     max_short_side_px: int | None = None  # longer ones are shrunk; None keeps the bytes as they came, for `pack`
     quality: int = 95  # of the JPEG when a picture has to be written anew
-    resize: Literal["area", "linear"] = "area"  # images.normalise: img2dataset's pixels, or others in less time
-    engine: Engine = "datakit"  # img2dataset: the real one does the crawl, and the shrinking
+    resize: images.Resize = "area"  # images.normalise: img2dataset's pixels, or others in less time
+    rounding: images.Rounding = "nearest"  # of the longer side of what is shrunk: "down" is VILA's
+    engine: Engine = "datakit"  # img2dataset: the real one does the crawl, and the shrinking to the nearest pixel
+
+    def identity(self, manifest: Manifest) -> dict[str, Any]:
+        said = super().identity(manifest)
+        return said if self.rounding != "nearest" else {k: v for k, v in said.items() if k != "rounding"}
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         return with_images(rows.schema(), LOCATED)
@@ -75,7 +80,13 @@ class Fetch(Stage):
 
     def crawled(self, urls: Iterable[str], work: Work) -> Generator[Fetched[Got]]:
         """What became of each URL, in their order."""
-        prepare = partial(_prepared, max_short_side_px=self.max_short_side_px, quality=self.quality, resize=self.resize)
+        prepare = partial(
+            _prepared,
+            max_short_side_px=self.max_short_side_px,
+            quality=self.quality,
+            resize=self.resize,
+            rounding=self.rounding,
+        )
         if work.imports is not None:
             from datakit.interop import img2dataset
 
@@ -89,7 +100,8 @@ class Fetch(Stage):
                 hosts=work.hosts,
                 limits=work.limits,
                 work=prepare,
-                max_short_side_px=self.max_short_side_px,
+                # It rounds to the nearest pixel; where that isn't wanted the shrinking is ours.
+                max_short_side_px=self.max_short_side_px if self.rounding == "nearest" else None,
                 quality=self.quality,
                 threads=THREADS,
             )
@@ -140,14 +152,23 @@ def _output(folder: str) -> Output:
     return Output.open(Path(folder))
 
 
-def _prepared(data: bytes, *, max_short_side_px: int | None, quality: int, resize: Literal["area", "linear"]) -> Got:
+def _prepared(
+    data: bytes,
+    *,
+    max_short_side_px: int | None,
+    quality: int,
+    resize: images.Resize,
+    rounding: images.Rounding = "nearest",
+) -> Got:
     """A body as it is stored. Raises BadImage."""
     kind, width, height = images.inspect(data)
     if max_short_side_px is None:
         return Got(data, kind, width, height, sha256(data).hexdigest())
     if kind != "jpg" and width * height > OTHERS_PIXELS:
         raise BadImage("pixels", f"{kind} of {width} x {height} pixels, at most {OTHERS_PIXELS} in a crawl")
-    made = images.normalise(data, max_short_side_px=max_short_side_px, quality=quality, resize=resize)
+    made = images.normalise(
+        data, max_short_side_px=max_short_side_px, quality=quality, resize=resize, rounding=rounding
+    )
     return Got(made.data, made.ext, made.width, made.height, sha256(made.data).hexdigest())
 
 

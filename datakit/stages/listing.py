@@ -34,6 +34,7 @@ class Listing(Stage):
             del said["separator"]
         inline = manifest.images.by == "inline"  # pictures have other names then
         told = {"inside": rows.inside, "beside": rows.beside, "columns": rows.columns, "inline": inline}
+        told["attributes"] = rows.attributes
         return {
             **said,
             "reader": manifest.reader,
@@ -53,8 +54,7 @@ class Listing(Stage):
         return inputs(work, shard)
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
-        schema: pa.Schema = readers.load(manifest).SCHEMA
-        return schema
+        return readers.schema(manifest)
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         reader = readers.load(work.manifest)
@@ -62,7 +62,7 @@ class Listing(Stage):
             path = work.download(work.manifest.address(work.manifest.file_of(rows.shard))).path
             yield from reader.batches(path, work.limit, work.manifest.key, out.reject)
         else:
-            yield from as_batches(self._records(rows.shard, work, out), reader.SCHEMA)
+            yield from as_batches(self._records(rows.shard, work, out), readers.schema(work.manifest))
 
     def _records(self, shard: int, work: Work, out: Out) -> Iterator[dict[str, Any]]:
         read = readers.reading(work.manifest, about(work, shard, self.separator))

@@ -14,12 +14,14 @@ import pyarrow as pa
 from msgspec import structs
 
 from datakit import archives
-from datakit.errors import ArchiveError, DownloadError, UsageError, nearest, shortlist
+from datakit.errors import ArchiveError, DownloadError, Incomplete, UsageError, nearest, shortlist
 from datakit.fingerprint import plain
 from datakit.manifest import Manifest, Source
-from datakit.stage import Out, Stage, Work, intact
+from datakit.stage import Out, Stage, Work, intact, known_file
 from datakit.store import locked
 from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
+from datakit.web import derived
+from datakit.web.downloads import check_unedited
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +73,23 @@ class Locate(Stage):
                 self._index(archive, work)
 
     def _index(self, archive: str, work: Work) -> None:
-        path = work.download(archive).path
+        path = work.download(archive, in_place=True).path  # of one's own, 200 GB aren't there twice
         index = archives.index_path(path)
         with locked(index.with_name(f"{index.name}.lock")):
-            if not _fits(index, path):
+            sha256 = (known_file(path) or {}).get("sha256", "")
+            if not _fits(index, path, sha256):
                 open_index.cache_clear()
+                derived.remove(index)
                 try:
                     archives.write_index(path, index)
                 except ArchiveError as error:
                     raise work.distrust(archive, error) from error
+                try:
+                    check_unedited(path)
+                except Incomplete:
+                    derived.remove(index)
+                    raise
+                derived.declare(index, sha256)
         skipped = open_index(index).skipped
         if skipped:
             log.warning("%s: members left out: %s", path.name, ", ".join(f"{k} {n}" for k, n in skipped.items()))
@@ -232,10 +242,11 @@ def plain_source(source: Source) -> dict[str, Any]:
     return {name: plain(getattr(source, name)) for name in source.__struct_fields__}
 
 
-def _fits(index: Path, archive: Path) -> bool:
-    """Whether an index is there, can be read, and is of this archive."""
+def _fits(index: Path, archive: Path, sha256: str) -> bool:
+    """Whether an index is there, is whole, and is of this archive."""
     try:
-        return index.exists() and open_index(index).archive_bytes == archive.stat().st_size
+        same = derived.fits(index, sha256, whole=True)
+        return same and open_index(index).archive_bytes == archive.stat().st_size
     except ArchiveError:
         return False
 

@@ -1,7 +1,7 @@
 """Pack: rows and pictures become WebDataset tars, with a Parquet index beside each.
 
     <key>.jpg   or <key>.0.jpg, <key>.1.jpg, … when a record has several pictures
-    <key>.txt   the caption of an image-text pair
+    <key>.txt   the caption of an image-text pair; a document is none, be it one picture and one text
     <key>.json  the record (datakit/record.py)
 
 An interleaved document can lose pictures and stay: it keeps its sentences and the similarity of each picture to
@@ -13,12 +13,14 @@ beside what is there, and nothing is packed twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import pyarrow as pa
+from msgspec import Raw
 
 from datakit import archives, images, interleaved
 from datakit.errors import ArchiveError, BadImage, Incomplete, SourceError, UsageError, nearest
@@ -27,6 +29,7 @@ from datakit.record import Message, Record, decode_messages, encode
 from datakit.stage import Out, Stage, Work
 from datakit.store import Store
 from datakit.tables import CORE, PACKED, Rows, as_batches, failures, with_images
+from datakit.web.downloads import check_unedited
 
 SAMPLES_PER_TAR = 5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
 Missing = Literal["drop_sample", "drop_image"]
@@ -48,9 +51,9 @@ class Pack(Stage):
 
     With `missing="drop_sample"` a row with a picture that can't be had is dropped: all or nothing, VILA's policy.
     With "drop_image" an interleaved document loses only the picture: its row of the similarity matrix goes, the
-    sentences are matched again, and the attribute images_dropped says how many went. A document without any
-    picture left is dropped. So is every other row, for a mark can't go from a conversation and leave the question
-    what it was.
+    sentences are matched again (without a matrix the others stay where they are), and the attribute images_dropped
+    says how many went. A document without any picture left is dropped. So is every other row, for a mark can't go
+    from a conversation and leave the question what it was.
 
     Pictures that `fetch` has not decoded are decoded here, once, to know that they are whole. JPEG and PNG
     that every decoder reads alike keep their bytes; others are written as JPEG of `quality`.
@@ -85,6 +88,7 @@ class Pack(Stage):
         with ExitStack() as stack:
             files = _Files(work.store, stack)
             yield from as_batches(self._samples(rows, files, work, out), self.schema(rows, work.manifest), size=512)
+            files.check()
 
     def _samples(self, rows: Rows, files: _Files, work: Work, out: Out) -> Iterator[dict[str, Any]]:
         working = _working(rows.schema())
@@ -92,7 +96,7 @@ class Pack(Stage):
             n_bytes = 0
             for row in batch.to_pylist():
                 about = {name: row.pop(name) for name in working}
-                if self.missing == "drop_image" and about and None not in about.values():
+                if self.missing == "drop_image" and about.get(interleaved.SENTENCES) is not None:
                     kept = self._what_is_left(row, about, files, out)
                 else:
                     kept = self._all_or_nothing(row, files, out)
@@ -134,9 +138,7 @@ class Pack(Stage):
             reason = next(iter(gone.values()))
         elif gone:
             try:
-                messages, order = interleaved.document(
-                    about[interleaved.SENTENCES], about[interleaved.SIMILARITY], len(row["images"]), gone
-                )
+                messages, order = _matched_again(row, about, gone)
             except SourceError:
                 reason = "similarity"
                 faults.append(reason)
@@ -160,6 +162,9 @@ class Pack(Stage):
     def _write(self, row: dict[str, Any], pictures: list[images.Picture], work: Work, out: Out) -> dict[str, Any]:
         key, messages = row["key"], decode_messages(row["messages"])
         attrs = {name: value for name, value in row.items() if name not in CORE and value is not None}
+        for name, kind in work.manifest.annotations.attributes.items():
+            if kind == "json" and name in attrs:
+                attrs[name] = Raw(attrs[name].encode())
         facts, places = [], []
         for at, (image, picture) in enumerate(zip(row["images"], pictures, strict=True)):
             kept = {name: value for name, value in image.items() if name not in _HIDDEN and value is not None}
@@ -177,7 +182,7 @@ class Pack(Stage):
                     "height": picture.height,
                 }
             )
-        caption = _caption(messages)
+        caption = None if row.get(interleaved.INTERLEAVED) else _caption(messages)
         if caption is not None and pictures:
             out.tar.add(f"{key}.txt", caption.encode())
         record = encode(Record(key=key, source=work.manifest.name, messages=messages, images=facts, attrs=attrs))
@@ -199,6 +204,15 @@ def _working(schema: pa.Schema) -> tuple[str, ...]:
     return names if pa.types.is_list(sentences) and pa.types.is_list(similarity) else ()
 
 
+def _matched_again(row: dict[str, Any], about: dict[str, Any], gone: Collection[int]) -> interleaved.Document:
+    """A document without the pictures that are gone. Raises SourceError when its matrix isn't of its pictures."""
+    n_images, similarity = len(row["images"]), about[interleaved.SIMILARITY]
+    if similarity is not None:
+        return interleaved.document(about[interleaved.SENTENCES], similarity, n_images, gone)
+    messages = interleaved.without(decode_messages(row["messages"]), gone)
+    return interleaved.Document(messages, [at for at in range(n_images) if at not in gone])
+
+
 def _caption(messages: list[Message]) -> str | None:
     """The caption of an image-text pair: one assistant message of one picture and one text."""
     if len(messages) != 1 or [p.type for p in messages[0].content] != ["image", "text"]:
@@ -214,31 +228,45 @@ class _Files:
         self._open: dict[str, Any] = {}
 
     def read(self, image: dict[str, Any]) -> bytes:
-        """The bytes of a located picture. Raises BadImage when the archive's word on it was wrong."""
+        """The bytes of a located picture. Raises BadImage when an archive's word on it was wrong.
+
+        SourceError when a picture that fetch wrote isn't as it was then, by its hash.
+        """
         name = image["file"]
         if name not in self._open:
             self._open[name] = self._stack.enter_context(self._file(name))
-        file = self._open[name]
-        if not (self._store.local or name.startswith("downloads/")):
-            file.seek(image["offset"])  # a tar of ours in a bucket, read in its own order
-            data = bytes(file.read(image["size_bytes"]))
-            if len(data) != image["size_bytes"]:
-                raise BadImage("damaged_member", f"{name} is cut short")
-            return data
-        member = archives.Member(
-            image["ref"],
-            image["offset"],
-            image["stored_bytes"],
-            image["size_bytes"],
-            image["method"],
-            image["crc32"],
-        )
         try:
-            return archives.read(file, member)
+            data = self._bytes(self._open[name], image)
         except ArchiveError as error:
-            raise BadImage("damaged_member", str(error)) from error
+            if name.startswith("downloads/"):
+                raise BadImage("damaged_member", str(error)) from error
+            raise self._damaged(image, error) from error
+        if image["sha256"] is not None and sha256(data).hexdigest() != image["sha256"]:
+            raise self._damaged(image, "its bytes aren't those that were fetched")
+        return data
+
+    def _bytes(self, file: Any, image: dict[str, Any]) -> bytes:
+        if not (self._store.local or image["file"].startswith("downloads/")):
+            file.seek(image["offset"])  # a tar of ours in a bucket, read in its own order
+            return bytes(file.read(image["size_bytes"]))
+        place = (image["offset"], image["stored_bytes"], image["size_bytes"], image["method"], image["crc32"])
+        return archives.read(file, archives.Member(image["ref"], *place))
+
+    def _damaged(self, image: dict[str, Any], why: object) -> SourceError:
+        return SourceError(
+            f"{self._store.root}/{image['file']} is damaged, at the picture {image['ref']!r}: {why}. Run "
+            "`datakit verify --repair`, which says how to have it again"
+        )
+
+    def check(self) -> None:
+        """Raises Incomplete when an archive that is read where the user has it was edited meanwhile."""
+        for name in self._open:
+            if name.startswith("downloads/"):
+                check_unedited(self._store.downloads / name.removeprefix("downloads/"))
 
     def _file(self, name: str) -> Any:
+        if "\0" in name or {"", ".", ".."} & set(name.split("/")):
+            raise SourceError(f"a table says that a picture is in {name!r}, which isn't in this root: nothing was read")
         if not name.startswith("downloads/"):
             return self._store.open(name)
         path = self._store.downloads / name.removeprefix("downloads/")

@@ -98,13 +98,21 @@ class SampledListing(Stage):
 
     def prepare(self, work: Work) -> None:
         """Plans, unless there is a plan. Footers that a run before had read are not asked for again."""
+
+        def waiting() -> None:
+            log.warning("waiting for another job, which plans %s", work.manifest.name)
+
+        with work.store.held(work.path(".plan.lock"), waiting=waiting):  # two could find upstream at two commits
+            self._plan(work)
+
+    def _plan(self, work: Work) -> None:
         if _kept(work) is not None:
             work.store.remove(work.path(_BEGUN))  # a kill may have left it
             return
         about = work.manifest
         glob, revision = _glob(about), about.pinned.commits.get(about.hub, about.revision)
         place = str(HubFile(repo=about.hub, revision=revision, path=glob))
-        commit, there = tried(lambda: hub_files(about.hub, revision), f"{place!r} could not be listed")
+        commit, there = tried(lambda: hub_files(about.hub, revision, work.hosts), f"{place!r} could not be listed")
         found = sorted((path.split("/"), *there[path]) for path in there if _matches(path, glob))
         if not found:
             raise SourceError(

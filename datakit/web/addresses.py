@@ -66,13 +66,16 @@ class LocalFile:
         return f"file://{quote(self.path)}"
 
 
-def parse(address: str) -> HubFile | WebFile | LocalFile:
+Source = HubFile | WebFile | LocalFile
+
+
+def parse(address: str) -> Source:
     """`hub://datasets/OWNER/REPO@REV/PATH` or a URL; pages and files of huggingface.co are hub files."""
     try:
         url = urlsplit(address)
     except ValueError as error:
         raise ManifestError(f"{address!r} is no address: {error}") from error
-    source: HubFile | WebFile | LocalFile
+    source: Source
     if url.scheme == "hub":
         found = _HUB_ADDRESS.fullmatch(address)
         if not found:

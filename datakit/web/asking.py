@@ -21,6 +21,7 @@ from datakit.web import hosts as policy
 from datakit.web.hosts import Hosts, RefusedUrl
 from datakit.web.outcomes import PACKED, NoHandles, Stop, stop_for, target
 from datakit.web.pacing import Host, Limits, Room, Window
+from datakit.web.proxies import Proxies
 from datakit.web.robots import MAX_BYTES as ROBOTS_BYTES
 from datakit.web.robots import Robots
 
@@ -53,17 +54,20 @@ class Job:
 
 
 class Resolver(AbstractResolver):
-    """Gives aiohttp the addresses that passed the check; it connects to these and looks nothing up itself."""
+    """Gives aiohttp the addresses that passed the check; it connects to these and looks nothing up itself.
 
-    def __init__(self, hosts: Hosts, pool: ThreadPoolExecutor) -> None:
-        self._hosts = hosts
-        self._pool = pool
+    A proxy is where the environment says, on whatever address.
+    """
+
+    def __init__(self, hosts: Hosts, pool: ThreadPoolExecutor, proxies: Proxies) -> None:
+        self._hosts, self._pool, self._proxies = hosts, pool, proxies
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         loop = asyncio.get_running_loop()
-        addresses = await loop.run_in_executor(self._pool, self._hosts.addresses, host, port)
+        look_up = policy.look_up if self._proxies.has_place(host, port) else self._hosts.addresses
+        addresses = await loop.run_in_executor(self._pool, look_up, host, port)
         return [
             ResolveResult(
                 hostname=host,
@@ -110,9 +114,10 @@ class Asker:
         self._known: dict[str, Host[Job]] = {}
         self._forget_at = HOSTS_KEPT
         self._robots = Robots()
+        self._proxies = Proxies()
         self._waiting: set[int] = set()  # places that wait for bytes
         connector = aiohttp.TCPConnector(
-            resolver=Resolver(hosts, self._lookups),
+            resolver=Resolver(hosts, self._lookups, self._proxies),
             ssl=policy.tls(),
             limit=0,  # the window and per_host are counted here
             keepalive_timeout=KEEP_ALIVE_S,
@@ -284,8 +289,11 @@ class Asker:
             job.deadline.reschedule(self._loop.time() + left)
 
     async def _ask(self, job: Job, url: str, host: Host[Job], most: int | None = None) -> tuple[bytes, str] | str:
+        proxy = self._proxies.proxy_for(url)
+        if proxy is None and self._proxies.is_one(url):
+            raise RefusedUrl("refused_address", f"{url!r} leads to the proxy itself, which is for asking others")
         try:
-            async with self._session.get(URL(url, encoded=True), allow_redirects=False) as reply:
+            async with self._session.get(URL(url, encoded=True), allow_redirects=False, proxy=proxy) as reply:
                 job.status = reply.status
                 if reply.status in REDIRECTS and "Location" in reply.headers:
                     return target(url, reply.headers["Location"])

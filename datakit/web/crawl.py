@@ -7,8 +7,8 @@
 4. Results wait for their turn, in memory or in the spool. How many bytes are being read is bounded; the oldest
    URL is never held up by that bound, so there is always one that moves.
 
-The proxies, netrc and cookies of the environment are not used (`trust_env=False`): through a proxy the
-address that was checked would not be the one connected to, and no credential should meet a URL of a dataset.
+The netrc and cookies of the environment are not used (`trust_env=False`): no credential should meet a URL of a
+dataset. Its proxies are, and then names are theirs to resolve: see `proxies`.
 """
 
 from __future__ import annotations

@@ -5,65 +5,70 @@
    it begins anew when upstream has another file by then.
 3. Size and hash are checked, the file gets its name, and `<file>.download.json` is written last.
 
+A file of this machine, which a manifest names or a person adopts, is copied in the same way, or read where it is (own).
 The bytes come from `transfers`, one try at a time. `hf_hub_download` isn't used: in huggingface_hub 2.4.0 a
 download that was killed begins again from nothing.
 """
 
 from __future__ import annotations
 
-import errno
-import glob
 import hashlib
-import json
+import logging
 import os
 import re
-import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from datakit.errors import DownloadError, SourceError, StorageError, UsageError
+from datakit.errors import DownloadError, Incomplete, SourceError, UsageError
 from datakit.refusals import storage_errors
-from datakit.store import locked, publish_file, replace
-from datakit.web.addresses import HubFile, LocalFile, parse
+from datakit.store import locked, replace
+from datakit.web.addresses import HubFile, LocalFile, Source, WebFile, parse
 from datakit.web.hosts import Hosts
-from datakit.web.transfers import PIECE_BYTES, Broken, Open, Reply, Version, ask_web, find_hub, from_hub, from_web
+from datakit.web.own import OwnFile
+from datakit.web.part import BINARY, SHA256, Part
+from datakit.web.sidecars import (
+    Downloaded,
+    Expect,
+    check,
+    declare,
+    finished,
+    forget_part,
+    note_of,
+    part_of,
+    said_of,
+    sweep,
+)
+from datakit.web.transfers import Broken, Open, ask_web, find_hub, from_hub, from_web
 
-__all__ = ["Downloaded", "Expect", "Head", "adopt", "bring", "check_not_html", "download", "head", "parse", "tried"]
+__all__ = [
+    "Downloaded",
+    "Expect",
+    "Head",
+    "adopt",
+    "bring",
+    "check_not_html",
+    "download",
+    "head",
+    "parse",
+    "sweep",
+    "tried",
+]
 
 TRIES = 5  # in a row without this much progress:
 PROGRESS_BYTES = 1 << 20
 BACKOFF_S = 1.0  # doubled with each try
 LONGEST_PAUSE_S = 300.0
 
-BINARY = (".json", ".jsonl", ".parquet", ".zip", ".tar", ".gz", ".tgz")  # none of them begins with `<`
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 Got = TypeVar("Got")
+Tell = Callable[[int, int | None], None]  # bytes that are done, and of how many if that is known
 
-
-@dataclass(frozen=True, kw_only=True)
-class Expect:
-    """What a `.sums` file knows about a download."""
-
-    size_bytes: int | None = None
-    sha256: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Downloaded:
-    """A finished file."""
-
-    path: Path
-    size_bytes: int
-    sha256: str
-    revision: str | None
-    """The commit of a hub file."""
-    etag: str | None
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,29 +90,38 @@ def download(
     *,
     hosts: Hosts,
     expect: Expect | None = None,
-    tell: Callable[[int, int | None], None] | None = None,
+    in_place: bool = False,
+    tell: Tell = lambda done, total: None,
 ) -> Downloaded:
     """Fetches a file, or finds it finished; `tell(bytes_done, total)` is called as it grows.
 
+    A file of this machine is copied, and read where it is with `in_place`; it is taken again when it was edited.
     Raises DownloadError (what upstream said, and what to do), StorageError (no space) or RefusedUrl.
     """
     source = parse(address)
     path = Path(into, source.folder)
     expect = expect or Expect()
-    if isinstance(source, LocalFile):
-        return _local(Path(source.path), address, path, into)
-    if done := _finished(path, expect):
-        return done
-    lock = path.with_name(path.name + ".lock")
-    with locked(lock):
-        if done := _finished(path, expect):
+    if own := _own_file(source, path):
+        if isinstance(source, LocalFile) or own.file.is_file():
+            done = _taken(own, address, in_place=in_place, tell=tell)
+            check(path, expect, size_bytes=done.size_bytes, sha256=done.sha256)
             return done
-        with storage_errors(path), _Part(path, address) as part:
-            opener = from_hub(source) if isinstance(source, HubFile) else from_web(source, hosts)
-            _fetch(part, opener, expect, tell or (lambda done, total: None))
-            done = part.finish(expect)
-        lock.unlink(missing_ok=True)
-    return done
+        log.warning("%s was adopted for %s and is gone: it is fetched", own.file, address)
+    if found := finished(path, expect):
+        return found
+    with _alone(path):
+        if found := finished(path, expect):
+            return found
+        with storage_errors(path), Part(path, address) as part:
+            _fetch(part, _opener(source, hosts), expect, tell)
+            return part.finish(expect)
+
+
+def _opener(source: Source, hosts: Hosts) -> Open:
+    if isinstance(source, HubFile):
+        return from_hub(source, hosts)
+    assert isinstance(source, WebFile)  # a file of this machine is copied by `_copied`
+    return from_web(source, hosts)
 
 
 def head(address: str, *, hosts: Hosts) -> Head:
@@ -121,9 +135,9 @@ def head(address: str, *, hosts: Hosts) -> Head:
             return Head(repo=None, revision=None, size_bytes=size, sha256=None)
         if not isinstance(source, HubFile):
             return Head(repo=None, revision=None, size_bytes=ask_web(source, hosts).total, sha256=None)
-        version, _ = find_hub(source)
+        version, _ = find_hub(source, hosts)
         # The hub's ETag is the sha256 of a big file and the git hash of a small one.
-        sha256 = version.etag if _SHA256.fullmatch(version.etag or "") else None
+        sha256 = version.etag if SHA256.fullmatch(version.etag or "") else None
         return Head(repo=source.repo, revision=version.revision, size_bytes=version.total, sha256=sha256)
 
     return tried(ask, f"{address!r} could not be asked about")
@@ -141,26 +155,123 @@ def tried(ask: Callable[[], Got], failed: str) -> Got:
                 raise DownloadError(f"{failed}: {broken}. Run the same command again later") from broken
 
 
-def changed(address: str, into: Path) -> dict[str, str] | None:
-    """What stands for a file of this machine that was replaced since it was taken; None when it wasn't."""
+def edited(address: str, into: Path) -> dict[str, str] | None:
+    """What a file of the user's has become since it was taken, by its sha256; None when it is as it was, or gone."""
     source = parse(address)
-    path, file = Path(into, source.folder), Path(getattr(source, "path", ""))
-    if not isinstance(source, LocalFile) or not file.is_file() or not path.exists():
+    path = Path(into, source.folder)
+    own, said = _own_file(source, path), said_of(path)
+    if own is None or said is None or not own.file.is_file():
         return None
-    here, there = path.stat(), file.stat()
-    if there.st_size == here.st_size and there.st_mtime_ns <= here.st_mtime_ns:
-        return None
-    return {"sha256": f"{there.st_size} bytes of {there.st_mtime_ns}"}
+    now = own.sha256()
+    return None if now == said["sha256"] else {"sha256": now}
 
 
-def _local(file: Path, address: str, path: Path, into: Path) -> Downloaded:
-    """A file of this machine, linked or copied; again when it was replaced since."""
-    done = _finished(path, Expect())
-    if done and path.exists() and not changed(address, into):
-        return done
-    if not file.is_file():
-        raise DownloadError(f"there is no file {str(file)!r}, which the manifest names: has it moved?")
-    return bring(file, address, into)
+def abandoned(address: str, into: Path) -> list[Path]:
+    """What came of a hub's file at other revisions than the one that is meant by now, which nothing goes on with."""
+    source = parse(address)
+    if not isinstance(source, HubFile):
+        return []
+    ours = Path(into, source.folder)
+    revisions = ours.parents[source.path.count("/")].parent  # …/OWNER/REPO
+    found = (part_of(folder / source.path) for folder in sorted(revisions.glob("*")) if folder / source.path != ours)
+    return [left for part in found if part.exists() for left in (part, note_of(part.with_suffix(""))) if left.exists()]
+
+
+def own_file(address: str, into: Path) -> Path | None:
+    """The file of the user's that stands for a download, which is a copy of it or a link to it; None if none does."""
+    source = parse(address)
+    own = _own_file(source, Path(into, source.folder))
+    return None if own is None else own.file
+
+
+def check_unedited(path: Path) -> None:
+    """Raises Incomplete when a download is a link to a file that was edited, so that reading it gives a bit of each."""
+    if not path.is_symlink():
+        return
+    said = said_of(path)
+    if said is None or OwnFile(_target(path), path).sha256() != said["sha256"]:
+        raise Incomplete(f"{str(_target(path))!r} was edited while it was read: run the same command again")
+
+
+def _own_file(source: Source, path: Path) -> OwnFile | None:
+    if isinstance(source, LocalFile):
+        return OwnFile(Path(source.path), path)
+    return OwnFile(_target(path), path, _commit(source)) if path.is_symlink() else None
+
+
+def _target(link: Path) -> Path:
+    return Path(link.parent, link.readlink())
+
+
+def _taken(own: OwnFile, address: str, *, in_place: bool, tell: Tell) -> Downloaded:
+    """The copy of a file of the user's, or with `in_place` the link to it; made again when the file was edited."""
+
+    def done() -> Downloaded | None:
+        found = finished(own.path, Expect())
+        if not own.file.is_file():
+            return found
+        if found is None or (own.path.is_symlink() and not in_place) or _shares_its_bytes(own):
+            return None
+        return found if own.sha256() == found.sha256 else None
+
+    if found := done():
+        return found
+    _check_readable(own)
+    with _alone(own.path):
+        return done() or (_linked(own, address, tell) if in_place else _copied(own, address, tell))
+
+
+def _check_readable(own: OwnFile) -> None:
+    """Raises DownloadError when the user's file is gone or forbidden, SourceError when it is a web page."""
+    with own.readable():
+        if own.path.suffix.lower() in BINARY:
+            check_not_html(own.file)
+
+
+def _shares_its_bytes(own: OwnFile) -> bool:
+    """Whether a download is a hard link to the user's file, as earlier versions made them."""
+    return not own.path.is_symlink() and own.path.samefile(own.file)
+
+
+def _copied(own: OwnFile, address: str, tell: Tell) -> Downloaded:
+    with storage_errors(own.path), Part(own.path, address) as part:
+        _fetch(part, own.opened, Expect(), tell)
+        done = part.finish(Expect())
+    own.copied(done.sha256)
+    return done
+
+
+def _linked(own: OwnFile, address: str, tell: Tell) -> Downloaded:
+    link = own.path.with_name(f".{own.path.name}.link")
+    try:
+        link.unlink(missing_ok=True)  # of one that was killed here
+        link.symlink_to(own.file)
+    except OSError:  # a file system without links; copying says what else may be wrong
+        return _copied(own, address, tell)
+    sha256 = own.sha256(tell)
+    done = Downloaded(
+        path=own.path, size_bytes=own.file.stat().st_size, sha256=sha256, revision=own.revision, etag=None
+    )
+    with storage_errors(own.path):
+        replace(link, own.path)
+        declare(done, address)
+        forget_part(own.path)
+    return done
+
+
+@cache  # a folder may hold 23,000 files, and is looked through once in a process
+def _swept(folder: Path) -> None:
+    sweep(folder)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Nobody else makes this download meanwhile."""
+    lock = path.with_name(path.name + ".lock")
+    _swept(path.parent)
+    with locked(lock):
+        yield
+        lock.unlink(missing_ok=True)
 
 
 def adopt(path: Path, address: str, *, sha256: str | None = None) -> Downloaded:
@@ -173,52 +284,42 @@ def adopt(path: Path, address: str, *, sha256: str | None = None) -> Downloaded:
         raise UsageError(f"{str(path)!r} is not where {address!r} lands: move it to …/{source.folder}")
     if not path.is_file():
         raise UsageError(f"there is no file {str(path)!r}: put the file of {address!r} there first")
-    if sha256 is not None and not _SHA256.fullmatch(sha256):
+    if sha256 is not None and not SHA256.fullmatch(sha256):
         raise UsageError(f"{sha256!r} is no sha256: give 64 hex digits in lower case, or leave it out")
     if path.suffix.lower() in BINARY:
         check_not_html(path)
-    lock = path.with_name(path.name + ".lock")
-    with locked(lock):
+    with _alone(path):
         with storage_errors(path), path.open("rb") as file:
             os.fsync(file.fileno())  # before the sidecar, which may be all that a crash leaves otherwise
             sha256 = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
             size_bytes = os.fstat(file.fileno()).st_size
-        commit = source.revision if isinstance(source, HubFile) and _COMMIT.fullmatch(source.revision) else None
-        done = Downloaded(path=path, size_bytes=size_bytes, sha256=sha256, revision=commit, etag=None)
-        _declare(done, address)
-        for left in (".part.json", ".part"):  # of a download that this file makes needless
-            path.with_name(path.name + left).unlink(missing_ok=True)
-        lock.unlink(missing_ok=True)
+        done = Downloaded(path=path, size_bytes=size_bytes, sha256=sha256, revision=_commit(source), etag=None)
+        declare(done, address, by_hand=True)
+        forget_part(path)
     return done
 
 
-def bring(file: Path, address: str, into: Path) -> Downloaded:
-    """Adopts a file from elsewhere on this machine: linked where the file system can, copied where it can't.
+def bring(file: Path, address: str, into: Path, *, tell: Tell = lambda done, total: None) -> Downloaded:
+    """Adopts a file from elsewhere on this machine: a link to it on one file system, a copy from another.
 
-    The user's file is never written to: what an interrupted download left, and might go on with, is removed
-    before the link is there.
+    The user's file is never written to, and a good file that stands in its place stays until the new one is whole.
     """
     if not file.is_file():
         raise UsageError(f"there is no file {str(file)!r}")
-    path = Path(into, parse(address).folder)
-    if path.exists() and path.samefile(file):
+    source = parse(address)
+    path, file = Path(into, source.folder), file.resolve()
+    if path.resolve() == file and not path.is_symlink():
         return adopt(path, address)
-    if path.suffix.lower() in BINARY:
-        check_not_html(file)
+    own = OwnFile(file, path, _commit(source))
+    _check_readable(own)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("rb") as data:
-            sha256 = hashlib.file_digest(data, "sha256").hexdigest()
-        aside = path.with_name(f".{path.name}.{os.getpid()}.adopted")
-        with locked(path.with_name(path.name + ".lock")):
-            for left in (".part.json", ".part", ".download.json"):
-                path.with_name(path.name + left).unlink(missing_ok=True)
-            try:
-                os.link(file.resolve(), aside)
-            except OSError:  # another disk, or a file system without links; copying says what else may be wrong
-                shutil.copyfile(file, aside)
-            replace(aside, path)
-    return adopt(path, address, sha256=sha256)
+    with _alone(path):
+        return _linked(own, address, tell) if own.near() else _copied(own, address, tell)
+
+
+def _commit(source: Source) -> str | None:
+    return source.revision if isinstance(source, HubFile) and _COMMIT.fullmatch(source.revision) else None
 
 
 def check_not_html(path: Path) -> None:
@@ -231,48 +332,7 @@ def check_not_html(path: Path) -> None:
             )
 
 
-def _finished(path: Path, expect: Expect) -> Downloaded | None:
-    """What the sidecar says, when it is there and the file has the size that it says."""
-    try:
-        said = json.loads(_sidecar(path).read_bytes())
-        if path.stat().st_size != said["size_bytes"]:
-            return None
-        done = Downloaded(path=path, **{k: said[k] for k in ("size_bytes", "sha256", "revision", "etag")})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    _check(path, expect, size_bytes=done.size_bytes, sha256=done.sha256)
-    return done
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".download.json")
-
-
-def made_of(path: Path) -> list[Path]:
-    """What stands beside a download because it was made of it: an archive's index, a JSON that was taken out."""
-    inside = path.parent.glob(f"{glob.escape(path.name)}.inside.*")
-    return [path.with_name(f"{path.name}.index.parquet"), *(one for one in inside if one.suffix != ".lock")]
-
-
-def _declare(done: Downloaded, address: str) -> None:
-    """Writes the sidecar: from now on the file is finished, and what was made of another in its place goes."""
-    for left in made_of(done.path):
-        left.unlink(missing_ok=True)
-    said = {**asdict(done), "url": address}
-    del said["path"]
-    publish_file(_sidecar(done.path), json.dumps(said, indent=2).encode() + b"\n")
-
-
-def _check(name: object, expect: Expect, *, size_bytes: int | None = None, sha256: str | None = None) -> None:
-    for what, got, due in (("size", size_bytes, expect.size_bytes), ("sha256", sha256, expect.sha256)):
-        if got is not None and due is not None and got != due:
-            raise DownloadError(
-                f"{str(name)!r} has {what} {got!r}, and {due!r} was expected: upstream has changed, or the "
-                ".sums is for another file. If the change is right, `datakit pin` writes it down"
-            )
-
-
-def _fetch(part: _Part, opener: Open, expect: Expect, tell: Callable[[int, int | None], None]) -> None:
+def _fetch(part: Part, opener: Open, expect: Expect, tell: Tell) -> None:
     """Lets a part grow until it is whole; tries again while that helps."""
     tries, before = 0, part.size
     while not part.whole:
@@ -306,111 +366,3 @@ def _worth_a_try(broken: Broken, tries: int) -> bool:
         return False
     time.sleep(pause)
     return True
-
-
-class _Part:
-    """A file that grows beside its final name, hashed as it does, and what it is a part of."""
-
-    def __init__(self, path: Path, address: str) -> None:
-        self.path, self.address = path, address
-        self.size = 0
-        self.version: Version | None = None
-        self._file = path.with_name(path.name + ".part")
-        self._note = path.with_name(path.name + ".part.json")
-        self._hash = hashlib.sha256()
-        self._suffix = path.suffix.lower()
-        self._handle = -1
-
-    def __enter__(self) -> _Part:
-        with suppress(OSError, ValueError, TypeError):
-            self.version = Version(**json.loads(self._note.read_bytes()))
-        if self.version and self.path.exists() and not self._file.exists():
-            self.path.replace(self._file)  # it was killed between the rename and the sidecar
-        self._handle = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
-        while self.version and (piece := os.read(self._handle, PIECE_BYTES)):
-            self._hash.update(piece)
-            self.size += len(piece)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
-        if not self.size and self.version is None:  # upstream has no such file, or nothing came of it
-            self._file.unlink(missing_ok=True)
-
-    @property
-    def whole(self) -> bool:
-        return self.version is not None and self.version.total == self.size
-
-    def begin(self, reply: Reply, expect: Expect) -> None:
-        """Gets ready for what a reply brings, unless it can be told that it won't do."""
-        total = reply.version.total
-        if reply.headers.get("Content-Encoding", "identity") != "identity" and self._suffix != ".gz":
-            raise DownloadError(f"{self.address!r} is sent compressed although that wasn't asked for: fetch it by hand")
-        _check(self.address, expect, size_bytes=total)
-        if not reply.start:
-            self.restart(reply.version)
-        self.version = reply.version
-        free = shutil.disk_usage(self.path.parent).free
-        if total is not None and total - self.size > free:
-            raise StorageError(self._no_space(f"{total - self.size:,} bytes are needed and {free:,} are free"))
-
-    def add(self, piece: bytes, expect: Expect) -> None:
-        total = self.version.total if self.version else None
-        if self.size == 0 and self._suffix in BINARY and piece.lstrip().startswith(b"<"):
-            self.restart(None)
-            raise DownloadError(
-                f"{self.address!r} gives a web page and not the file {self.path.name!r}: open it in a "
-                "browser to see what the page asks for"
-            )
-        most = total if expect.size_bytes is None else expect.size_bytes
-        if most is not None and self.size + len(piece) > most:
-            self.restart(None)
-            raise DownloadError(f"{self.address!r} sends more than the {most:,} bytes that it should have")
-        left = memoryview(piece)
-        while left:
-            try:
-                n = os.write(self._handle, left)
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                more = "more space" if total is None else f"{total - self.size:,} bytes more"
-                raise StorageError(self._no_space(f"{more} are needed")) from error
-            self._hash.update(left[:n])
-            self.size += n
-            left = left[n:]
-
-    def finish(self, expect: Expect) -> Downloaded:
-        """Checks the file, gives it its name, and writes the sidecar last."""
-        version = self.version or Version(url=self.address)
-        sha256 = self._hash.hexdigest()
-        try:
-            _check(self.address, expect, size_bytes=self.size, sha256=sha256)
-            # The hub's ETag of a big file is its hash.
-            if version.revision and _SHA256.fullmatch(version.etag or "") and version.etag != sha256:
-                raise DownloadError(f"{self.address!r} came damaged: run the same command again")
-        except DownloadError:
-            self.restart(None)
-            raise
-        os.fsync(self._handle)
-        replace(self._file, self.path)
-        done = Downloaded(
-            path=self.path, size_bytes=self.size, sha256=sha256, revision=version.revision, etag=version.etag
-        )
-        _declare(done, self.address)
-        self._note.unlink(missing_ok=True)
-        return done
-
-    def restart(self, version: Version | None) -> None:
-        os.ftruncate(self._handle, 0)
-        os.lseek(self._handle, 0, os.SEEK_SET)
-        self.size, self._hash, self.version = 0, hashlib.sha256(), version
-        if version:
-            publish_file(self._note, json.dumps(asdict(version)).encode())
-        else:
-            self._note.unlink(missing_ok=True)
-
-    def _no_space(self, what: str) -> str:
-        return (
-            f"no space for {str(self.path)!r}: {what}. The {self.size:,} bytes that came are kept; free some "
-            "space and run the same command again"
-        )

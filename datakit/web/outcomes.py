@@ -129,6 +129,10 @@ def stop_for(error: Exception) -> Stop:
         return Stop("timeout_connect")
     if isinstance(error, aiohttp.ServerTimeoutError):
         return Stop("timeout_read")
+    if isinstance(
+        error, aiohttp.ClientHttpProxyError
+    ):  # as the proxy answers for http, it refuses to connect for https
+        return Stop(f"http_{error.status}", again=error.status >= 500)
     if isinstance(error, aiohttp.ClientConnectorError):
         broken = isinstance(error.os_error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
         return Stop("reset", again=True) if broken else Stop("connect")

@@ -22,17 +22,15 @@ from datakit.errors import DownloadError, SourceError, UsageError
 from datakit.web.addresses import HubFile, LocalFile, WebFile, parse
 from datakit.web.downloads import tried
 from datakit.web.hosts import Hosts
+from datakit.web.hubclient import hub_endpoint, hub_library, origin
 from datakit.web.transfers import (
     Broken,
     Version,
     ask_web,
     find_hub,
     followed,
-    hub_endpoint,
     hub_errors,
     hub_get,
-    hub_library,
-    origin,
     refuse,
     steady,
     web_errors,
@@ -89,7 +87,7 @@ class RangedFile(io.RawIOBase):
         source = parse(address)
         if isinstance(source, LocalFile):
             raise UsageError(f"{address!r} is a file of this machine: there is nothing to ask a server for")
-        self._site: _Site = _Hub(source) if isinstance(source, HubFile) else _Web(source, hosts)
+        self._site: _Site = _Hub(source, hosts) if isinstance(source, HubFile) else _Web(source, hosts)
         self._failed = f"{address!r} could not be read"
         self.version = tried(self._site.find, self._failed)
         if self.version.total is None:
@@ -233,14 +231,14 @@ def parts(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 class _Hub:
     """A file of the hub, through huggingface_hub."""
 
-    def __init__(self, source: HubFile) -> None:
-        self._source = source
+    def __init__(self, source: HubFile, hosts: Hosts) -> None:
+        self._source, self._hosts = source, hosts
         self._location = ""
         self._served = False  # whether the link to the bytes has worked
         self.tag = ""
 
     def find(self) -> Version:
-        version, self._location = find_hub(self._source)
+        version, self._location = find_hub(self._source, self._hosts)
         self._served = False
         # Elsewhere, the file has an ETag of that server's.
         self.tag = tag(version.etag) if origin(self._location) == origin(hub_endpoint()) else ""
@@ -248,7 +246,7 @@ class _Hub:
 
     @contextmanager
     def part(self, headers: Mapping[str, str]) -> Iterator[_Part]:
-        with hub_errors(self._source, hub_endpoint()), hub_get(self._location, headers) as reply:
+        with hub_errors(self._source, hub_endpoint()), hub_get(self._location, headers, self._hosts) as reply:
             if reply.status_code in _EXPIRED and self._served:
                 raise Broken(f"the link to its bytes answers {reply.status_code}")
             hub_library().utils.hf_raise_for_status(reply)

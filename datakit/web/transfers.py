@@ -1,8 +1,8 @@
 """Transfers: a file of the web or of the hub, asked about or read from a place on; one try, no file written.
 
 What another try may cure comes out as `Broken`; everything else is a DownloadError that says what to do.
-Hub files go through huggingface_hub: its client, its token, its metadata, its errors. The web is asked
-without the environment's proxies and netrc, as in `crawl`, and every redirect and address is checked.
+Hub files go through huggingface_hub: its token, its metadata, its errors. Every redirect and every address is checked
+for both (for the hub in `hubclient`), and both go through the environment's proxies (`proxies`), but take no netrc.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from http.cookiejar import DefaultCookiePolicy
-from types import ModuleType
 from typing import Any, NoReturn
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import requests
 import urllib3
@@ -28,10 +27,12 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from datakit import __version__
-from datakit.errors import DownloadError, UsageError
+from datakit.errors import DownloadError
 from datakit.web import hosts as policy
 from datakit.web.addresses import HubFile, WebFile
 from datakit.web.hosts import Hosts
+from datakit.web.hubclient import hub_endpoint, hub_library, is_hub, under
+from datakit.web.proxies import proxy_for
 
 CONNECT_S = 10.0
 READ_S = 30.0  # silence that is borne
@@ -40,7 +41,6 @@ LEAST_PER_S = 1024  # so many bytes a second, for so long
 MAX_REDIRECTS = 10
 PIECE_BYTES = 1 << 20
 
-HUB = "https://huggingface.co"
 LARGEST_BY_HTTP = 50 * 1000**3  # huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE: above it the hub has Xet only
 TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _RANGE = re.compile(r"bytes (\d{1,30})-\d+/(\d+|\*)")
@@ -73,6 +73,8 @@ class Reply:
     start: int
     headers: Mapping[str, str]
     pieces: Iterator[bytes]
+    clone: Callable[[int], bool] | None = None
+    """Puts the bytes into an empty file without copying them, if the file system can."""
 
 
 Open = Callable[[int, Version | None], AbstractContextManager[Reply]]
@@ -92,14 +94,15 @@ def from_web(source: WebFile, hosts: Hosts) -> Open:
 
     @contextmanager
     def opened(start: int, version: Version | None) -> Iterator[Reply]:
-        validator = version.validator if version and start else None
+        ours = version if version and version.url == source.url else None  # or of a file that was being adopted
+        validator = ours.validator if ours and start else None
         headers = {"Range": f"bytes={start}-", "If-Range": validator} if validator else {}
         with (
             web_session(hosts) as session,
             web_errors(source.url),
             followed(session, "GET", hosts.first(source.url), hosts, headers) as reply,
         ):
-            yield _web_reply(reply, source.url, version if validator else None, start)
+            yield _web_reply(reply, source.url, ours if validator else None, start)
 
     return opened
 
@@ -142,8 +145,15 @@ def followed(
     """The answer to a URL that has passed `hosts.first`, or to what it leads to."""
     asked = url
     for _ in range(MAX_REDIRECTS + 1):
+        proxy = proxy_for(asked)
         reply = session.request(
-            method, asked, headers=headers, stream=True, allow_redirects=False, timeout=(CONNECT_S, READ_S)
+            method,
+            asked,
+            headers=headers,
+            proxies={"http": proxy, "https": proxy} if proxy else {},
+            stream=True,
+            allow_redirects=False,
+            timeout=(CONNECT_S, READ_S),
         )
         location = session.get_redirect_target(reply)
         if location is None:
@@ -209,6 +219,8 @@ def web_errors(url: str) -> Iterator[None]:
         yield
     except requests.exceptions.SSLError as error:
         raise DownloadError(f"{url!r} has no certificate that can be trusted: {error}") from error
+    except requests.exceptions.ProxyError as error:
+        raise Broken(f"the proxy that the environment names doesn't let it through: {error}") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, socket.gaierror):
@@ -259,7 +271,7 @@ def _checked_adapter(hosts: Hosts) -> HTTPAdapter:
     return Adapter()
 
 
-def from_hub(source: HubFile) -> Open:
+def from_hub(source: HubFile, hosts: Hosts) -> Open:
     """Opens a hub file from a place on, through huggingface_hub; its token goes to the hub alone."""
     client = hub_library().utils
     endpoint = hub_endpoint()
@@ -267,12 +279,12 @@ def from_hub(source: HubFile) -> Open:
     @contextmanager
     def opened(start: int, version: Version | None) -> Iterator[Reply]:
         with hub_errors(source, endpoint):
-            now, location = _hub_version(source, endpoint)
+            now, location = _hub_version(source, endpoint, hosts)
             if now.total is not None and now.total > LARGEST_BY_HTTP:
                 raise DownloadError(_only_through_xet(source, now))
             same = version is not None and (version.etag, version.total) == (now.etag, now.total)
             begin = start if same else 0
-            with hub_get(location, {"Range": f"bytes={begin}-"} if begin else {}) as reply:
+            with hub_get(location, {"Range": f"bytes={begin}-"} if begin else {}, hosts) as reply:
                 client.hf_raise_for_status(reply)
                 if reply.headers.get("X-Repo-Commit", now.revision) != now.revision:
                     raise Broken("the dataset was changed at this moment")
@@ -286,39 +298,43 @@ def from_hub(source: HubFile) -> Open:
 
 
 @contextmanager
-def hub_get(location: str, headers: Mapping[str, str]) -> Iterator[Any]:
+def hub_get(location: str, headers: Mapping[str, str], hosts: Hosts) -> Iterator[Any]:
     """The hub's answer to a GET of where a file's bytes are, whatever its status; for inside `hub_errors`."""
     client = hub_library().utils
     ours = client.build_hf_headers(**_WE)
-    if origin(location) not in (origin(hub_endpoint()), origin(HUB)):
+    if not is_hub(location):
         ours.pop("authorization", None)
-    with client.http_stream_backoff(
-        "GET",
-        location,
-        headers={**ours, **headers, "Accept-Encoding": "identity"},
-        timeout=READ_S,
-        max_retries=0,
-        retry_on_exceptions=(),
-        retry_on_status_codes=(),
-    ) as reply:
+    with ExitStack() as stack:
+        with under(hosts):
+            reply = stack.enter_context(
+                client.http_stream_backoff(
+                    "GET",
+                    location,
+                    headers={**ours, **headers, "Accept-Encoding": "identity"},
+                    timeout=READ_S,
+                    max_retries=0,
+                    retry_on_exceptions=(),
+                    retry_on_status_codes=(),
+                )
+            )
         yield reply
 
 
-def find_hub(source: HubFile) -> tuple[Version, str]:
+def find_hub(source: HubFile, hosts: Hosts) -> tuple[Version, str]:
     """Which file the hub has (its commit, its size, as etag its hash if it is big), and where its bytes are."""
     endpoint = hub_endpoint()
     with hub_errors(source, endpoint):
-        version, location = _hub_version(source, endpoint)
+        version, location = _hub_version(source, endpoint, hosts)
     if not _COMMIT.fullmatch(version.revision or ""):
         raise _no_hub(endpoint)
     return version, location
 
 
-def hub_files(repo: str, revision: str) -> tuple[str, dict[str, tuple[int, str]]]:
+def hub_files(repo: str, revision: str, hosts: Hosts) -> tuple[str, dict[str, tuple[int, str]]]:
     """The commit of a dataset's revision, and all its files: size, and what `find_hub` has as etag."""
     endpoint = hub_endpoint()
     hub = hub_library()
-    with hub_errors(HubFile(repo=repo, revision=revision, path=""), endpoint):
+    with hub_errors(HubFile(repo=repo, revision=revision, path=""), endpoint), under(hosts):
         api = hub.HfApi(endpoint=endpoint, **_WE)
         commit = str(api.dataset_info(repo, revision=revision, timeout=READ_S).sha)
         if not _COMMIT.fullmatch(commit):
@@ -328,36 +344,12 @@ def hub_files(repo: str, revision: str) -> tuple[str, dict[str, tuple[int, str]]
     return commit, {file.path: (file.size, file.lfs.sha256 if file.lfs else file.blob_id) for file in files}
 
 
-def hub_library() -> ModuleType:
-    """huggingface_hub, loaded when first needed."""
-    # Unless told not to when it is loaded, it looks for the program that calls it, and asks the hub for a list
-    # of such programs: a request that nobody asked for. Who wants it sets the variable to 0.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import huggingface_hub
-    import huggingface_hub.errors
-    import huggingface_hub.utils
-
-    return huggingface_hub
-
-
-def hub_endpoint() -> str:
-    """Read at each call: the library has bound it when it was loaded. Raises UsageError when it is no URL."""
-    endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-    try:
-        url = urlsplit(endpoint)
-        good = url.scheme in ("http", "https") and bool(url.hostname)
-    except ValueError:
-        good = False
-    if not good:
-        raise UsageError(f"HF_ENDPOINT should be a URL such as {HUB}, not {endpoint!r}")
-    return endpoint
-
-
-def _hub_version(source: HubFile, endpoint: str) -> tuple[Version, str]:
+def _hub_version(source: HubFile, endpoint: str, hosts: Hosts) -> tuple[Version, str]:
     """Which file the hub has, and where its bytes are."""
     hub = hub_library()
     url = hub.hf_hub_url(source.repo, source.path, repo_type="dataset", revision=source.revision, endpoint=endpoint)
-    said = hub.get_hf_file_metadata(url, endpoint=endpoint, timeout=READ_S, **_WE)
+    with under(hosts):
+        said = hub.get_hf_file_metadata(url, endpoint=endpoint, timeout=READ_S, **_WE)
     if said.commit_hash is None or said.etag is None:
         raise _no_hub(endpoint)
     return Version(url=str(source), total=said.size, etag=said.etag, revision=said.commit_hash), said.location
@@ -376,11 +368,6 @@ def _only_through_xet(source: HubFile, version: Version) -> str:
         f"{str(source)!r} has {version.total:,} bytes, and the hub serves files above 50 GB only through Xet, which "
         f"is not spoken here. Fetch it with `{fetch}`, then let datakit use it: `datakit adopt NAME FILE`"
     )
-
-
-def origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc.lower()
 
 
 @contextmanager

@@ -210,6 +210,7 @@ def test_mmc4_the_document_of_its_readme():
         {
             "sentences": [lock, press, close],
             "similarity": [matrix[1], matrix[0]],
+            "interleaved": True,
             "url": "http://www.hfitinfo.com/hofi-48.html",
             "could_have_url_duplicate": False,
         },

@@ -16,7 +16,7 @@ from unruly import Unruly, in_turn, ranged, reply, unruly_server
 from datakit.errors import DownloadError, ManifestError, SourceError, StorageError, UsageError
 from datakit.web import downloads as module
 from datakit.web import hosts as hosts_module
-from datakit.web import transfers
+from datakit.web import sidecars, transfers
 from datakit.web.addresses import HubFile, WebFile
 from datakit.web.downloads import Downloaded, Expect, Head, adopt, check_not_html, download, head, parse
 from datakit.web.hosts import Hosts, RefusedUrl
@@ -163,17 +163,17 @@ def test_a_server_that_gives_another_part_is_asked_for_the_whole(server, tmp_pat
 
 def test_a_kill_between_the_name_and_the_sidecar_costs_nothing(server, tmp_path, monkeypatch):
     url = server.at("/a.zip", ranged(BODY))
-    publish = module.publish_file
+    publish = sidecars.publish_file
 
     def killed(path, data):
         if path.name.endswith(".download.json"):
             raise KeyboardInterrupt
         publish(path, data)
 
-    monkeypatch.setattr(module, "publish_file", killed)
+    monkeypatch.setattr(sidecars, "publish_file", killed)
     with pytest.raises(KeyboardInterrupt):
         get(server, url, tmp_path)
-    monkeypatch.setattr(module, "publish_file", publish)
+    monkeypatch.setattr(sidecars, "publish_file", publish)
     done = get(server, url, tmp_path)
 
     assert (done.path.read_bytes(), done.sha256) == (BODY, SHA256)
@@ -470,7 +470,7 @@ def test_the_token_never_leaves_the_hub(server, tmp_path):
         linked = {"X_Linked_Etag": f'"{SHA256}"', "X_Linked_Size": len(BODY), "X_Repo_Commit": COMMIT}
         server.at(FILE, reply(status=302, Location=blob, **linked))
 
-        done = get(server, HUB, tmp_path)
+        done = download(HUB, tmp_path, hosts=Hosts(allowed=(cdn.place,)))
 
         assert done.sha256 == SHA256
         assert [v.headers.get("authorization") for v in cdn.visits] == [None]
@@ -667,7 +667,8 @@ def test_the_head_of_a_hub_file_is_refused_as_its_download_is(server):
 def test_the_hub_is_told_nothing_that_the_user_did_not_ask_for():
     code = (
         "from datakit.web import transfers; from datakit.web.addresses import HubFile\n"
-        "transfers.from_hub(HubFile(repo='o/r', revision='main', path='a.tar'))\n"
+        "from datakit.web.hosts import Hosts\n"
+        "transfers.from_hub(HubFile(repo='o/r', revision='main', path='a.tar'), Hosts())\n"
         "import huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)\n"
     )
     env = {k: v for k, v in os.environ.items() if not k.endswith("DISABLE_TELEMETRY") and k != "DO_NOT_TRACK"}
@@ -701,7 +702,7 @@ def test_a_file_that_was_adopted_is_not_fetched(server, tmp_path, sha256):
     assert files(tmp_path) == ["a.zip", "a.zip.download.json"]
 
 
-def test_the_sidecar_of_an_adopted_file_is_that_of_a_download(server, tmp_path):
+def test_the_sidecar_of_an_adopted_file_is_that_of_a_download_and_says_that_a_person_put_it_there(server, tmp_path):
     url = server.at("/a.zip", ranged(BODY))
 
     fetched = get(server, url, tmp_path / "fetched").path
@@ -709,7 +710,7 @@ def test_the_sidecar_of_an_adopted_file_is_that_of_a_download(server, tmp_path):
 
     one, two = (json.loads((p.parent / "a.zip.download.json").read_bytes()) for p in (fetched, adopted))
     assert one == {"size_bytes": len(BODY), "sha256": SHA256, "revision": None, "etag": '"v1"', "url": url}
-    assert two == one | {"etag": None}
+    assert two == one | {"etag": None, "by_hand": True}
 
 
 def test_an_adopted_hub_file_knows_its_commit_when_the_address_names_one(tmp_path):

@@ -134,15 +134,37 @@ def test_a_killed_extract_goes_on_with_the_next_part_and_ends_with_the_same_byte
     assert len(seen) == 6 + 5  # the first part, of four pictures, isn't looked at again
 
 
-def test_base64_is_read_strictly(tmp_path):
-    good = base64.b64encode(picture(1)).decode()
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda data: base64.b64encode(data).decode(),
+        lambda data: base64.encodebytes(data).decode(),  # a line break after each 76 letters
+        lambda data: base64.encodebytes(data).decode().replace("\n", "\r\n"),
+        lambda data: f" {base64.b64encode(data).decode()}\n",
+        lambda data: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
+    ],
+)
+def test_base64_is_read_as_upstreams_loaders_read_it(written):
+    assert extract.decoded(written(picture(1))) == picture(1)
 
-    for text, outcome in ((good, None), (good[:-3], "not_an_image"), (good + "é", "not_an_image"), ("", "missing")):
-        if outcome is None:
-            assert extract.decoded(text) == picture(1)
-        else:
-            with pytest.raises(extract.BadImage, match=outcome):
-                extract.decoded(text)
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        (base64.b64encode(picture(1)).decode()[:-3], "not_an_image"),
+        (base64.b64encode(picture(1)).decode() + "é", "not_an_image"),
+        ("", "missing"),
+    ],
+)
+def test_what_no_decoder_of_base64_takes_is_no_picture(text, outcome):
+    with pytest.raises(extract.BadImage, match=outcome):
+        extract.decoded(text)
+
+
+@pytest.mark.parametrize("text", ["pictures/1.jpg", "https://example.org/1.jpg", "data:image/jpeg,abcd", "\n \n"])
+def test_text_that_is_no_base64_is_refused_by_what_it_decodes_to(text):
+    with pytest.raises(extract.BadImage):
+        extract.images.inspect(extract.decoded(text))
 
 
 def test_a_path_that_leaves_the_folder_is_never_opened(tmp_path):

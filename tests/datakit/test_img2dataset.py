@@ -17,13 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from unruly import reply, unruly_server
 
 from datakit import images
 from datakit.errors import BadImage, DownloadError, SourceError, UsageError
 from datakit.interop import img2dataset, outputs
 from datakit.interop.img2dataset import Output, crawled, imported, outcome_of, run
+from datakit.manifest import load
 from datakit.miniature.pictures import drawing
+from datakit.stage import Work
+from datakit.stages.fetch import Fetch
+from datakit.store import Store
 from datakit.web import hosts as hosts_module
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
@@ -483,6 +488,21 @@ def test_the_real_program_downloads_and_its_words_become_outcomes(tmp_path, serv
 
 
 @real
+@pytest.mark.parametrize(("rounding", "width"), [("nearest", 421), ("down", 420)])
+def test_pictures_that_it_fetched_have_the_sizes_that_the_recipe_asks_for(tmp_path, server, rounding, width):
+    sink = io.BytesIO()
+    Image.new("RGB", (501, 400), (200, 30, 90)).save(sink, "JPEG")
+    url = server.at("/x.jpg", reply(sink.getvalue()))  # 336 of 400 makes 420.84
+    stage = Fetch(max_short_side_px=336, rounding=rounding, engine="img2dataset")
+    work = Work(Store(str(tmp_path / "root")), load("coyo"), "coyo", "fetch", Hosts(allowed=(server.place,)), QUICK)
+
+    (got,) = stage.crawled([url], work)
+
+    assert got.outcome == "ok"
+    assert (got.value.width, got.value.height) == (width, 336)
+
+
+@real
 @pytest.mark.parametrize("form", ["files", "parquet"])
 def test_what_the_real_program_writes_alone_is_read(tmp_path, server, form):
     pictures = {server.at(f"/{n}.jpg", reply(jpeg(n))): jpeg(n) for n in range(3)}
@@ -669,3 +689,11 @@ def test_importing_it_loads_nothing_heavy():
     )
 
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_img2dataset_doesn_t_go_around_a_proxy(tmp_path, monkeypatch):
+    monkeypatch.setattr(img2dataset, "check_installed", lambda: None)
+    monkeypatch.setenv("HTTPS_PROXY", "http://10.0.0.1:3128")
+
+    with pytest.raises(UsageError, match="NO_PROXY"):
+        download(tmp_path / "x", ["http://a.example/"], Hosts())

@@ -178,3 +178,14 @@ def test_a_document_read_back_from_a_table_is_matched_alike():
 def test_a_matrix_of_another_size_or_no_image_is_refused(sentences, similarity, n_images, gone):
     with pytest.raises(SourceError, match="document out"):
         interleaved.document(sentences, similarity, n_images, gone)
+
+
+def test_a_document_without_some_images_has_a_space_where_each_was():
+    whole = interleaved.messages(["A.", "B.", "C."], [0, 1, 1, 2])
+
+    (some,) = interleaved.without(whole, {1, 3})
+    (none,) = interleaved.without(whole, {0, 1, 2, 3})
+
+    assert some.content == [IMAGE, text("A."), IMAGE, text("B. C.")]
+    assert none.content == [text("A. B. C.")]
+    assert interleaved.without(whole, ()) == whole

@@ -201,6 +201,16 @@ def test_what_is_rows_is_read(tmp_path, text, expected, chunk_bytes):
     assert rows(written(tmp_path, text), chunk_bytes) == expected
 
 
+def test_only_the_row_that_held_half_of_a_surrogate_pair_is_called_mended(tmp_path):
+    text = '[{"a": 1}, {"a": [{"b\\udc00": "x\\ud83d"}]}, {"a": "\\ud83d\\ude00 \\\\ud83d \ufffd", "n": NaN}]'
+
+    found = rows(written(tmp_path, text))
+
+    assert [type(row) for row in found] == [dict, jsonfile.Mended, dict]
+    assert found[1] == {"a": [{"b\ufffd": "x\ufffd"}]}
+    assert found[2]["a"] == "😀 \\ud83d \ufffd"
+
+
 def test_one_object_is_a_row_when_the_name_says_json_lines(tmp_path):
     assert rows(written(tmp_path, '{"a": 1}', "rows.jsonl")) == [{"a": 1}]
 

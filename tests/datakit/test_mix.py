@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from datakit import mix
@@ -10,7 +11,7 @@ def part(dataset, repeats=1, samples=(3, 4)):
     shards = [
         mix.MixShard(
             tar=f"../../{dataset}/pack/{k}.tar",
-            index="x",
+            index=f"../../{dataset}/pack/{k}.parquet",
             samples=n,
             size_bytes=1,
             xxh3=f"{dataset}{k}",
@@ -95,3 +96,36 @@ def test_a_mix_that_was_changed_by_hand_is_refused(tmp_path, old, new):
 
     with pytest.raises(MixError, match="by hand"):
         mix.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "../../../elsewhere/pack/00000.tar",
+        "../../coyo/../../x/00000.tar",
+        "../../../pack/00000.tar",
+        "x",
+    ],
+)
+@pytest.mark.parametrize("which", ["tar", "index"])
+def test_a_mix_that_names_a_file_outside_its_root_is_refused(tmp_path, which, name):
+    one = part("coyo")
+    shards = [msgspec.structs.replace(shard, **{which: name}) for shard in one.shards]
+    made = mix.make("m", [msgspec.structs.replace(one, shards=shards)])
+    (tmp_path / "mix.json").write_bytes(mix.encode(made))
+
+    with pytest.raises(MixError, match="isn't a packed tar of the root"):
+        mix.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("coyo+qinstruct:2", "datakit build-mix coyo+qinstruct:2"),
+        ("vila-sft", "datakit build-mix coyo+qinstruct:2 --name vila-sft"),
+        ("coyo+qinstruct:2@limit-8", "datakit build-mix coyo+qinstruct:2 --limit 8"),
+    ],
+)
+def test_a_mix_knows_the_command_that_makes_it_again(name, command):
+    assert mix.command(mix.make(name, [part("coyo"), part("qinstruct", repeats=2)])) == command

@@ -61,15 +61,44 @@ def test_images_and_the_rows_of_the_matrix_are_in_the_order_of_the_marks():
     assert record.attrs == {
         "sentences": ["One.", "Two.", "Three."],
         "similarity": [[0.8, 0.3, 0.1], [0.1, 0.2, 0.9]],
+        "interleaved": True,
         "url": "http://a.test/",
         "could_have_url_duplicate": False,
     }
 
 
-def test_the_matrix_is_believed_and_not_the_index_beside_the_image():
-    says_otherwise = page(image_info=found("http://a.test/0.jpg", "http://a.test/1.jpg", matched_text_index=1))
+def indexed(*places, **changed):
+    """The document with upstream's indexes."""
+    images = [found(f"http://a.test/{n}.jpg", matched_text_index=place)[0] for n, place in enumerate(places)]
+    return page(image_info=images, **changed)
 
-    assert mmc4.read(says_otherwise, 0) == mmc4.read(page(), 0)
+
+def test_upstreams_index_is_taken_where_the_matrix_says_otherwise():
+    record = mmc4.read(indexed(1, 0), 0)
+
+    assert record.messages[0].content == [IMAGE, text("One."), IMAGE, text("Two. Three.")]
+    assert record.images == ["http://a.test/1.jpg", "http://a.test/0.jpg"]
+    assert record.attrs["similarity"] == [[0.8, 0.3, 0.1], [0.1, 0.2, 0.9]]  # to match by when one is lost
+
+
+def test_pictures_of_one_sentence_stand_side_by_side_in_upstreams_order():
+    record = mmc4.read(indexed(1, 1), 0)
+
+    assert record.messages[0].content == [text("One."), IMAGE, IMAGE, text("Two. Three.")]
+    assert record.images == ["http://a.test/0.jpg", "http://a.test/1.jpg"]
+
+
+@pytest.mark.parametrize("odd", [-1, 3, None, "1", 1.0, True, 10**30])
+def test_an_index_that_names_no_sentence_leaves_all_to_the_matrix(odd):
+    assert mmc4.read(indexed(1, odd), 0) == mmc4.read(page(), 0)
+
+
+@pytest.mark.parametrize("matrix", [None, [], [[0.1, 0.2, 0.3]], [[float("nan")] * 3] * 2])
+def test_a_document_with_indexes_needs_no_matrix(matrix):
+    record = mmc4.read(indexed(0, 2, similarity_matrix=matrix), 0)
+
+    assert record.messages[0].content == [IMAGE, text("One. Two."), IMAGE, text("Three.")]
+    assert record.attrs["similarity"] is None
 
 
 def test_more_images_than_sentences_are_all_kept():

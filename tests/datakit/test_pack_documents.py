@@ -175,6 +175,31 @@ def test_a_document_without_any_picture_left_is_dropped_for_its_first_reason(tmp
     assert (got.faults, got.bad_rows) == ({"truncated": 2}, 2)
 
 
+def test_a_document_without_a_matrix_keeps_the_others_where_they_stand(tmp_path):
+    rows = [
+        {**document("a", "http_404", GOOD[1], GOOD[2]), "similarity": None},
+        {**document("b", GOOD[3], BAD, GOOD[4]), "similarity": None},
+        {**document("c", "dns"), "similarity": None},
+    ]
+
+    got = pack(tmp_path, rows, missing="drop_image")
+
+    assert got.parts("a") == ["One.", "<image>", "Two.", "<image>", "Three."]
+    assert got.parts("b") == ["<image>", "One. Two.", "<image>", "Three."]
+    assert [row["images_dropped"] for row in got.index] == [1, 1]
+    assert (got.dropped, got.faults) == ({"dns": 1}, {"truncated": 1})
+    assert (got.samples["b"]["0.png"], got.samples["b"]["1.png"]) == (GOOD[3], GOOD[4])
+
+
+@pytest.mark.parametrize("missing", ["drop_sample", "drop_image"])
+def test_a_document_that_begins_with_its_only_picture_is_no_pair(tmp_path, missing):
+    got = pack(tmp_path, [document("a", GOOD[0], interleaved=True)], missing=missing)
+
+    assert got.parts("a") == ["<image>", "One. Two. Three."]
+    assert sorted(got.samples["a"]) == ["json", "png"]
+    assert got.record("a")["attrs"] == {"interleaved": True}
+
+
 def test_a_conversation_never_loses_a_picture(tmp_path):
     rows = [question("a", *GOOD[:2]), question("b", GOOD[2], "http_404"), question("c", GOOD[3], BAD)]
 

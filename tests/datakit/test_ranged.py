@@ -261,7 +261,7 @@ def hub(web, monkeypatch):
 
 
 def test_a_hub_file_is_read_from_where_the_hub_sends_us_without_the_token(hub, web):
-    with RangedFile("hub://datasets/o/r@main/a.parquet", hosts=Hosts()) as file:
+    with RangedFile("hub://datasets/o/r@main/a.parquet", hosts=Hosts(allowed=(web.place,))) as file:
         got = [file.fetch(at, at + 10) for at in (5, 50, 500)]
 
     assert got == [BODY[at : at + 10] for at in (5, 50, 500)]
@@ -274,7 +274,7 @@ def test_a_hub_file_is_read_from_where_the_hub_sends_us_without_the_token(hub, w
 def test_a_hub_file_whose_link_expires_is_asked_for_again(hub, web):
     web.turns = [None, Answer(status=403)]
 
-    with RangedFile("hub://datasets/o/r@main/a.parquet", hosts=Hosts()) as file:
+    with RangedFile("hub://datasets/o/r@main/a.parquet", hosts=Hosts(allowed=(web.place,))) as file:
         got = [file.fetch(at, at + 10) for at in (5, 50)]
 
     assert got == [BODY[at : at + 10] for at in (5, 50)]
@@ -284,7 +284,7 @@ def test_a_hub_file_whose_link_expires_is_asked_for_again(hub, web):
 def test_a_hub_file_that_is_forbidden_is_not_asked_for_again(hub, web):
     web.turns = [Answer(status=403)]
 
-    file = RangedFile("hub://datasets/o/r@main/a.parquet", hosts=Hosts())
+    file = RangedFile("hub://datasets/o/r@main/a.parquet", hosts=Hosts(allowed=(web.place,)))
     with file, pytest.raises(DownloadError, match="403"):
         file.fetch(0, 10)
 

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,8 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from datakit.errors import SourceError
+from datakit.jsonfile import chunks
+from datakit.manifest import load
 from datakit.miniature import coyo_parquet
-from datakit.readers import coyo, llava
+from datakit.readers import About, coyo, llava, reading
+from datakit.readers import load as load_reader
 from datakit.record import Part, decode_messages
 
 REAL = Path(__file__).parents[2].parent / "shared" / "real"
@@ -133,6 +137,27 @@ def test_what_differs_from_upstreams_form_is_named(value, image, repairs):
     assert record.attrs["repairs"] == repairs
     if not repairs:
         assert llava.written(record.messages[0].content) == value
+
+
+@pytest.mark.parametrize(
+    ("asker", "answerer", "repairs"),
+    [
+        ("human", "gpt", None),
+        ("user", "assistant", ["role_name"]),
+        ("user", "gpt", ["role_name"]),
+        ("human", "model", ["role_name"]),
+        ("human", "bot", ["role_name"]),
+    ],
+)
+def test_a_role_by_any_of_its_names_is_that_role_and_a_name_that_is_not_llavas_is_noted(asker, answerer, repairs):
+    upstream = row("Q", "A")
+    for turn, name in zip(upstream["conversations"], (asker, answerer), strict=True):
+        turn["from"] = name
+
+    record = llava.read(upstream, 0)
+
+    assert [message.role for message in record.messages] == ["user", "assistant"]
+    assert record.attrs["repairs"] == repairs
 
 
 def test_a_turn_with_more_keys_says_that_they_are_lost():
@@ -270,3 +295,33 @@ def test_text_of_any_string_type_is_read(tmp_path, kind):
     (batch,) = coyo.batches(tmp_path / "x.parquet", None, "coyo", nothing_rejected)
 
     assert batch["images"].to_pylist() == [[{"ref": "u"}]]
+
+
+def asked(name):
+    """A row of a reader with a text of our choice in it."""
+    picture = "/9j/4AAQSkZJRg=="
+    return {
+        "llava": lambda said: row("Q", said),
+        "hf": lambda said: {"q": "Q", "a": said},
+        "m3it": lambda said: {"inputs": "Q", "outputs": said, "image_str": picture},
+        "mmc4": lambda said: {
+            "text_list": [said],
+            "image_info": [{"raw_url": "http://a.test/0.jpg"}],
+            "similarity_matrix": [[0.5]],
+        },
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["llava", "hf", "m3it", "mmc4"])
+def test_half_of_a_surrogate_pair_is_noted_by_every_reader_of_json(tmp_path, name):
+    manifest = msgspec.structs.replace(load("llava665k"), reader=name)
+    about = About("mine", "data/vqa/gqa/train.jsonl", b'["Say."]', {"question": "q", "answer": "a"})
+    made = asked(name)
+    (tmp_path / "rows.json").write_text(json.dumps([made("a boat \ud83d"), made("a boat 🚢"), made("a \ufffd")]))
+    read = reading(manifest, about)
+
+    records = [read(one, nth) for _, rows in chunks(tmp_path / "rows.json") for nth, one in enumerate(rows)]
+
+    assert records[0].messages[-1].content[-1].text == "a boat \ufffd"
+    assert [record.attrs.get("repairs") for record in records] == [["surrogate"], None, None]
+    assert "repairs" in load_reader(manifest).SCHEMA.names

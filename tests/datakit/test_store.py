@@ -1,13 +1,21 @@
+import errno
+import fcntl
 import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import xxhash
 
+from datakit import locks
+from datakit import store as store_module
 from datakit.errors import StorageError, UsageError
-from datakit.store import Store
+from datakit.store import Store, locked
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
@@ -202,3 +210,132 @@ def test_a_file_that_may_not_be_read_is_one_clear_error(tmp_path):
     (tmp_path / "c").chmod(0o700)
 
     assert done.stdout.count("no permission to") == 5, done.stdout
+
+
+def writer(folder, body="sys.stdin.read()"):
+    """A process that writes a file, says so, and goes on with `body` before the file is published."""
+    code = (
+        "import sys\nfrom datakit.store import Store\n"
+        f"with Store({str(folder)!r}).publish('y.bin') as sink:\n"
+        f"    sink.write(b'a' * 300_000)\n    print('here', flush=True)\n    {body}\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_what_another_process_is_writing_isn_t_swept_though_it_seems_dead(tmp_path, monkeypatch):
+    with writer(tmp_path) as other:
+        assert other.stdout.readline() == "here\n"
+        there = Path.exists  # as in another container with this host name, where no process of ours is seen
+        monkeypatch.setattr(Path, "exists", lambda self: self.parts[1] != "proc" and there(self))
+
+        Store(str(tmp_path)).sweep("")
+        other.communicate()
+
+    assert other.returncode == 0
+    assert Store(str(tmp_path)).names("") == ["y.bin"]
+
+
+def test_two_containers_of_one_host_name_leave_each_other_s_files_alone(tmp_path):
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user can't have a process namespace")
+    sweeps = "import sys; from datakit.store import Store; Store(sys.argv[1]).sweep('')"
+
+    with writer(tmp_path) as other:
+        assert other.stdout.readline() == "here\n"
+        subprocess.run([*alone, sys.executable, "-c", sweeps, str(tmp_path)], check=True)
+        other.communicate()
+
+    assert Store(str(tmp_path)).names("") == ["y.bin"]
+
+
+@pytest.mark.parametrize(("host", "age_s", "swept"), [("other", 0, False), ("other", 90_000, True), ("ours", 0, True)])
+def test_a_dead_temporary_of_another_host_is_swept_after_a_day(tmp_path, host, age_s, swept):
+    name = store_module._HOST if host == "ours" else "other-host"
+    left = tmp_path / f".y.bin.{name}~4194303-0123abcd.tmp"
+    left.write_bytes(b"half")
+    os.utime(left, (time.time() - age_s,) * 2)
+
+    Store(str(tmp_path)).sweep("")
+
+    assert left.exists() is not swept
+
+
+def test_without_locks_a_temporary_is_swept_after_a_day_and_what_is_guarded_goes_on(tmp_path, monkeypatch, caplog):
+    def refuses(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    locks._tell_no_locks.cache_clear()
+    young, old = (tmp_path / f".y.bin.other~1-0123abc{n}.tmp" for n in "de")
+    for left in (young, old):
+        left.write_bytes(b"half")
+    os.utime(old, (time.time() - 90_000,) * 2)
+
+    store = Store(str(tmp_path))
+    store.write("x.bin", b"whole")
+    store.sweep("")
+    for _ in range(2):
+        with store.held(".x.lock") as held:
+            assert held
+
+    assert store.read("x.bin") == b"whole"
+    assert (young.exists(), old.exists()) == (True, False)
+    assert caplog.text.count("without locks") == 1
+
+
+def test_all_that_kills_left_below_a_folder_is_swept_and_nothing_else(tmp_path):
+    ours = store_module._HOST
+    kept = ["a/b/.hidden", "a/.x.lock", "a/tmp", f"a/x.{ours}~1-0123abcd.tmp", "a/.fetch.gone/x"]
+    left = [f"a/b/c/.x.{ours}~4194303-0123abcd.tmp", f"a/.x.zip.inside.{ours}~4194303-0123abcd.tmp.jsonl"]
+    for name in [*kept, *left, "a/.fetch.0123abcd.gone/log/x.parquet"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+
+    Store(str(tmp_path)).sweep("a")
+
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+
+
+def test_a_file_that_is_put_into_a_bucket_leaves_nothing_in_the_temporary_folder_after_a_kill(tmp_path):
+    code = (
+        "import os, buckets\nfrom datakit.store import Store\nbuckets.opened('x')\n"
+        "with Store('s3://x').publish('y.bin') as sink:\n"
+        "    sink.write(b'a' * 3_000_000)\n    os.kill(os.getpid(), 9)\n"
+    )
+
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=False)
+
+    assert done.returncode == -9
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_lets_readers_share_and_keeps_a_writer_out(tmp_path):
+    path = tmp_path / ".00001.lock"
+
+    readers = locked(path, shared=True), locked(path, shared=True, wait=False)
+    with readers[0] as first, readers[1] as second, locked(path, wait=False) as alone:
+        assert (first, second, alone) == (True, True, False)
+    with locked(path, wait=False) as alone, locked(path, shared=True, wait=False) as reader:
+        assert (alone, reader) == (True, False)
+
+
+def test_a_lock_whose_file_was_removed_by_the_one_who_had_it_is_taken_anew(tmp_path):
+    path = tmp_path / ".00001.lock"
+    told = []
+
+    with ThreadPoolExecutor(1) as pool:
+        waits = threading.Event()
+        with locked(path):
+
+            def second():
+                with locked(path, waiting=waits.set), locked(path, wait=False) as third:
+                    told.append(third)
+
+            future = pool.submit(second)
+            assert waits.wait(60)
+            path.unlink()
+        future.result(60)
+
+    assert told == [False]

@@ -7,7 +7,10 @@ import xxhash
 
 from datakit import mix
 from datakit.errors import MixError
-from datakit.record import Message, Part, Record, encode
+from datakit.ledger import Commit, File, Ledger, Part
+from datakit.record import Message, Record, encode
+from datakit.record import Part as Piece
+from datakit.store import Store
 from datakit.stream import Stream
 from datakit.tables import PACKED
 from datakit.tars import TarWriter
@@ -25,7 +28,7 @@ def packed(folder, dataset, sizes):
             for row in range(n):
                 key = f"{dataset}-{shard}-{row}"
                 pictures = [f"{key} picture {i}".encode() for i in range(row % 3)]
-                content = [Part(type="image") for _ in pictures] + [Part(type="text", text=key)]
+                content = [Piece(type="image") for _ in pictures] + [Piece(type="text", text=key)]
                 record = Record(key=key, source=dataset, messages=[Message(role="assistant", content=content)])
                 images = [
                     {"offset": tar.add(f"{key}.{i}.jpg", p), "size_bytes": len(p), "ext": "jpg"}
@@ -38,17 +41,30 @@ def packed(folder, dataset, sizes):
         kinds = {"key": pa.string(), "images": PACKED, "json_offset": pa.int64(), "json_bytes": pa.int64()}
         pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds.items())), place / f"{shard:05d}.parquet")
         tar_name = f"../../{dataset}/pack/{shard:05d}"
+        part = commit(place, f"{shard:05d}", n)
         shards.append(
             mix.MixShard(
                 tar=f"{tar_name}.tar",
                 index=f"{tar_name}.parquet",
                 samples=n,
-                size_bytes=(place / f"{shard:05d}.tar").stat().st_size,
-                xxh3=xxhash.xxh3_128((place / f"{shard:05d}.tar").read_bytes()).hexdigest(),
-                index_xxh3=xxhash.xxh3_128((place / f"{shard:05d}.parquet").read_bytes()).hexdigest(),
+                size_bytes=part.tar.size_bytes,
+                xxh3=part.tar.xxh3,
+                index_xxh3=part.table.xxh3,
             )
         )
     return mix.MixPart(dataset=dataset, repeats=1, recipe="r", samples=sum(sizes), shards=shards)
+
+
+def commit(place, name, rows):
+    """Writes the commit of a shard as it stands, and returns its part."""
+    table, tar = (_file(place / f"{name}{ending}") for ending in (".parquet", ".tar"))
+    part = Part(name=name, rows=rows, table=table, tar=tar)
+    Ledger(Store(str(place.parent)), place.name).put(name, Commit(recipe="r", inputs={}, rows=rows, parts=[part]))
+    return part
+
+
+def _file(path):
+    return File(path.name, path.stat().st_size, xxhash.xxh3_128(path.read_bytes()).hexdigest())
 
 
 @pytest.fixture
@@ -145,6 +161,27 @@ def test_a_tar_that_is_gone_is_one_clear_error(path, tmp_path):
 
     with pytest.raises(MixError, match="can't open"):
         [stream[p] for p in range(len(stream))]
+
+
+def test_a_tar_that_was_packed_again_with_the_same_size_and_index_is_refused_at_the_start(path, tmp_path):
+    place = tmp_path / "b/pack"
+    tar = place / "00000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"b-0-1 picture", b"B-0-1 PICTURE"))
+    commit(place, "00000", 9)
+
+    with pytest.raises(MixError, match=r"packed again since, .* `datakit build-mix a\+b --name m`"):
+        Stream(path)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_tar_without_its_commit_is_refused_at_the_start(path, tmp_path, damage):
+    there = tmp_path / "b/pack/00000.commit.json"
+    there.write_bytes(there.read_bytes()[:100])
+    if damage == "gone":
+        there.unlink()
+
+    with pytest.raises(MixError, match="isn't what the mix"):
+        Stream(path)
 
 
 def test_a_mix_in_a_bucket_is_streamed_alike(path, tmp_path):

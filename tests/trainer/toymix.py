@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import xxhash
 from PIL import Image
 
-from datakit import mix
+from datakit import ledger, mix
 from datakit.record import Message, Part, Record, encode
+from datakit.store import Store
 from datakit.tars import TarWriter
 
 PICTURE = Part(type="image")
@@ -84,11 +85,19 @@ def _write_shard(path: Path, samples: range) -> mix.MixShard:
             rows.append({"json_offset": offset, "json_bytes": len(body), "images": images})
         tar.close()
     pq.write_table(pa.Table.from_pylist(rows, _INDEX), path.with_suffix(".parquet"))
+    table, file = (
+        ledger.File(one.name, one.stat().st_size, xxhash.xxh3_128(one.read_bytes()).hexdigest())
+        for one in (path.with_suffix(".parquet"), path)
+    )
+    parts = [ledger.Part(name=path.stem, rows=len(rows), table=table, tar=file)]
+    ledger.Ledger(Store(str(path.parents[2])), "toy/pack").put(
+        path.stem, ledger.Commit(recipe="0" * 64, inputs={}, rows=len(rows), parts=parts)
+    )
     return mix.MixShard(
         tar=f"../../toy/pack/{path.name}",
         index=f"../../toy/pack/{path.stem}.parquet",
         samples=len(rows),
-        size_bytes=path.stat().st_size,
-        xxh3=xxhash.xxh3_128(path.read_bytes()).hexdigest(),
-        index_xxh3=xxhash.xxh3_128(path.with_suffix(".parquet").read_bytes()).hexdigest(),
+        size_bytes=file.size_bytes,
+        xxh3=file.xxh3,
+        index_xxh3=table.xxh3,
     )

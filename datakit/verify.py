@@ -1,0 +1,261 @@
+"""Verify: reads every file of a root and says which isn't as it was made; writes nothing (datakit/repair.py does).
+
+Everything is found from the root alone (datakit/holdings.py), whatever today's catalogue is.
+
+    recipe.json          has the fingerprint that the commits of its folder name
+    plan.json            has its own digest
+    <shard>.commit.json  has its seal; those of the parts of an unfinished shard, too
+    tables and tars      have the hashes that their commits say
+    packed pictures      have the sha256 that their records say, unless they were written anew
+    downloads            have the sha256 that was taken when they came
+    what is made of them an archive's index, a JSON that was taken out: have the hash that was taken then
+    mixes                name tars by the hashes of their commits
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+
+from datakit import claims, mix
+from datakit.errors import MixError, SourceError
+from datakit.fingerprint import fingerprint
+from datakit.holdings import Holding, holdings
+from datakit.ledger import File, Ledger, Part
+from datakit.record import decode
+from datakit.stage import known_file
+from datakit.store import Store
+from datakit.web import derived
+
+PLAN = "plan.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A file that isn't as it was made."""
+
+    where: str  # below the root
+    what: str
+    cures: tuple[str, ...] = ()  # commands that make it again once it was repaired, in order
+    made: Made | None = None  # for what a step made
+
+    @property
+    def download(self) -> str | None:
+        """Its name below the downloads folder, None for anything else."""
+        return self.where.removeprefix("downloads/") if self.where.startswith("downloads/") else None
+
+
+@dataclass(frozen=True)
+class Made:
+    """Which of the things that steps make: a shard, a part of one, or without a shard something of the whole step."""
+
+    folder: str
+    step: str
+    shard: str | None = None
+    part: str | None = None
+
+
+def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:
+    """Reads the files of a root, or of one dataset; yields the name of each that is whole, else what is wrong with it.
+
+    Mixes are looked at when all of the root is. Writes nothing.
+    """
+    every, commands = holdings(store), _mix_commands(store)
+    for one in every:
+        if name in (None, one.folder, one.dataset):
+            for step in one.before:
+                yield from _step(one, step, cures_of(one, step, commands))
+    hashes = None if name is None else _hashes([one for one in every if name in (one.folder, one.dataset)])
+    for path, sha256 in _downloads(store, hashes):
+        cures = (cures_of(one, step, commands) for one in every for step in one.before if one.made_from(step, {sha256}))
+        yield from _download(store, path, sha256, tuple(dict.fromkeys(cure for many in cures for cure in many)))
+    if name is None:
+        for found in store.names("mixes"):
+            yield _mix(store, found)
+
+
+def _step(one: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
+    ledger = one.ledger(step)
+    names = ledger.committed_names()
+    read = {name: ledger.read(name) for name in names}
+    commits = {name: commit for name, commit in read.items() if commit is not None}
+    recipe = ledger.recipe()
+    where = f"{ledger.folder}/recipe.json"
+    if commits and (recipe is None or fingerprint(recipe) not in {commit.recipe for commit in commits.values()}):
+        yield Broken(where, "it isn't the recipe that its folder was made by", cures, Made(one.folder, step))
+    elif recipe is not None:
+        yield where
+    if (data := one.store.read(f"{ledger.folder}/{PLAN}")) is not None:
+        where = f"{ledger.folder}/{PLAN}"
+        yield where if _good_plan(data) else Broken(where, "the plan is damaged", cures, Made(one.folder, step))
+    cleaned = ledger.cleaned()
+    for name in names:
+        shard = name.partition("-")[0]
+        if (commit := commits.get(name)) is None:
+            where = f"{ledger.folder}/{name}.commit.json"
+            if one.store.size(where) is None:
+                continue  # removed meanwhile
+            part = name if "-" in name else None
+            yield Broken(where, "the commit is damaged", cures, Made(one.folder, step, shard, part))
+        elif name == shard or shard not in commits:  # the parts of a finished shard are in its commit
+            for part_of in commit.parts:
+                yield from _part(one, step, shard, part_of, cleaned, cures)
+
+
+def _part(
+    one: Holding, step: str, shard: str, part: Part, cleaned: set[str], cures: tuple[str, ...]
+) -> Iterator[str | Broken]:
+    """The files of a part, and when they are whole the pictures in its tar."""
+    ledger, whole = one.ledger(step), True
+    for file in part.files():
+        where = f"{ledger.folder}/{file.name}"
+        if file.name in cleaned and one.store.size(where) is None:
+            whole = False
+            continue
+        if ledger.wrong(file) and (wrong := _still_wrong(ledger, shard, part.name, file)):
+            whole = False
+            yield Broken(where, wrong, cures, Made(one.folder, step, shard, part.name))
+        else:
+            yield where
+    if whole and part.tar is not None and (wrong := _wrong_pictures(one.store, ledger.folder, part)):
+        where = f"{ledger.folder}/{part.tar.name}"
+        yield Broken(where, wrong, cures, Made(one.folder, step, shard, part.name))
+
+
+def _still_wrong(ledger: Ledger, shard: str, part: str, file: File) -> str | None:
+    """What is wrong with a committed file, looked at once more while no other job works on its shard."""
+    with claims.held(ledger, shard, wait=False) as ours:
+        commit = ledger.read(shard) or ledger.read(part)
+        if not ours or commit is None or file not in (f for one in commit.parts for f in one.files()):
+            log.warning("%s/%s isn't checked: another job works on it", ledger.folder, file.name)
+            return None
+        return None if file.name in ledger.cleaned() else ledger.wrong(file)
+
+
+def _wrong_pictures(store: Store, folder: str, part: Part) -> str | None:
+    """What differs between the records of a packed tar and the pictures beside them; None for other tars, too."""
+    assert part.tar is not None  # the caller has looked
+    with store.open(f"{folder}/{part.table.name}") as raw:
+        table = pq.ParquetFile(raw)
+        if "json_offset" not in table.schema_arrow.names:
+            return None
+        wrong: list[str] = []
+        with store.open(f"{folder}/{part.tar.name}") as tar:
+            for batch in table.iter_batches(512, columns=["key", "json_offset", "json_bytes", "images"]):
+                wrong += [row["key"] for row in batch.to_pylist() if not _agrees(tar, row)]
+    more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
+    return f"the pictures of {wrong[0]}{more} aren't those that their records say" if wrong else None
+
+
+def _agrees(tar: Any, row: dict[str, Any]) -> bool:
+    """Whether a packed record is its row's, with pictures that have the sha256 that it says."""
+    try:
+        record = decode(_at(tar, row["json_offset"], row["json_bytes"]))
+    except SourceError:
+        return False
+    if record.key != row["key"] or len(record.images) != len(row["images"]):
+        return False
+    return all(
+        about.get("changed") or hashlib.sha256(_at(tar, place["offset"], place["size_bytes"])).hexdigest() == sha256
+        for about, place in zip(record.images, row["images"], strict=True)
+        if (sha256 := about.get("sha256")) is not None
+    )
+
+
+def _at(file: Any, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return bytes(file.read(size))
+
+
+def _good_plan(data: bytes) -> bool:
+    """Whether a plan has its own digest."""
+    try:
+        said = msgspec.json.decode(data, type=dict[str, Any])
+        (plan,) = (value for name, value in said.items() if name != "digest")
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        return False
+    return said.get("digest") == fingerprint(plan)
+
+
+def cures_of(one: Holding, step: str, commands: dict[str, list[str]]) -> tuple[str, ...]:
+    """The commands that make a step's shards again, and what is made of them; `commands` are those of mixes."""
+    fetch = () if step == "pack" else (f"datakit fetch {one.options}",)
+    if "pack" not in one.before:
+        return fetch
+    return (*fetch, *commands.get(one.folder, [f"datakit build-mix {one.options}"]))
+
+
+def _mix_commands(store: Store) -> dict[str, list[str]]:
+    """The commands that make the mixes again, by the folders of the datasets in them."""
+    found: dict[str, list[str]] = {}
+    for name in store.names("mixes"):
+        try:
+            one, _ = mix.read(_mix_path(store, name))
+        except MixError:
+            continue  # which is told when it is its turn
+        for folder in sorted({shard.tar.split("/")[2] for part in one.parts for shard in part.shards}):
+            found.setdefault(folder, []).append(mix.command(one))
+    return found
+
+
+def _mix_path(store: Store, name: str) -> str:
+    return f"{store.root if '://' in store.root else store.path('')}/mixes/{name}/mix.json"
+
+
+def _hashes(found: Iterable[Holding]) -> set[str]:
+    """What the shards of some datasets were made from."""
+    commits = (commit for one in found for step in one.before for commit in one.commits(step).values())
+    return {digest for commit in commits for digest in commit.inputs.values()}
+
+
+def _downloads(store: Store, hashes: set[str] | None) -> Iterator[tuple[Path, str]]:
+    """The downloads that are there with the sha256 that was taken when they came; those of `hashes`, or all."""
+    for sidecar in sorted(store.downloads.rglob("*.download.json")):
+        path = sidecar.with_name(sidecar.name.removesuffix(".download.json"))
+        said = known_file(path)
+        if said is not None and path.is_file() and (hashes is None or said["sha256"] in hashes):
+            yield path, said["sha256"]
+
+
+def _download(store: Store, path: Path, sha256: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
+    """A download, and what was made of it."""
+    with path.open("rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    where = f"downloads/{path.relative_to(store.downloads).as_posix()}"
+    wrong = "the file that it links to was edited since" if path.is_symlink() else "the bytes aren't those that came"
+    yield where if same else Broken(where, wrong, cures)
+    for made in derived.derived(path):
+        where = f"downloads/{made.relative_to(store.downloads).as_posix()}"
+        damage = derived.wrong(made)
+        yield Broken(where, damage, cures) if damage else where
+
+
+def _mix(store: Store, name: str) -> str | Broken:
+    """A mix, which must name packed tars as their commits have them."""
+    where = f"mixes/{name}/mix.json"
+    folder, _, limit = name.partition("@limit-")
+    cure = (f"datakit build-mix {folder}" + (f" --limit {limit}" if limit else ""),)
+    try:
+        found, base = mix.read(_mix_path(store, name))
+        cure = (mix.command(found),)
+        if found.name != name:
+            return Broken(where, f"it says that its name is {found.name!r}", cure)
+        mix.check(found, base)
+    except MixError as error:
+        return Broken(where, str(error), cure)
+    for part in found.parts:
+        for shard in part.shards:
+            for file, size in ((shard.tar, shard.size_bytes), (shard.index, None)):
+                there = store.size(mix.locate(f"mixes/{name}", file))
+                if there is None or (size is not None and there != size):
+                    return Broken(where, f"{file} isn't there, or isn't the one that the mix was made from", cure)
+    return where

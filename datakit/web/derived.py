@@ -1,0 +1,82 @@
+"""Derived files: what stands beside a download because it was made of it, an archive's index or a JSON taken out.
+
+`<file>.of` is written after each: of which bytes it was made (the download's sha256), and its own size and hash. A file
+without one, or that doesn't fit it, is made again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from datakit.store import publish_file
+
+
+class Of(msgspec.Struct, frozen=True):
+    """What a derived file was made of, and what it is."""
+
+    sha256: str  # of the download
+    size_bytes: int
+    xxh3: str  # of the derived file, 128 bits
+
+
+def of_path(path: Path) -> Path:
+    """Where it is said of what a derived file was made."""
+    return path.with_name(f"{path.name}.of")
+
+
+def declare(path: Path, sha256: str) -> None:
+    """Says that a derived file is finished, and that it was made of a download with that hash."""
+    said = Of(sha256, path.stat().st_size, _hash(path))
+    publish_file(of_path(path), msgspec.json.encode(said) + b"\n")
+
+
+def fits(path: Path, sha256: str, *, whole: bool = False) -> bool:
+    """Whether a derived file is there and was made of a download with that hash; `whole` reads it to be sure."""
+    said = _said(path)
+    if said is None or said.sha256 != sha256:
+        return False
+    return wrong(path) is None if whole else path.is_file() and path.stat().st_size == said.size_bytes
+
+
+def wrong(path: Path) -> str | None:
+    """What is wrong with a derived file, None when its bytes are those that were made."""
+    said = _said(path)
+    if said is None:
+        return "it isn't said of what it was made"
+    if not path.is_file():
+        return "the file is missing"
+    if path.stat().st_size != said.size_bytes or _hash(path) != said.xxh3:
+        return "the bytes aren't those that were made"
+    return None
+
+
+def derived(download: Path) -> list[Path]:
+    """The derived files of a download that are there."""
+    index = download.with_name(f"{download.name}.index.parquet")
+    inside = download.with_name(f"{download.name}.inside")
+    found = [path for path in download.parent.glob("*") if path.name.startswith(f"{inside.name}.")]
+    return sorted(path for path in [index, *found] if path.suffix not in (".of", ".lock") and path.is_file())
+
+
+def remove(path: Path) -> None:
+    """Removes a derived file, and first what it is said to be made of: without that it counts for nothing."""
+    of_path(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _said(path: Path) -> Of | None:
+    try:
+        return msgspec.json.decode(of_path(path).read_bytes(), type=Of)
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

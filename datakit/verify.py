@@ -70,14 +70,15 @@ def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:
     Mixes are looked at when all of the root is. Writes nothing.
     """
     every, commands = holdings(store), _mix_commands(store)
-    for one in every:
-        if name in (None, one.folder, one.dataset):
-            for step in one.before:
-                yield from _step(one, step, cures_of(one, step, commands))
-    hashes = None if name is None else _hashes([one for one in every if name in (one.folder, one.dataset)])
-    for path, sha256 in _downloads(store, hashes):
-        cures = (cures_of(one, step, commands) for one in every for step in one.before if one.made_from(step, {sha256}))
-        yield from _download(store, path, sha256, tuple(dict.fromkeys(cure for many in cures for cure in many)))
+    ours = [one for one in every if name in (None, one.folder, one.dataset)]
+    for one in ours:
+        for step in one.before:
+            yield from _step(one, step, cures_of(one, step, commands))
+    made_of = _made_of(every, commands)
+    wanted = made_of if name is None else _made_of(ours, commands)
+    for path, sha256 in _downloads(store):
+        if name is None or sha256 in wanted:
+            yield from _download(store, path, sha256, tuple(made_of.get(sha256, ())))
     if name is None:
         for found in store.names("mixes"):
             yield _mix(store, found)
@@ -211,18 +212,24 @@ def _mix_path(store: Store, name: str) -> str:
     return f"{store.root if '://' in store.root else store.path('')}/mixes/{name}/mix.json"
 
 
-def _hashes(found: Iterable[Holding]) -> set[str]:
-    """What the shards of some datasets were made from."""
-    commits = (commit for one in found for step in one.before for commit in one.commits(step).values())
-    return {digest for commit in commits for digest in commit.inputs.values()}
+def _made_of(every: Iterable[Holding], commands: dict[str, list[str]]) -> dict[str, dict[str, None]]:
+    """By what shards are made from, a download's sha256 for one, the commands that make them again."""
+    found: dict[str, dict[str, None]] = {}
+    for one in every:
+        for step in one.before:
+            cures = dict.fromkeys(cures_of(one, step, commands))
+            for commit in one.commits(step).values():
+                for digest in commit.inputs.values():
+                    found.setdefault(digest, {}).update(cures)
+    return found
 
 
-def _downloads(store: Store, hashes: set[str] | None) -> Iterator[tuple[Path, str]]:
-    """The downloads that are there with the sha256 that was taken when they came; those of `hashes`, or all."""
+def _downloads(store: Store) -> Iterator[tuple[Path, str]]:
+    """The downloads that are there with the sha256 that was taken when they came."""
     for sidecar in sorted(store.downloads.rglob("*.download.json")):
         path = sidecar.with_name(sidecar.name.removesuffix(".download.json"))
         said = known_file(path)
-        if said is not None and path.is_file() and (hashes is None or said["sha256"] in hashes):
+        if said is not None and path.is_file():
             yield path, said["sha256"]
 
 

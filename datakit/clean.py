@@ -20,6 +20,7 @@ from datakit.audit import open_run
 from datakit.errors import ManifestError, NoSpace, UsageError
 from datakit.holdings import Holding, holdings, sharing
 from datakit.manifest import Manifest
+from datakit.refusals import store_errors
 from datakit.run import Run
 from datakit.store import sweep
 from datakit.web import downloads
@@ -153,7 +154,9 @@ def clean(run: Run, files: list[File]) -> list[File]:
     _sweep(run)
     removed = [file for file in files if file.name.startswith("downloads/")]
     for file in removed:
-        (run.store.downloads / file.name.removeprefix("downloads/")).unlink(missing_ok=True)
+        path = run.store.downloads / file.name.removeprefix("downloads/")
+        with store_errors(path, "remove"):
+            path.unlink(missing_ok=True)
     shards = deque(_by_shard(run, files))
     for place, step in enumerate(run.steps):
         ledger = run.ledger(step)

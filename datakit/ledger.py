@@ -74,10 +74,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
 
     def sealed(self) -> Commit:
         """The same commit with the seal of its contents."""
-        bare = msgspec.structs.replace(self, seal="")
-        return msgspec.structs.replace(
-            bare, seal=xxhash.xxh3_128(msgspec.json.encode(bare, order="sorted")).hexdigest()
-        )
+        return msgspec.structs.replace(self, seal=_seal(msgspec.to_builtins(self)))
 
     def problem(self) -> str | None:
         """Why a commit that was read can't be believed, or None."""
@@ -87,7 +84,13 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
             names = [match[1] if (match := _FILE.fullmatch(file.name)) else "" for file in part.files()]
             if not _PART.fullmatch(part.name) or any(name != part.name for name in names):
                 return f"it names files that aren't those of a shard: {shortlist(f.name for f in part.files())}"
-        return "its contents were changed" if self.seal and self.seal != self.sealed().seal else None
+        return None
+
+
+def _seal(fields: dict[str, Any]) -> str:
+    """The hash of what a commit says, by the fields that are written: other versions may have others."""
+    said = {name: value for name, value in fields.items() if name != "seal"}
+    return xxhash.xxh3_128(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
 def decoded(data: bytes) -> Commit:
@@ -98,6 +101,8 @@ def decoded(data: bytes) -> Commit:
         raise ValueError(str(error)) from error
     if wrong := commit.problem():
         raise ValueError(wrong)
+    if commit.seal and commit.seal != _seal(msgspec.json.decode(data)):
+        raise ValueError("its contents were changed")
     return commit
 
 
@@ -123,8 +128,11 @@ class Ledger:
             return None
         return found if isinstance(found, dict) else None
 
-    def claim(self, recipe: dict[str, Any]) -> str:
-        """Takes the folder for a recipe and returns its fingerprint. Raises RecipeChanged with the fields."""
+    def claim(self, recipe: dict[str, Any], again: str = "make it again with --rebuild") -> str:
+        """Takes the folder for a recipe and returns its fingerprint.
+
+        Raises RecipeChanged with the fields, and `again` as what to do about it.
+        """
         old = self.recipe()
         if old is None:
             if self.commits():
@@ -136,7 +144,7 @@ class Ledger:
             raise RecipeChanged(
                 f"{self.store.root}/{self.folder} was made by another recipe:\n  "
                 + "\n  ".join(differ)
-                + "\nUse another --root, or make it again with --rebuild (this removes what is there)."
+                + f"\nUse another --root, or {again} (this removes what is there)."
             )
         return fingerprint(recipe)
 

@@ -154,9 +154,22 @@ def _no_mix(text: str) -> MixError:
 
 def command(mix: Mix) -> str:
     """What makes the mix again."""
-    terms = [part.dataset + (f":{part.repeats}" if part.repeats > 1 else "") for part in mix.parts]
-    expression = "+".join(terms)
-    name, _, limit = mix.name.partition("@limit-")
+    return _command([(part.dataset, part.repeats) for part in mix.parts], mix.name)
+
+
+def told(data: bytes, name: str) -> tuple[list[tuple[str, int]], str]:
+    """The datasets that a mix.json names with their repeats, and what makes it again; also of one that is damaged.
+
+    Where it names none that could be one, the command has A+B in their place.
+    """
+    found = re.findall(rb'"dataset"\s*:\s*"([a-z0-9_.-]+)"\s*,\s*"repeats"\s*:\s*([1-9]\d{0,3})\b', data)
+    terms = [(dataset.decode(), int(repeats)) for dataset, repeats in found]
+    return terms, _command(terms or [("A", 1), ("B", 1)], name)
+
+
+def _command(terms: list[tuple[str, int]], full_name: str) -> str:
+    expression = "+".join(dataset + (f":{repeats}" if repeats > 1 else "") for dataset, repeats in terms)
+    name, _, limit = full_name.partition("@limit-")
     named = "" if name == expression else f" --name {name}"
     return f"datakit build-mix {expression}{named}" + (f" --limit {limit}" if limit else "")
 

@@ -116,7 +116,7 @@ def _call(sealed: Any) -> Any:
     try:
         make, task = pickle.loads(sealed)  # noqa: S301 - our own parent's
         return make(*task, lambda *message: _queue.put(message))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         told = usercode.portable(error)
         if _crosses(told):
             if told is error:

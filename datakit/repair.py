@@ -15,6 +15,7 @@ from pathlib import Path
 
 from datakit import claims
 from datakit.holdings import Holding, holdings, sharing
+from datakit.refusals import store_errors
 from datakit.stage import known_file
 from datakit.store import Store
 from datakit.verify import PLAN, Broken, Made
@@ -33,7 +34,9 @@ def repair(store: Store, broken: list[Broken]) -> list[str]:
         for holding in holdings(place):
             mine = [one for one in broken if place is store and one.made and one.made.folder == holding.folder]
             names += [prefix + name for name in _take_back(holding, mine, hashes)]
-    names += [_remove_download(path, store) for path in sorted(downloads, key=lambda path: path == _download_of(path))]
+    for path in sorted(downloads, key=lambda path: path == _download_of(path)):
+        with store_errors(path, "remove"):
+            names.append(_remove_download(path, store))
     return list(dict.fromkeys(names))
 
 
@@ -93,10 +96,13 @@ def _remove_download(path: Path, store: Store) -> str:
     if _download_of(path) != path:
         derived.remove(path)
         return name
-    said = known_file(path) or {}
+    said = known_file(path)
     for made in derived.derived(path):
         derived.remove(made)
     sidecar = path.with_name(f"{path.name}.download.json")
+    if said is None:  # only what is said of it is damaged: who put it there by hand can adopt it again
+        sidecar.unlink(missing_ok=True)
+        return f"{name}.download.json"
     if not said.get("by_hand"):  # upstream gave it and can again, or it is a copy of a file of the user's or a link
         path.unlink(missing_ok=True)
         sidecar.unlink(missing_ok=True)

@@ -166,8 +166,11 @@ class Run:
             if rebuild and removing and place >= start:
                 log.warning("removing %s, made by another recipe", ledger.folder)
                 self.store.remove_folder(ledger.folder)
-            if place >= start or old is not None:
+            if place >= start:
                 ledger.claim(recipe)
+            elif old is not None:
+                limit = f" --limit {self.limit}" if self.limit else ""
+                ledger.claim(recipe, f"run `datakit fetch {self.manifest.name}{limit} --rebuild` before this")
         if rebuild and removing:
             self._remove_what_came_of_it(last)
         self.remember()

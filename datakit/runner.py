@@ -9,6 +9,7 @@ what the other made: see datakit/claims.py.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -79,6 +80,11 @@ def execute(
             raise SourceError(f"the annotations of {run.manifest.name!r} hold no rows: is upstream well?")
     else:
         known = [k for k in sorted(seen.ledger(steps[start - 1]).commits()) if seen.done(start - 1, k)]
+        if not known and seen.ledger(steps[start - 1]).commits():
+            raise Incomplete(
+                f"what {run.manifest.name!r} was made from has changed since it went through "
+                f"{steps[start - 1].name!r}: run `datakit fetch {run.manifest.name}` first"
+            )
         if not known:
             raise Incomplete(
                 f"nothing of {run.manifest.name!r} has gone through {steps[start - 1].name!r} yet: "
@@ -345,6 +351,7 @@ def _make_part(
             stream.close()
         for reason, n in out.faults.items():
             work.tell(step.name, f"fault {reason}", n)
+        _account(step, rows, writer.rows, out)
         _hold_ceiling(out, writer.rows, tolerates, f"{ledger.folder}/{name}", work.manifest.name)
         writer.close()
         out.close()
@@ -366,6 +373,18 @@ def _make_part(
         "parts": [part],
     }
     return made, stamps
+
+
+def _account(step: Step, came: Rows, kept: int, out: Out) -> None:
+    """Raises DatakitError unless a stage has kept or counted each row that came; a listing makes its own."""
+    dropped = out.dropped.total()
+    if came.files and kept + dropped != len(came):
+        kind = type(step.stage)
+        raise DatakitError(
+            f"stage {kind.__name__} of step {step.name!r} ({sys.modules[kind.__module__].__file__}) was given "
+            f"{len(came)} rows, has given back {kept} and dropped {dropped}. Each row is given back once, or counted "
+            "with `out.drop` or `out.reject`. Nothing of it was committed"
+        )
 
 
 def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str, dataset: str) -> None:

@@ -44,7 +44,7 @@ def known_file(path: Path) -> dict[str, Any] | None:
     """What the sidecar of a download says, None when there is none that can be read."""
     try:
         found = msgspec.json.decode(path.with_name(f"{path.name}.download.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("sha256"), str) else None
 
@@ -152,14 +152,16 @@ class Out:
     _tar: TarWriter | None = None
 
     def drop(self, reason: str, n: int = 1) -> None:
-        """Counts rows that a rule left out: a choice, not a fault."""
+        """Counts rows that a rule left out: a choice, not a fault. Raises ValueError for a negative number."""
+        if n < 0:
+            raise ValueError(f"{n} rows can't be dropped ({reason})")
         if n:
             self.dropped[reason] += n
 
     def reject(self, reason: str, n: int = 1) -> None:
         """Counts rows that were left out because something is wrong with them."""
+        self.drop(reason, n)
         if n:
-            self.dropped[reason] += n
             self.faults[reason] += n
             self.bad_rows += n
 

@@ -27,14 +27,14 @@ import pyarrow.parquet as pq
 from datakit import claims, mix
 from datakit.errors import MixError, SourceError
 from datakit.fingerprint import fingerprint
-from datakit.holdings import Holding, holdings
+from datakit.holdings import MANIFEST, Holding, holdings
 from datakit.ledger import File, Ledger, Part
 from datakit.record import decode
 from datakit.stage import known_file
 from datakit.store import Store
 from datakit.web import derived
 
-PLAN = "plan.json"
+PLAN, CHOICES = "plan.json", "choices.json"
 
 log = logging.getLogger(__name__)
 
@@ -72,16 +72,36 @@ def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:
     every, commands = holdings(store), _mix_commands(store)
     ours = [one for one in every if name in (None, one.folder, one.dataset)]
     for one in ours:
+        cures = cures_of(one, commands)
+        yield from _notes(one, cures)
         for step in one.before:
-            yield from _step(one, step, cures_of(one, step, commands))
+            yield from _step(one, step, cures)
     made_of = _made_of(every, commands)
     wanted = made_of if name is None else _made_of(ours, commands)
     for path, sha256 in _downloads(store):
-        if name is None or sha256 in wanted:
+        if sha256 is None and name is None:
+            where = f"downloads/{path.relative_to(store.downloads).as_posix()}"
+            yield Broken(
+                where, "what is said of it can't be read", tuple({c: 0 for o in every for c in cures_of(o, {})})
+            )
+        elif sha256 is not None and (name is None or sha256 in wanted):
             yield from _download(store, path, sha256, tuple(made_of.get(sha256, ())))
     if name is None:
         for found in store.names("mixes"):
             yield _mix(store, found)
+
+
+def _notes(one: Holding, cures: tuple[str, ...]) -> Iterator[str | Broken]:
+    """What is noted beside the steps: the manifest, and what was chosen."""
+    for name in (MANIFEST, CHOICES):
+        where = f"{one.folder}/{name}"
+        if (data := one.store.read(where)) is not None:
+            try:
+                good = isinstance(msgspec.json.decode(data), dict)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                good = False
+            again = "" if name == MANIFEST else "; give the next command its --recipe and --without again"
+            yield where if good else Broken(where, f"it can't be read{again}", cures, Made(one.folder, ""))
 
 
 def _step(one: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
@@ -187,24 +207,25 @@ def _good_plan(data: bytes) -> bool:
     return said.get("digest") == fingerprint(plan)
 
 
-def cures_of(one: Holding, step: str, commands: dict[str, list[str]]) -> tuple[str, ...]:
-    """The commands that make a step's shards again, and what is made of them; `commands` are those of mixes."""
-    fetch = () if step == "pack" else (f"datakit fetch {one.options}",)
+def cures_of(one: Holding, commands: dict[str, list[str]]) -> tuple[str, ...]:
+    """The commands that make what a dataset lacks, and what is made of it; `commands` are those of mixes.
+
+    What is there isn't fetched again; what `pack` reads may have been cleaned away.
+    """
+    fetch = f"datakit fetch {one.options}"
     if "pack" not in one.before:
-        return fetch
-    return (*fetch, *commands.get(one.folder, [f"datakit build-mix {one.options}"]))
+        return (fetch,)
+    return (fetch, *commands.get(one.folder, [f"datakit build-mix {one.options}"]))
 
 
 def _mix_commands(store: Store) -> dict[str, list[str]]:
     """The commands that make the mixes again, by the folders of the datasets in them."""
     found: dict[str, list[str]] = {}
     for name in store.names("mixes"):
-        try:
-            one, _ = mix.read(_mix_path(store, name))
-        except MixError:
-            continue  # which is told when it is its turn
-        for folder in sorted({shard.tar.split("/")[2] for part in one.parts for shard in part.shards}):
-            found.setdefault(folder, []).append(mix.command(one))
+        limit = name.partition("@limit-")[2]
+        terms, command = mix.told(store.read(f"mixes/{name}/mix.json") or b"", name)
+        for dataset, _ in terms:
+            found.setdefault(f"{dataset}@limit-{limit}" if limit else dataset, []).append(command)
     return found
 
 
@@ -216,21 +237,21 @@ def _made_of(every: Iterable[Holding], commands: dict[str, list[str]]) -> dict[s
     """By what shards are made from, a download's sha256 for one, the commands that make them again."""
     found: dict[str, dict[str, None]] = {}
     for one in every:
+        cures = dict.fromkeys(cures_of(one, commands))
         for step in one.before:
-            cures = dict.fromkeys(cures_of(one, step, commands))
             for commit in one.commits(step).values():
                 for digest in commit.inputs.values():
                     found.setdefault(digest, {}).update(cures)
     return found
 
 
-def _downloads(store: Store) -> Iterator[tuple[Path, str]]:
-    """The downloads that are there with the sha256 that was taken when they came."""
+def _downloads(store: Store) -> Iterator[tuple[Path, str | None]]:
+    """The downloads that are there with the sha256 that was taken when they came; None for one that can't be read."""
     for sidecar in sorted(store.downloads.rglob("*.download.json")):
         path = sidecar.with_name(sidecar.name.removesuffix(".download.json"))
         said = known_file(path)
-        if said is not None and path.is_file():
-            yield path, said["sha256"]
+        if path.is_file():
+            yield path, said["sha256"] if said is not None else None
 
 
 def _download(store: Store, path: Path, sha256: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
@@ -240,7 +261,7 @@ def _download(store: Store, path: Path, sha256: str, cures: tuple[str, ...]) -> 
     where = f"downloads/{path.relative_to(store.downloads).as_posix()}"
     wrong = "the file that it links to was edited since" if path.is_symlink() else "the bytes aren't those that came"
     yield where if same else Broken(where, wrong, cures)
-    for made in derived.derived(path):
+    for made in filter(derived.declared, derived.derived(path)):
         where = f"downloads/{made.relative_to(store.downloads).as_posix()}"
         damage = derived.wrong(made)
         yield Broken(where, damage, cures) if damage else where
@@ -249,11 +270,9 @@ def _download(store: Store, path: Path, sha256: str, cures: tuple[str, ...]) -> 
 def _mix(store: Store, name: str) -> str | Broken:
     """A mix, which must name packed tars as their commits have them."""
     where = f"mixes/{name}/mix.json"
-    folder, _, limit = name.partition("@limit-")
-    cure = (f"datakit build-mix {folder}" + (f" --limit {limit}" if limit else ""),)
+    cure = (mix.told(store.read(where) or b"", name)[1],)
     try:
         found, base = mix.read(_mix_path(store, name))
-        cure = (mix.command(found),)
         if found.name != name:
             return Broken(where, f"it says that its name is {found.name!r}", cure)
         mix.check(found, base)

@@ -80,6 +80,36 @@ def test_a_json_that_is_edited_in_place_is_read_anew(user):
     assert downloaded(user).stat().st_ino != user.json.stat().st_ino
 
 
+def test_a_loose_picture_that_another_of_the_same_size_replaces_is_taken_anew(user):
+    photos = user.path / "photos"
+    photos.mkdir()
+    for name, colour in (("photos/1.bmp", "red"), ("other.bmp", "blue")):
+        Image.new("RGB", (16, 16), colour).save(user.path / name)
+    user.rows("Red.", image="1.bmp")
+    ran(user(f"add mine --json {user.json} --images {photos}"), user("build-mix mine --fetch"))
+    before = Stream(user.path / "root/mixes/mine/mix.json")[0].images
+
+    assert (user.path / "other.bmp").stat().st_size == (photos / "1.bmp").stat().st_size
+    (user.path / "other.bmp").replace(photos / "1.bmp")
+    told = user("build-mix mine")
+    ran(user("build-mix mine --fetch"))
+
+    assert told.code == 1 and "has changed since" in told.err
+    assert Stream(user.path / "root/mixes/mine/mix.json")[0].images != before
+
+
+def test_a_folder_of_links_to_files_elsewhere_is_told_as_such(user):
+    (user.path / "far").mkdir()
+    (user.path / "photos").mkdir()
+    (user.path / "far/1.png").write_bytes(picture("red"))
+    (user.path / "photos/1.png").symlink_to(user.path / "far/1.png")
+    user.rows("Red.", image="1.png")
+
+    told = ran(user(f"add mine --json {user.json} --images {user.path / 'photos'}"))
+
+    assert "1 of these are links to files elsewhere, which aren't read" in told.out
+
+
 def test_a_json_that_an_older_one_of_the_same_size_replaces_is_read_anew(user):
     user.rows("before")
     ran(user(f"add mine --json {user.json}"), user("build-mix mine --fetch"))

@@ -166,6 +166,78 @@ def test_what_was_packed_from_damaged_files_is_packed_again(small, whole, tmp_pa
     assert everything(root) == everything(whole)
 
 
+@pytest.mark.parametrize("damage", [b"\x00", b"", b"{", b"null"])
+def test_a_damaged_mix_is_told_with_the_command_that_makes_it_again_whatever_its_name(small, tmp_path, damage):
+    env = settings(small, tmp_path / "root")
+    assert typed("build-mix qinstruct:2 --fetch --name big_one --limit 8", env).code == 0
+    path = tmp_path / "root/mixes/big_one@limit-8/mix.json"
+    whole = path.read_bytes()
+    at = whole.index(b'"fingerprint"')
+    path.write_bytes(whole[:at] + damage + whole[at + 5 :] if damage in (b"\x00", b"{") else damage)
+
+    told = typed("verify", env)
+    command = told.out.rstrip().splitlines()[-1].strip()
+
+    assert told.code == 1
+    if damage in (b"\x00", b"{"):
+        assert command == "datakit build-mix qinstruct:2 --name big_one --limit 8"
+        assert typed(command, env).code == 0
+        assert path.read_bytes() == whole
+    else:  # nothing in it says which datasets it had
+        assert command == "datakit build-mix A+B --name big_one --limit 8"
+
+
+def test_what_pack_needs_is_fetched_by_the_commands_that_verify_prints(small, tmp_path):
+    env = settings(small, tmp_path / "root")
+    assert typed("build-mix qinstruct --fetch", env).code == 0
+    before = everything(tmp_path / "root")
+    next((tmp_path / "root/downloads").rglob("q-instruct-images.tar.download.json")).unlink()
+    (tmp_path / "root/qinstruct/pack/00000.tar").unlink()
+
+    told = typed("verify --repair", env)
+    for command in told.out.partition("one after the other:")[2].strip().splitlines():
+        assert typed(command.strip(), env).code == 0, command
+
+    assert typed("verify", env).code == 0
+    assert everything(tmp_path / "root") == before
+
+
+@pytest.mark.parametrize(
+    "name", ["**/q-instruct-images.tar.download.json", "qinstruct/manifest.json", "**/*.tar.index*.of"]
+)
+@pytest.mark.parametrize("data", [b"null", b"{", b""])
+def test_a_note_that_can_t_be_read_is_told_and_made_again(small, tmp_path, name, data):
+    env = settings(small, tmp_path / "root")
+    assert typed("build-mix qinstruct --fetch", env).code == 0
+    before = everything(tmp_path / "root")
+    (note,) = (tmp_path / "root").glob(name)
+    note.write_bytes(data)
+
+    told = typed("verify --repair", env)
+    for command in told.out.partition("one after the other:")[2].strip().splitlines():
+        assert typed(command.strip(), env).code == 0, command
+
+    assert told.code == 1 and "can't be read" in told.out
+    assert typed("verify", env).code == 0
+    shutil.rmtree(tmp_path / "root/qinstruct/fetch")  # what nothing needs any more wasn't made again
+    assert typed("build-mix qinstruct --fetch", env).code == 0
+    assert everything(tmp_path / "root") == before
+
+
+def test_what_a_person_put_there_is_never_removed_by_a_repair(small, tmp_path):
+    env = settings(small, tmp_path / "root")
+    assert typed("build-mix qinstruct --fetch", env).code == 0
+    (archive,) = (tmp_path / "root/downloads").rglob("q-instruct-images.tar")
+    assert typed(f"adopt qinstruct {archive}", env).code == 0
+    damage(tmp_path / "root", str(archive.relative_to(tmp_path / "root")), random.Random(0))
+    damaged = archive.read_bytes()
+
+    told = typed("verify --repair", env)
+
+    assert "put aside as q-instruct-images.tar.bad" in told.out
+    assert archive.with_name("q-instruct-images.tar.bad").read_bytes() == damaged
+
+
 def test_a_part_of_a_shard_that_is_not_finished_is_verified_and_healed(small, whole, tmp_path, monkeypatch):
     from datakit.stages.fetch import Fetch
 

@@ -210,6 +210,7 @@ def test_a_file_that_is_edited_is_read_anew_in_the_same_process(tmp_path):
         ("raise Exception(lambda: 0)", "Exception: <function"),
         ("raise SystemExit(0)", "SystemExit: 0"),
         ("batch['nothing']", "KeyError"),
+        ("out.drop('mine', -5)", "ValueError: -5 rows can't be dropped"),
     ],
 )
 def test_a_mistake_in_a_stage_of_ones_own_is_told_with_its_line(mine, jobs, body, told):
@@ -229,6 +230,8 @@ def test_a_mistake_in_a_stage_of_ones_own_is_told_with_its_line(mine, jobs, body
         ("return [1 for _ in rows.batches()]", "should be a generator"),
         ("yield from (batch.to_pylist() for batch in rows.batches())", "should yield pyarrow.RecordBatch"),
         ("yield from (batch.select(['key']) for batch in rows.batches())", "say in `schema` what comes out"),
+        ("yield from (batch.slice(1) for batch in rows.batches())", "Each row is given back once"),
+        ("yield from (batch for batch in rows.batches() for _ in '12')", "Each row is given back once"),
     ],
 )
 def test_a_stage_that_makes_something_else_is_told_what_was_expected(mine, wrong, told):

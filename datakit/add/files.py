@@ -61,9 +61,13 @@ def _folder(found: Found, folder: Path, refs: list[str]) -> None:
     best = best if counts[best] else folder
     found.images = {"by": "folder", "folder": str(best)}
     text = f"{best}: {counts[best]:,} of {len(refs):,} that were looked for are there"
+    real = best.resolve()
+    outside = sum(is_file(best / ref) and not (best / ref).resolve().is_relative_to(real) for ref in refs)
+    if outside:
+        text += f"; {outside:,} of these are links to files elsewhere, which aren't read: name the folder they are in"
     if not counts[best]:
         text += f"; rows name them as {refs[0]!r}, so write the folder above that into images.folder"
-    found.note("pictures", text, problem=not counts[best])
+    found.note("pictures", text, problem=bool(outside) or not counts[best])
 
 
 def json_rows(found: Found, rows: list[Any], name: str, seen: Seen) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -302,6 +303,10 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
             first = ["datakit verify --repair"] if ours and not repair else []
             cures = dict.fromkeys(cure for b in broken for cure in b.cures)
             ordered = sorted(cures, key=lambda cure: not cure.startswith("datakit fetch"))
+            if place["root"]:  # as it was typed; a root of the environment or the file needs no word
+                first, ordered = (
+                    [f"{one} --root {shlex.quote(place['root'])}" for one in lot] for lot in (first, ordered)
+                )
             say("To mend it, run, one after the other:\n  " + "\n  ".join([*first, *ordered]))
     if broken:
         sys.exit(1)

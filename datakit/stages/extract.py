@@ -208,7 +208,7 @@ _states: dict[tuple[str, str], tuple[dict[str, int], str]] = {}  # when the fold
 
 
 def folder_state(folder: str, without: Path | None = None) -> str | None:
-    """A fingerprint of the names and sizes of a folder's files; None when it isn't there.
+    """A fingerprint of the names, sizes and times of change of a folder's files; None when it isn't there.
 
     `without` is a folder in it that doesn't count, such as the root that is being filled. A process walks through it
     once, and again when a folder in it has changed: a file that came, went or was renamed is noticed at once, one
@@ -221,16 +221,17 @@ def folder_state(folder: str, without: Path | None = None) -> str | None:
     if not Path(folder).is_dir():
         return None
     stamps: dict[str, int] = {}
-    sizes = []
+    found = []
     for where, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if str(Path(where, name)) != skipped]
         stamps[where] = Path(where).stat().st_mtime_ns
         for name in files:
             path = Path(where, name)
-            sizes.append((os.fsencode(path.relative_to(folder)), path.lstat().st_size))
+            about = path.stat() if is_file(path) else path.lstat()  # of a link, what it leads to
+            found.append((os.fsencode(path.relative_to(folder)), about.st_size, about.st_mtime_ns))
     digest = sha256()
-    for relative, size in sorted(sizes):
-        digest.update(b"%s\0%d\n" % (relative, size))
+    for one in sorted(found):
+        digest.update(b"%s\0%d %d\n" % one)
     _states[folder, skipped] = (stamps, digest.hexdigest())
     return digest.hexdigest()
 

@@ -42,15 +42,20 @@ def fits(path: Path, sha256: str, *, whole: bool = False) -> bool:
 
 
 def wrong(path: Path) -> str | None:
-    """What is wrong with a derived file, None when its bytes are those that were made."""
+    """What is wrong with a derived file that `declare` spoke for, None when its bytes are those that were made."""
     said = _said(path)
     if said is None:
-        return "it isn't said of what it was made"
+        return "what is said of it can't be read"
     if not path.is_file():
         return "the file is missing"
     if path.stat().st_size != said.size_bytes or _hash(path) != said.xxh3:
         return "the bytes aren't those that were made"
     return None
+
+
+def declared(path: Path) -> bool:
+    """Whether it is said of what a derived file was made; earlier versions said nothing, and theirs are made again."""
+    return of_path(path).exists()
 
 
 def derived(download: Path) -> list[Path]:
@@ -70,7 +75,7 @@ def remove(path: Path) -> None:
 def _said(path: Path) -> Of | None:
     try:
         return msgspec.json.decode(of_path(path).read_bytes(), type=Of)
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -620,12 +620,15 @@ def test_its_processes_end_with_the_one_that_asked_for_them(tmp_path, server, st
     stand_in.write_text(SLOW)
     command = [sys.executable, "-c", ASKER, server.at("/slow.jpg", hang), str(tmp_path / "x")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asker:
-        group = int(asker.stdout.readline())
-        assert asked.wait(60)
+        try:
+            group = int(asker.stdout.readline())
+            assert asked.wait(300)
 
-        asker.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
+            asker.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
 
-        _, said = asker.communicate(timeout=60)
+            _, said = asker.communicate(timeout=300)
+        finally:
+            asker.kill()  # else a failure would wait for it for ever
     assert asker.returncode != 0
     assert how == "killed" or b"KeyboardInterrupt" in said
     for _ in range(600):

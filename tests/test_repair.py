@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 
 import pytest
@@ -253,3 +254,20 @@ def test_a_part_of_a_shard_that_is_not_finished_is_verified_and_healed(small, wh
 
     assert f"{path.relative_to(root)}: the bytes aren't those" in told.out
     assert everything(root) == everything(clean)
+
+
+def test_a_root_of_an_earlier_version_is_refused_with_a_command_that_leads_on(small, tmp_path):
+    env = settings(small, tmp_path / "root")
+    assert typed("build-mix qinstruct --fetch", env).code == 0
+    before = everything(tmp_path / "root")
+    for recipe in (tmp_path / "root/qinstruct").glob("*/recipe.json"):
+        recipe.write_text(re.sub(r'"reader_version": \d+', '"reader_version": 1', recipe.read_text()))
+
+    refused = typed("build-mix qinstruct", env)
+    (command,) = re.findall(r"`(datakit .*?)`", refused.err)
+    again = [typed(command, env), typed("build-mix qinstruct", env)]
+
+    assert refused.code == 1 and "reader_version: 1 -> " in refused.err
+    assert command == "datakit fetch qinstruct --rebuild"
+    assert [one.code for one in again] == [0, 0], again
+    assert everything(tmp_path / "root") == before

@@ -433,8 +433,7 @@ def download(tmp_path: Path, urls: list[str], hosts: Hosts, *, px: int | None = 
 
 
 @real
-def test_the_real_program_downloads_and_its_words_become_outcomes(tmp_path, server, monkeypatch):
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9/")
+def test_the_real_program_downloads_and_its_words_become_outcomes(tmp_path, server):
     picture, small, port = jpeg(1, 100), jpeg(2, 30), free_port()
     local = f"http://{server.place}"
     closed = f"127.0.0.1:{port}"

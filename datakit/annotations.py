@@ -25,9 +25,10 @@ import msgspec
 from datakit import archives, jsonfile
 from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError, shortlist
 from datakit.fingerprint import fingerprint
+from datakit.manifest import Manifest
 from datakit.readers import About
 from datakit.refusals import storage_errors
-from datakit.stage import Work, known_file
+from datakit.stage import Work
 from datakit.store import Sink, locked, published, sweep, temporary
 from datakit.web import derived
 from datakit.web.sidecars import Downloaded
@@ -107,7 +108,7 @@ def inputs(work: Work, shard: int) -> dict[str, str] | None:
             return None
         found = {file: known["sha256"]}
     if rows.beside:
-        near = ((name, work.known(work.manifest.address(name))) for name in near_by(work, file))
+        near = ((name, work.known(work.manifest.address(name))) for name in near_by(work.manifest, file))
         beside = next(((name, known["sha256"]) for name, known in near if known), None)
         if beside is None:
             return None
@@ -156,7 +157,7 @@ def _cut_rows(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
     done = _download(work, cut.file)
     if done.sha256 != cut.kept.sha256:
         raise Incomplete(f"{cut.file} was changed since it was planned: run the same command again")
-    path = _member(work, done.path)
+    path = _member(work, done.path, done.sha256)
     per_shard = work.manifest.annotations.rows_per_shard or 1
     start, stop = cut.within * per_shard, min((cut.within + 1) * per_shard, _limited(work, plan.n_rows))
     for number, row in jsonfile.read_rows(path, plan, start, stop):
@@ -212,7 +213,7 @@ def _download(work: Work, file: str) -> Downloaded:
 def _planned(work: Work, file: str, sha256: str) -> _Kept:
     address = work.manifest.address(file)
     try:
-        path = _member(work, work.local(address))
+        path = _member(work, work.local(address), sha256)
         return _Kept(sha256, jsonfile.plan(path, rows_per_shard=work.manifest.annotations.rows_per_shard or 1))
     except SourceError as error:
         raise work.distrust(address, error) from error
@@ -236,13 +237,12 @@ def _decoded(data: bytes) -> dict[str, _Kept]:
 # What stands inside an archive, and beside a file
 
 
-def _member(work: Work, path: Path) -> Path:
+def _member(work: Work, path: Path, sha256: str) -> Path:
     """The JSON of a download: itself, or the member of it that the manifest names, taken out once."""
     inside = work.manifest.annotations.inside
     if not inside:
         return path
     out = path.with_name(f"{path.name}{INSIDE}{Path(inside).suffix}")
-    sha256 = (known_file(path) or {}).get("sha256", "")
     with locked(out.with_name(f"{out.name}.lock")):
         if not derived.fits(out, sha256):
             derived.remove(out)
@@ -286,14 +286,14 @@ def _take_out(path: Path, inside: str, sink: Sink) -> None:
             sink.write(piece)
 
 
-def near_by(work: Work, file: str) -> list[str]:
+def near_by(manifest: Manifest, file: str) -> list[str]:
     """What may stand beside a file, in the order in which it is asked for."""
-    return [posixpath.join(posixpath.dirname(file), name) for name in work.manifest.annotations.beside]
+    return [posixpath.join(posixpath.dirname(file), name) for name in manifest.annotations.beside]
 
 
 def _beside(work: Work, file: str) -> Path:
     """The first file beside it that is there. Raises DownloadError with what each of them answered."""
-    near = [work.manifest.address(name) for name in near_by(work, file)]
+    near = [work.manifest.address(name) for name in near_by(work.manifest, file)]
     if known := next((address for address in near if work.known(address)), None):
         near = [known]
     refused = []

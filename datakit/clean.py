@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import posixpath
-import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from datakit.holdings import Holding, holdings, sharing
 from datakit.manifest import Manifest
 from datakit.refusals import store_errors
 from datakit.run import Run
+from datakit.shards import shard_of
 from datakit.store import sweep
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
@@ -70,7 +70,7 @@ def superfluous(run: Run) -> Superfluous:
             )
             return found
         kept |= needed
-    for path in sorted(_downloads(run) - kept):
+    for path in sorted(_downloads(run.manifest) - kept):
         local = run.store.downloads / path
         if local.is_file() or local.is_symlink():  # a link frees nothing: the file is the user's
             found.files.append(File(f"downloads/{path}", local.lstat().st_size))
@@ -100,19 +100,19 @@ def _needed_by(one: Holding) -> set[str] | None:
         return _still_needed(open_run(one.store, one.dataset, limit=one.limit, about=about, hosts=Hosts()))
     except (UsageError, ManifestError) as error:
         log.warning("all downloads of %s stay: %s", one.folder, error)
-        return {_below(about, address) for address in about.addresses().values()}
+        return _downloads(about)
 
 
-def _downloads(run: Run) -> set[str]:
+def _downloads(about: Manifest) -> set[str]:
     """The files that a dataset downloads, and what was taken out of them, below the downloads folder."""
-    about, rows = run.manifest, run.manifest.annotations
+    rows = about.annotations
     found = {_below(about, address) for address in about.addresses().values()}
     if rows.inside:
         ending = f"{INSIDE}{Path(rows.inside).suffix}"
         taken = [f"{_below(about, about.address(file))}{ending}" for file in about.shard_files()]
         found |= {*taken, *(f"{name}.of" for name in taken)}
     if rows.beside:
-        near = {name for file in about.shard_files() for name in near_by(run.work(run.steps[0]), file)}
+        near = {name for file in about.shard_files() for name in near_by(about, file)}
         found |= {_below(about, about.address(name)) for name in near}
     return found
 
@@ -127,20 +127,20 @@ def _still_needed(run: Run) -> set[str]:
     run = run.snapshot()
     known = run.known_shards()
     if not known:
-        return _downloads(run)
+        return _downloads(run.manifest)
     needed: set[str] = set()
     last, fetch = len(run.steps) - 1, run.steps[-2].stage
     for shard in known:
         # Pictures that stand in the rows are read again by fetch.
         if not run.done(0, shard) or (fetch.reads_annotations and not run.done(last - 1, shard)):
-            work = run.work(run.steps[0])
-            file = file_of(work, shard)
-            needed |= {_below(run.manifest, run.manifest.address(name)) for name in (file, *near_by(work, file))}
+            file = file_of(run.work(run.steps[0]), shard)
+            files = (file, *near_by(run.manifest, file))
+            needed |= {_below(run.manifest, run.manifest.address(name)) for name in files}
     if not all(run.done(last, shard) for shard in known):
         for source in run.manifest.images.sources.values():
             needed |= {_below(run.manifest, archive) for archive in source.archives()}
     if run.manifest.annotations.inside:
-        needed |= {one for one in _downloads(run) if one.rpartition(INSIDE)[0] in needed}
+        needed |= {one for one in _downloads(run.manifest) if one.rpartition(INSIDE)[0] in needed}
     return needed
 
 
@@ -157,10 +157,11 @@ def clean(run: Run, files: list[File]) -> list[File]:
         path = run.store.downloads / file.name.removeprefix("downloads/")
         with store_errors(path, "remove"):
             path.unlink(missing_ok=True)
-    shards = deque(_by_shard(run, files))
+    groups = _by_shard(run, files)
+    shards = deque(groups)
     for place, step in enumerate(run.steps):
         ledger = run.ledger(step)
-        names = {posixpath.basename(one.name) for at, _, some in _by_shard(run, files) if at == place for one in some}
+        names = {posixpath.basename(one.name) for at, _, some in groups if at == place for one in some}
         while names:
             try:
                 ledger.mark_cleaned(names)
@@ -182,7 +183,7 @@ def _by_shard(run: Run, files: list[File]) -> list[tuple[int, str, list[File]]]:
     for file in files:
         folder, name = posixpath.split(file.name)
         if folder in places:
-            found.setdefault((places[folder], re.split(r"[-.]", name, maxsplit=1)[0]), []).append(file)
+            found.setdefault((places[folder], shard_of(name)), []).append(file)
     return [(place, shard, some) for (place, shard), some in sorted(found.items())]
 
 
@@ -200,7 +201,7 @@ def _sweep(run: Run) -> None:
     """Removes what killed jobs left of this dataset."""
     run.store.sweep(run.folder)
     sweep(run.store.downloads, below=True)
-    for folder in {(run.store.downloads / name).parent for name in _downloads(run)}:
+    for folder in {(run.store.downloads / name).parent for name in _downloads(run.manifest)}:
         downloads.sweep(folder)
     seen = run.snapshot()
     for step in run.steps:

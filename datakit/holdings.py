@@ -22,6 +22,7 @@ import msgspec
 from datakit.errors import DatakitError
 from datakit.ledger import Commit, Ledger
 from datakit.manifest import Manifest
+from datakit.shards import shard_of
 from datakit.store import Store, publish_file
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Holding:
     def made_from(self, step: str, hashes: Collection[str]) -> list[str]:
         """The shards of a step that were made from downloads with those sha256."""
         found = (name for name, one in self.commits(step).items() if not set(hashes).isdisjoint(one.inputs.values()))
-        return sorted({name.partition("-")[0] for name in found})
+        return sorted({shard_of(name) for name in found})
 
     def manifest(self) -> Manifest | None:
         """The manifest by which it was last worked on; None in a root of an earlier version."""

@@ -24,7 +24,9 @@ import xxhash
 
 from datakit.errors import RecipeChanged, shortlist
 from datakit.fingerprint import changes, fingerprint
+from datakit.shards import shard_of
 from datakit.store import Store
+from datakit.store import xxh3 as hash_of
 
 log = logging.getLogger(__name__)
 
@@ -264,9 +266,7 @@ class Ledger:
 
     def unmark_cleaned(self, shards: set[str]) -> None:
         """Forgets that files of some shards were cleaned, since these are made again."""
-        self._change_cleaned(
-            lambda cleaned: {name for name in cleaned if name.partition(".")[0].partition("-")[0] not in shards}
-        )
+        self._change_cleaned(lambda cleaned: {name for name in cleaned if shard_of(name) not in shards})
 
     def _change_cleaned(self, change: Callable[[set[str]], set[str]]) -> None:
         """Writes cleaned.json anew if it changes; no other job does so between the reading and the writing."""
@@ -297,11 +297,9 @@ def wrong_bytes(store: Store, name: str, size_bytes: int | None, xxh3: str) -> s
         return "the file is missing"
     if size_bytes is not None and found != size_bytes:
         return f"the file has {found:,} bytes, its commit says {size_bytes:,}"
-    digest = xxhash.xxh3_128()
     with store.open(name) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return None if digest.hexdigest() == xxh3 else "the bytes aren't those that were committed"
+        same = hash_of(file) == xxh3
+    return None if same else "the bytes aren't those that were committed"
 
 
 def _pretty(value: Any) -> bytes:

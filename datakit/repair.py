@@ -16,10 +16,11 @@ from pathlib import Path
 from datakit import claims
 from datakit.holdings import Holding, holdings, sharing
 from datakit.refusals import store_errors
-from datakit.stage import known_file
+from datakit.shards import shard_of
 from datakit.store import Store
 from datakit.verify import PLAN, Broken, Made
 from datakit.web import derived
+from datakit.web.sidecars import said_of, sidecar_of
 
 Seeds = dict[str, dict[str, set[str | None]]]  # step -> shard -> its parts, None for all of it
 
@@ -27,7 +28,7 @@ Seeds = dict[str, dict[str, set[str | None]]]  # step -> shard -> its parts, Non
 def repair(store: Store, broken: list[Broken]) -> list[str]:
     """Takes back what is broken and what was made of it; returns the names of what went, below the root."""
     downloads = [store.downloads / one.download for one in broken if one.download is not None]
-    hashes = {said["sha256"] for path in downloads if (said := known_file(_download_of(path))) is not None}
+    hashes = {said["sha256"] for path in downloads if (said := said_of(_download_of(path))) is not None}
     names = []
     for place in sharing(store) if hashes else [store]:
         prefix = "" if place is store else f"{place.root}/"
@@ -46,9 +47,9 @@ def _take_back(holding: Holding, broken: list[Broken], hashes: Collection[str]) 
     names = []
     for step in reversed(list(holding.before)):
         ledger = holding.ledger(step)
-        there = ledger.store.names(ledger.folder)
+        there = set(map(shard_of, ledger.store.names(ledger.folder)))
         for shard, parts in sorted(seeds[step].items()):
-            if not any(name.startswith((f"{shard}.", f"{shard}-")) for name in there):
+            if shard not in there:
                 continue
             with claims.held(ledger, shard):
                 for part in [None] if None in parts else sorted(parts, key=str):
@@ -67,7 +68,7 @@ def _seeds(holding: Holding, broken: list[Made], hashes: Collection[str]) -> See
     for one in broken:
         if one.shard is not None:
             seeds[one.step][one.shard].add(one.part)
-    for step in holding.before:
+    for step in holding.before if hashes else ():
         for shard in holding.made_from(step, hashes):
             seeds[step][shard].add(None)
     for step in list(seeds):
@@ -96,13 +97,13 @@ def _remove_download(path: Path, store: Store) -> str:
     if _download_of(path) != path:
         derived.remove(path)
         return name
-    said = known_file(path)
+    said = said_of(path)
     for made in derived.derived(path):
         derived.remove(made)
-    sidecar = path.with_name(f"{path.name}.download.json")
+    sidecar = sidecar_of(path)
     if said is None:  # only what is said of it is damaged: who put it there by hand can adopt it again
         sidecar.unlink(missing_ok=True)
-        return f"{name}.download.json"
+        return f"downloads/{sidecar.relative_to(store.downloads).as_posix()}"
     if not said.get("by_hand"):  # upstream gave it and can again, or it is a copy of a file of the user's or a link
         path.unlink(missing_ok=True)
         sidecar.unlink(missing_ok=True)

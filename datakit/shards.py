@@ -15,6 +15,11 @@ def shard_name(shard: int, part: int | None = None) -> str:
     return f"{shard:05d}" if part is None else f"{shard:05d}-{part:05d}"
 
 
+def shard_of(name: str) -> str:
+    """The shard that a part or a file belongs to: `00042` for `00042-00007.r1.tar`."""
+    return re.split(r"[-.]", name, maxsplit=1)[0]
+
+
 def parse_shards(text: str) -> list[int]:
     """`0-127`, `3` or `0,4-6` as sorted numbers. Raises UsageError on anything else."""
     numbers: set[int] = set()

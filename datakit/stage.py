@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
 import pyarrow as pa
 
 from datakit import usercode  # importing it lets a stage of a user's recipe be unpickled, see Stage
@@ -30,6 +29,7 @@ from datakit.tars import TarWriter
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
+from datakit.web.sidecars import said_of, sidecar_of
 
 # (step, what, amount): "shards" and "done" of the run; "total" (rows to come), "rows", "bytes" and "fault REASON" of a
 # step, added up; "size ADDRESS" and "download ADDRESS" in bytes so far.
@@ -40,18 +40,9 @@ def silent(step: str, what: str, amount: int) -> None:
     """A Tell that tells nobody."""
 
 
-def known_file(path: Path) -> dict[str, Any] | None:
-    """What the sidecar of a download says, None when there is none that can be read."""
-    try:
-        found = msgspec.json.decode(path.with_name(f"{path.name}.download.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("sha256"), str) else None
-
-
 def intact(path: Path) -> bool:
     """Whether a download is there with the size that it had when it came; a user's file, read in place, is there."""
-    said = known_file(path)
+    said = said_of(path)
     if said is None or not path.is_file():
         return False
     return path.is_symlink() or path.stat().st_size == said.get("size_bytes")
@@ -112,8 +103,8 @@ class Work:
         address = self.manifest.at_commit(address)
         path = self.local(address)
         if self.made and not path.is_symlink():
-            return known_file(path)
-        return downloads.edited(address, self.store.downloads) or known_file(path)
+            return said_of(path)
+        return downloads.edited(address, self.store.downloads) or said_of(path)
 
     def distrust(self, address: str, error: SourceError) -> SourceError:
         """Puts a download aside that can't be read, and returns the error with the way on.
@@ -124,7 +115,7 @@ class Work:
         own = downloads.own_file(self.manifest.at_commit(address), self.store.downloads)
         if own is None and not path.exists():
             return error
-        path.with_name(f"{path.name}.download.json").unlink(missing_ok=True)
+        sidecar_of(path).unlink(missing_ok=True)
         if own is not None:
             path.unlink(missing_ok=True)
             return type(error)(f"{str(error).rstrip('.')}. That is {own}: mend it, and run the same command again")

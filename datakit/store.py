@@ -47,6 +47,14 @@ class Written:
     xxh3: str
 
 
+def xxh3(file: Any) -> str:
+    """The hash of what is left of an open file, XXH3 of 128 bits."""
+    digest = xxhash.xxh3_128()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
 class Sink(io.RawIOBase):
     """A file being written, hashed as it goes. `written` is set once it is published, and `stamp` by a Store then."""
 

@@ -30,9 +30,10 @@ from datakit.fingerprint import fingerprint
 from datakit.holdings import MANIFEST, Holding, holdings
 from datakit.ledger import File, Ledger, Part
 from datakit.record import decode
-from datakit.stage import known_file
+from datakit.shards import shard_of
 from datakit.store import Store
 from datakit.web import derived
+from datakit.web.sidecars import said_of
 
 PLAN, CHOICES = "plan.json", "choices.json"
 
@@ -76,19 +77,20 @@ def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:
         yield from _notes(one, cures)
         for step in one.before:
             yield from _step(one, step, cures)
-    made_of = _made_of(every, commands)
-    wanted = made_of if name is None else _made_of(ours, commands)
+    users = _users(every)
     for path, sha256 in _downloads(store):
+        found = users.get(sha256 or "", [])
         if sha256 is None and name is None:
             where = f"downloads/{path.relative_to(store.downloads).as_posix()}"
             yield Broken(
                 where, "what is said of it can't be read", tuple({c: 0 for o in every for c in cures_of(o, {})})
             )
-        elif sha256 is not None and (name is None or sha256 in wanted):
-            yield from _download(store, path, sha256, tuple(made_of.get(sha256, ())))
+        elif sha256 is not None and (name is None or any(one in ours for one in found)):
+            cures = tuple({cure: None for one in found for cure in cures_of(one, commands)})
+            yield from _download(store, path, sha256, cures)
     if name is None:
-        for found in store.names("mixes"):
-            yield _mix(store, found)
+        for mixed in store.names("mixes"):
+            yield _mix(store, mixed)
 
 
 def _notes(one: Holding, cures: tuple[str, ...]) -> Iterator[str | Broken]:
@@ -120,7 +122,7 @@ def _step(one: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str | Bro
         yield where if _good_plan(data) else Broken(where, "the plan is damaged", cures, Made(one.folder, step))
     cleaned = ledger.cleaned()
     for name in names:
-        shard = name.partition("-")[0]
+        shard = shard_of(name)
         if (commit := commits.get(name)) is None:
             where = f"{ledger.folder}/{name}.commit.json"
             if one.store.size(where) is None:
@@ -233,15 +235,13 @@ def _mix_path(store: Store, name: str) -> str:
     return f"{store.root if '://' in store.root else store.path('')}/mixes/{name}/mix.json"
 
 
-def _made_of(every: Iterable[Holding], commands: dict[str, list[str]]) -> dict[str, dict[str, None]]:
-    """By what shards are made from, a download's sha256 for one, the commands that make them again."""
-    found: dict[str, dict[str, None]] = {}
+def _users(every: Iterable[Holding]) -> dict[str, list[Holding]]:
+    """The datasets with shards that were made from something, by its hash: a download's sha256, for one."""
+    found: dict[str, list[Holding]] = {}
     for one in every:
-        cures = dict.fromkeys(cures_of(one, commands))
-        for step in one.before:
-            for commit in one.commits(step).values():
-                for digest in commit.inputs.values():
-                    found.setdefault(digest, {}).update(cures)
+        commits = (commit for step in one.before for commit in one.commits(step).values())
+        for digest in {digest for commit in commits for digest in commit.inputs.values()}:
+            found.setdefault(digest, []).append(one)
     return found
 
 
@@ -249,7 +249,7 @@ def _downloads(store: Store) -> Iterator[tuple[Path, str | None]]:
     """The downloads that are there with the sha256 that was taken when they came; None for one that can't be read."""
     for sidecar in sorted(store.downloads.rglob("*.download.json")):
         path = sidecar.with_name(sidecar.name.removesuffix(".download.json"))
-        said = known_file(path)
+        said = said_of(path)
         if path.is_file():
             yield path, said["sha256"] if said is not None else None
 

@@ -18,24 +18,14 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from datakit.errors import ManifestError, shortlist
-from datakit.readers import About
+from datakit.readers import About, llava
 from datakit.readers.llava import MARK, ROLES, Row, alternate, parts_of
 from datakit.record import Message, Part, problem
-from datakit.tables import REFS
 
 VERSION = 2
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("messages", pa.string()),
-        ("images", REFS),
-        ("id", pa.string()),
-        ("repairs", pa.list_(pa.string())),
-    ]
-)
+SCHEMA = llava.SCHEMA  # the same columns
 _KNOWN = {"messages", "question", "answer", "text", "image", "id"}
 _PICTURE = Part(type="image")
 

@@ -17,7 +17,7 @@ from datakit import archives
 from datakit.errors import ArchiveError, DownloadError, Incomplete, UsageError, nearest, shortlist
 from datakit.fingerprint import plain
 from datakit.manifest import Manifest, Source
-from datakit.stage import Out, Stage, Work, intact, known_file
+from datakit.stage import Out, Stage, Work, intact
 from datakit.store import locked
 from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
 from datakit.web import derived
@@ -73,11 +73,11 @@ class Locate(Stage):
                 self._index(archive, work)
 
     def _index(self, archive: str, work: Work) -> None:
-        path = work.download(archive, in_place=True).path  # of one's own, 200 GB aren't there twice
+        done = work.download(archive, in_place=True)  # of one's own, 200 GB aren't there twice
+        path = done.path
         index = archives.index_path(path)
         with locked(index.with_name(f"{index.name}.lock")):
-            sha256 = (known_file(path) or {}).get("sha256", "")
-            if not _fits(index, path, sha256):
+            if not _fits(index, path, done.sha256):
                 open_index.cache_clear()
                 derived.remove(index)
                 try:
@@ -89,7 +89,7 @@ class Locate(Stage):
                 except Incomplete:
                     derived.remove(index)
                     raise
-                derived.declare(index, sha256)
+                derived.declare(index, done.sha256)
         skipped = open_index(index).skipped
         if skipped:
             log.warning("%s: members left out: %s", path.name, ", ".join(f"{k} {n}" for k, n in skipped.items()))

@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import xxhash
 
-from datakit.store import publish_file
+from datakit.store import publish_file, xxh3
 
 
 class Of(msgspec.Struct, frozen=True):
@@ -80,8 +79,5 @@ def _said(path: Path) -> Of | None:
 
 
 def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return xxh3(file)

@@ -65,7 +65,7 @@ def _between(path: Path) -> bool:
 def said_of(path: Path) -> dict[str, Any] | None:
     """What the sidecar says; None when there is none that can be read."""
     try:
-        said = json.loads(_sidecar(path).read_bytes())
+        said = json.loads(sidecar_of(path).read_bytes())
     except (OSError, ValueError):
         return None
     return said if isinstance(said, dict) and isinstance(said.get("sha256"), str) else None
@@ -86,7 +86,7 @@ def forget_part(path: Path) -> None:
     part_of(path).unlink(missing_ok=True)
 
 
-def _sidecar(path: Path) -> Path:
+def sidecar_of(path: Path) -> Path:
     return path.with_name(path.name + ".download.json")
 
 
@@ -99,7 +99,7 @@ def declare(done: Downloaded, address: str, *, by_hand: bool = False) -> None:
         remove(left)
     said = {**asdict(done), "url": address, **({"by_hand": True} if by_hand else {})}
     del said["path"]
-    publish_file(_sidecar(done.path), json.dumps(said, indent=2).encode() + b"\n")
+    publish_file(sidecar_of(done.path), json.dumps(said, indent=2).encode() + b"\n")
 
 
 def check(name: object, expect: Expect, *, size_bytes: int | None = None, sha256: str | None = None) -> None:

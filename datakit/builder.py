@@ -9,6 +9,7 @@ from pathlib import Path
 from datakit import mix as mixes
 from datakit.errors import Incomplete, UsageError, nearest, shortlist
 from datakit.fingerprint import fingerprint
+from datakit.holdings import typed
 from datakit.manifest import Manifest, Pinned
 from datakit.mix import Mix, MixPart, MixShard
 from datakit.run import Run
@@ -38,9 +39,7 @@ def check_fetched(runs: list[Run]) -> None:
     for run in missing:
         run.permit()
     if missing:
-        commands = " ; ".join(
-            f"datakit fetch {run.manifest.name}" + (f" --limit {run.limit}" if run.limit else "") for run in missing
-        )
+        commands = " ; ".join(f"datakit fetch {typed(run.manifest.name, run.limit)}" for run in missing)
         raise Incomplete(
             f"nothing of {', '.join(repr(run.manifest.name) for run in missing)} is fetched yet. Run\n  {commands}\n"
             "or `datakit build-mix` with --fetch, which downloads, too"
@@ -126,9 +125,8 @@ def pin(run: Run) -> Pinned:
     work = run.work(run.steps[0])
     about = run.manifest
     if about.annotations.glob:  # only the tree knows the files, and the listing keeps their hashes
-        pinned.commits[about.hub] = downloads.tried(lambda: hub_files(about.hub, about.revision, run.hosts), about.hub)[
-            0
-        ]
+        commit, _ = downloads.tried(lambda: hub_files(about.hub, about.revision, run.hosts), about.hub)
+        pinned.commits[about.hub] = commit
     for address in _pinnable(run.manifest):
         head = downloads.head(address, hosts=run.hosts)
         fixed = address

@@ -54,7 +54,7 @@ class Holding:
     @property
     def options(self) -> str:
         """What a command about it is typed with: its name, and a trial's limit."""
-        return self.dataset + (f" --limit {self.limit}" if self.limit else "")
+        return typed(self.dataset, self.limit)
 
     @cached_property
     def before(self) -> dict[str, list[str]]:
@@ -103,6 +103,11 @@ class Holding:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("%s/%s can't be read: %s", self.folder, MANIFEST, error)
             return None
+
+
+def typed(dataset: str, limit: int | None) -> str:
+    """A dataset, or a trial of it, as a command takes it."""
+    return dataset + (f" --limit {limit}" if limit else "")
 
 
 def holdings(store: Store) -> list[Holding]:

@@ -27,7 +27,7 @@ CHANGED = (
     "{!r} isn't what the mix was made from: it was packed again since, or is damaged. `datakit verify` tells which; "
     "make the mix again with `{}`"
 )
-_OURS = re.compile(r"\.\./\.\./[a-z0-9_-][a-z0-9_.@-]*/[a-z0-9_-]+/(?P<stem>(?P<shard>\d+)(?:-\d+)?)\.(tar|parquet)")
+_OURS = re.compile(r"\.\./\.\./[a-z0-9_-][a-z0-9_.@-]*/[a-z0-9_-]+/(?P<shard>\d+)(?:-\d+)?\.(tar|parquet)")
 
 
 class MixShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,23 +112,11 @@ def read(path: str | Path) -> tuple[Mix, str]:
     text = str(path)
     if not text.endswith(".json"):
         text = posixpath.join(text, "mix.json")
+    (data,) = _remote(text, [text]) if "://" in text else [_local(Path(text))]
+    if data is None:
+        raise MixError(f"no mix at {text!r}: make one with `datakit build-mix NAME+NAME`")
     try:
-        if "://" in text:
-            import fsspec
-
-            with store_errors(text, "read"):
-                try:
-                    fs, path = fsspec.core.url_to_fs(text)
-                    data = fs.cat_file(path)
-                except (FileNotFoundError, NotADirectoryError) as error:
-                    raise _no_mix(text) from error
-        else:
-            data = Path(text).read_bytes()
         mix = msgspec.json.decode(data, type=Mix)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _no_mix(text) from error
-    except OSError as error:
-        raise MixError(f"can't read {text!r}: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MixError(f"{text!r} is not a mix: {error}. Make it again with `datakit build-mix`") from error
     if (mix.samples, mix.fingerprint) != _identity(mix.parts) or any(
@@ -146,10 +134,6 @@ def read(path: str | Path) -> tuple[Mix, str]:
             "Make it again with `datakit build-mix`"
         )
     return mix, posixpath.dirname(text) or "."
-
-
-def _no_mix(text: str) -> MixError:
-    return MixError(f"no mix at {text!r}: make one with `datakit build-mix NAME+NAME`")
 
 
 def command(mix: Mix) -> str:

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from datakit.errors import DownloadError, Incomplete, UsageError
 from datakit.fingerprint import fingerprint
-from datakit.holdings import write_manifest
+from datakit.holdings import typed, write_manifest
 from datakit.ledger import Ledger
 from datakit.manifest import Manifest
 from datakit.shards import shard_name
@@ -169,8 +169,8 @@ class Run:
             if place >= start:
                 ledger.claim(recipe)
             elif old is not None:
-                limit = f" --limit {self.limit}" if self.limit else ""
-                ledger.claim(recipe, f"run `datakit fetch {self.manifest.name}{limit} --rebuild` before this")
+                name = typed(self.manifest.name, self.limit)
+                ledger.claim(recipe, f"run `datakit fetch {name} --rebuild` before this")
         if rebuild and removing:
             self._remove_what_came_of_it(last)
         self.remember()

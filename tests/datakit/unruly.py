@@ -164,7 +164,7 @@ class _Handler(socketserver.BaseRequestHandler):
 
 class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
-    request_queue_size = 128
+    request_queue_size = 2048
     unruly: Unruly
     greeting: Greeting | None = None
     tls: ssl.SSLContext | None = None

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datakit import __version__
-from datakit.audit import open_run
-from datakit.run import Run
+from datakit.build import Build
+from datakit.opening import open_build
 from datakit.runner import execute
 from datakit.store import Store
 from datakit.web import downloads
@@ -66,8 +66,8 @@ def adopt(root: Path, address: str, made: Path) -> Path:
 # What is measured
 
 
-def run_of(root: Path, dataset: str, chosen: int = FLAN_CHOSEN) -> Run:
-    run = open_run(Store(str(root)), dataset, hosts=Hosts())
+def run_of(root: Path, dataset: str, chosen: int = FLAN_CHOSEN) -> Build:
+    run = open_build(Store(str(root)), dataset, hosts=Hosts())
     if dataset != "flan":
         return run
     first = replace(run.steps[0], stage=replace(run.steps[0].stage, n_rows=chosen))
@@ -80,7 +80,8 @@ def making(root: Path, datasets: list[str], upto: str, jobs: int, chosen: int, a
     rows = 0
     for dataset in datasets:
         shards = [0] if dataset == "coyo" else None
-        rows += execute(run_of(root, dataset, chosen), upto=upto, shards=shards, jobs=jobs).rows
+        build = run_of(root, dataset, chosen)
+        rows += execute(build, upto=build.step(upto), shards=shards, jobs=jobs).rows
     answer.put({"call_s": time.perf_counter() - start, "rows": rows})
 
 
@@ -291,7 +292,8 @@ def pack(scratch: Path, args: argparse.Namespace) -> dict[str, list[dict[str, An
     bodies = make_zip(scratch / "made", n)
     archive = adopt(root, manifest.images.sources["all"].archive, scratch / "made")
     size = archive.stat().st_size
-    execute(run_of(root, "llava558k"), upto="list")
+    build = run_of(root, "llava558k")
+    execute(build, upto=build.step_of("list"))
     runs: dict[str, list[dict[str, Any]]] = {"cp": [], "datakit": [], "decode": []}
     for _ in range(args.repeat):
         runs["cp"].append(program(["sh", "-c", 'cp "$0" "$1" && sync "$1"', str(archive), str(scratch / "copy")]))

@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -49,16 +49,17 @@ import webserver
 from webserver import Web
 
 from datakit import __version__, images
+from datakit.build import Build
 from datakit.manifest import Manifest, load
-from datakit.run import Run
 from datakit.runner import execute
-from datakit.stage import Out, Stage, Step, Work
+from datakit.stage import Role, Stage, Step
 from datakit.stages.fetch import Fetch
 from datakit.store import Store
 from datakit.tables import REFS, Rows
 from datakit.web.crawl import crawl
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
+from datakit.work import Out, Work
 
 JOBS = 2  # processes, and shards, on either side
 TIMEOUT_S = 10  # img2dataset's default
@@ -104,6 +105,7 @@ def limits(kind: str) -> Limits:
 class Urls(Stage):
     """A listing from files of URLs, one a shard."""
 
+    role: ClassVar[Role] = "list"
     folder: str
 
     def shards(self, work: Work) -> list[int]:
@@ -119,12 +121,12 @@ class Urls(Stage):
         yield pa.RecordBatch.from_arrays([pa.array(keys), pa.array(["[]"] * len(urls)), refs], schema=SCHEMA)
 
 
-def run_of(root: Path, urls: list[str], fetch: dict[str, Any], kind: str, *, shards: int = JOBS) -> Run:
+def run_of(root: Path, urls: list[str], fetch: dict[str, Any], kind: str, *, shards: int = JOBS) -> Build:
     """A run of ours over these URLs; they and the root are put below that folder."""
     (root / "urls").mkdir(parents=True)
     for shard in range(shards):
         (root / "urls" / f"{shard}.txt").write_text("\n".join(urls[shard::shards]))
-    return Run(
+    return Build(
         store=Store(str(root / "root")),
         manifest=load("coyo"),
         recipe="bench",
@@ -146,10 +148,10 @@ def cpu_s() -> float:
 def fetching(root: Path, urls: list[str], fetch: dict[str, Any], kind: str, answer: Any) -> None:
     """The measured process of ours."""
     run = run_of(root, urls, fetch, kind)
-    execute(run, upto="list")
+    execute(run, upto=run.step_of("list"))
     os.sync()
     start, cpu = time.perf_counter(), cpu_s()
-    report = execute(run, upto="fetch", jobs=JOBS)
+    report = execute(run, upto=run.step_of("fetch"), jobs=JOBS)
     spent = time.perf_counter() - start
     ok = report.rows - sum(report.faults.values())
     answer.put({"s": spent, "cpu_s": cpu_s() - cpu, "ok": ok})

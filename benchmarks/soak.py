@@ -28,6 +28,7 @@ from webserver import Web
 
 from datakit import memory
 from datakit.runner import execute
+from datakit.work import Progress
 
 EVERY_S = 5
 SHARE, MB = 0.05, 20  # what memory may grow by
@@ -50,8 +51,8 @@ class TimeUp(Exception):
 
 
 @dataclass
-class Watch:
-    """Counts what the fetch step tells, and takes a sample every few seconds in a thread of its own."""
+class Watch(Progress):
+    """Counts the rows of the fetch step, and takes a sample every few seconds in a thread of its own."""
 
     end_s: float
     urls: int = 0
@@ -59,8 +60,8 @@ class Watch:
     _began: float = field(default_factory=time.perf_counter)
     _ended: threading.Event = field(default_factory=threading.Event)
 
-    def tell(self, step: str, what: str, n: int) -> None:
-        if step == "fetch" and what == "rows":
+    def rows(self, step: str, n: int) -> None:
+        if step == "fetch":
             self.urls += n
         if time.perf_counter() - self._began > self.end_s:
             raise TimeUp
@@ -96,8 +97,8 @@ def soak(web: Web, scratch: Path, watch: Watch, urls_per_shard: int) -> int:
         while True:
             root = scratch / str(shard)
             run = run_of(root, webserver.web_urls(web.port, urls_per_shard, seed=shard), {}, "web", shards=1)
-            execute(run, upto="list")
-            execute(run, upto="fetch", tell=watch.tell)
+            execute(run, upto=run.step_of("list"))
+            execute(run, upto=run.step_of("fetch"), progress=watch)
             shutil.rmtree(root)
             shard += 1
     except TimeUp:

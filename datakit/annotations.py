@@ -28,10 +28,10 @@ from datakit.fingerprint import fingerprint
 from datakit.manifest import Manifest
 from datakit.readers import About
 from datakit.refusals import storage_errors
-from datakit.stage import Work
 from datakit.store import Sink, locked, published, sweep, temporary
 from datakit.web import derived
 from datakit.web.sidecars import Downloaded
+from datakit.work import Work
 
 _PLAN = "list/plan.json"
 _MAX_JSON_BYTES = 16 << 30  # of a JSON inside an archive

@@ -7,18 +7,17 @@ import re
 from pathlib import Path
 
 from datakit import mix as mixes
+from datakit.build import Build
+from datakit.done import Done
 from datakit.errors import Incomplete, UsageError, nearest, shortlist
-from datakit.fingerprint import fingerprint
-from datakit.holdings import typed
 from datakit.manifest import Manifest, Pinned
 from datakit.mix import Mix, MixPart, MixShard
-from datakit.run import Run
 from datakit.shards import ranges
-from datakit.stage import Tell, silent
 from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.downloads import Downloaded
 from datakit.web.transfers import hub_files
+from datakit.work import Progress
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+:@.-]{0,99}")
 
@@ -31,34 +30,34 @@ def mix_name(text: str, limit: int | None) -> str:
     return name if limit is None else f"{name}@limit-{limit}"
 
 
-def check_fetched(runs: list[Run]) -> None:
+def check_fetched(builds: list[Build]) -> None:
     """Raises Incomplete, naming the commands, when nothing of a dataset has been fetched, or can be."""
     missing = [
-        run for run in runs if not run.ledger(run.steps[-2]).commits() and not run.ledger(run.steps[-1]).commits()
+        build for build in builds if not any(build.ledger(build.step_of(role)).commits() for role in ("fetch", "pack"))
     ]
-    for run in missing:
-        run.permit()
+    for build in missing:
+        build.permit()
     if missing:
-        commands = " ; ".join(f"datakit fetch {typed(run.manifest.name, run.limit)}" for run in missing)
+        commands = " ; ".join(f"datakit fetch {build.typed}" for build in missing)
         raise Incomplete(
-            f"nothing of {', '.join(repr(run.manifest.name) for run in missing)} is fetched yet. Run\n  {commands}\n"
+            f"nothing of {', '.join(repr(build.manifest.name) for build in missing)} is fetched yet. Run\n"
+            f"  {commands}\n"
             "or `datakit build-mix` with --fetch, which downloads, too"
         )
 
 
-def part(run: Run, repeats: int) -> MixPart:
+def part(build: Build, repeats: int) -> MixPart:
     """A dataset's packed shards as part of a mix."""
-    last = len(run.steps) - 1
-    seen = run.snapshot()
-    ledger = seen.ledger(run.steps[last])
-    known = set(seen.known_shards())
+    pack, done = build.step_of("pack"), Done(build, snapshot=True)
+    ledger = done.ledger(pack)
+    known = set(done.known_shards())
     ours = {shard: commit for shard, commit in ledger.commits().items() if not known or shard in known}
     # Asked anew, for another job may have changed a shard while the folders were listed.
-    undone = [shard for shard in ours if not seen.done(last, shard) and not run.done(last, shard)]
+    undone = [shard for shard in ours if not done.has(pack, shard) and not Done(build).has(pack, shard)]
     if undone:
         raise Incomplete(
-            f"shards {ranges(undone)} of {run.manifest.name!r} are packed, but what they were packed from was lost "
-            f"or changed. Run `datakit fetch {run.manifest.name} --shards {ranges(undone)}`, then this again"
+            f"shards {ranges(undone)} of {build.manifest.name!r} are packed, but what they were packed from was lost "
+            f"or changed. Run `datakit fetch {build.manifest.name} --shards {ranges(undone)}`, then this again"
         )
     shards = [
         MixShard(
@@ -74,61 +73,61 @@ def part(run: Run, repeats: int) -> MixPart:
         if one.tar is not None and one.rows
     ]
     return MixPart(
-        dataset=run.manifest.name,
+        dataset=build.manifest.name,
         repeats=repeats,
-        recipe=fingerprint(run.step_recipe(run.steps[last])),
+        recipe=build.fingerprints[pack.name],
         samples=sum(s.samples for s in shards),
         shards=shards,
     )
 
 
-def not_packed(run: Run) -> list[int]:
+def not_packed(build: Build) -> list[int]:
     """Shards that the dataset has and a mix of it doesn't."""
-    packed = run.ledger(run.steps[-1]).commits()
-    return [shard for shard in run.known_shards() if shard not in packed]
+    packed = build.ledger(build.step_of("pack")).commits()
+    return [shard for shard in Done(build).known_shards() if shard not in packed]
 
 
-def write(store: Store, name: str, runs: list[tuple[Run, int]]) -> tuple[Mix, str]:
+def write(store: Store, name: str, builds: list[tuple[Build, int]]) -> tuple[Mix, str]:
     """Makes the mix of packed datasets and publishes it; returns it and where it stands."""
-    mix = mixes.make(name, [part(run, repeats) for run, repeats in runs])
+    mix = mixes.make(name, [part(build, repeats) for build, repeats in builds])
     where = posixpath.join("mixes", name, "mix.json")
     store.sweep(posixpath.join("mixes", name))
     store.write(where, mixes.encode(mix))
     return mix, f"{store.root}/{where}"
 
 
-def adopt(run: Run, file: Path, wanted: str | None, tell: Tell = silent) -> tuple[str, Downloaded]:
+def adopt(build: Build, file: Path, wanted: str | None, progress: Progress | None = None) -> tuple[str, Downloaded]:
     """Takes a file that the user has for one that would be downloaded. Raises UsageError when it isn't clear which."""
-    known = run.manifest.addresses()
+    known = build.manifest.addresses()
     if wanted is None:
         named = list({a: n for n, a in known.items() if posixpath.basename(a) == file.name}.values())
         if len(named) != 1:
             which = f"{file.name!r} may be {' or '.join(named)}" if named else f"nothing is named {file.name!r}"
-            raise UsageError(f"{which} in {run.manifest.name!r}. Say with --as which it is: {shortlist(known, 12)}")
+            raise UsageError(f"{which} in {build.manifest.name!r}. Say with --as which it is: {shortlist(known, 12)}")
         (wanted,) = named
     if wanted not in known:
-        raise UsageError(f"{run.manifest.name!r} has no {wanted!r}. {nearest(wanted, known)}")
+        raise UsageError(f"{build.manifest.name!r} has no {wanted!r}. {nearest(wanted, known)}")
 
     def grown(done: int, total: int | None) -> None:
-        tell("adopt", f"size {known[wanted]}", total or 0)
-        tell("adopt", f"download {known[wanted]}", done)
+        if progress is not None:
+            progress.download(known[wanted], done, total)
 
-    return known[wanted], downloads.bring(file, known[wanted], run.store.downloads, tell=grown)
+    return known[wanted], downloads.bring(file, known[wanted], build.store.downloads, tell=grown)
 
 
-def pin(run: Run) -> Pinned:
+def pin(build: Build) -> Pinned:
     """Asks upstream for the commit of every repository and the size and hash of every file.
 
     Of a repository with more than a thousand files of ours only the commit, which stands for all of them.
     """
     pinned = Pinned()
-    work = run.work(run.steps[0])
-    about = run.manifest
+    work = build.work(build.steps[0])
+    about = build.manifest
     if about.annotations.glob:  # only the tree knows the files, and the listing keeps their hashes
-        commit, _ = downloads.tried(lambda: hub_files(about.hub, about.revision, run.hosts), about.hub)
+        commit, _ = downloads.tried(lambda: hub_files(about.hub, about.revision, build.hosts), about.hub)
         pinned.commits[about.hub] = commit
-    for address in _pinnable(run.manifest):
-        head = downloads.head(address, hosts=run.hosts)
+    for address in _pinnable(build.manifest):
+        head = downloads.head(address, hosts=build.hosts)
         fixed = address
         if head.repo and head.revision:
             pinned.commits[head.repo] = head.revision

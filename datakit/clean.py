@@ -15,13 +15,15 @@ from pathlib import Path
 
 from datakit import claims, manifest
 from datakit.annotations import INSIDE, file_of, near_by
-from datakit.audit import open_run
+from datakit.build import Build
+from datakit.done import Done
 from datakit.errors import ManifestError, NoSpace, UsageError
 from datakit.holdings import Holding, holdings, sharing
 from datakit.manifest import Manifest
+from datakit.opening import open_build
 from datakit.refusals import store_errors
-from datakit.run import Run
 from datakit.shards import shard_of
+from datakit.stage import Step
 from datakit.store import sweep
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
@@ -45,23 +47,23 @@ class Superfluous:
     notes: list[str] = field(default_factory=list)
 
 
-def superfluous(run: Run) -> Superfluous:
+def superfluous(build: Build) -> Superfluous:
     """What can go of a dataset: tables and tars whose next step is done, and downloads that nothing needs any more.
 
     Raises StorageError when a bucket that shares the cache of downloads can't be reached.
     """
     found = Superfluous()
-    run = run.snapshot()
-    for place, step in enumerate(run.steps[:-1]):
-        ledger = run.ledger(step)
+    done = Done(build, snapshot=True)
+    for step in _on_the_way(build):
+        ledger = done.ledger(step)
         for shard, commit in ledger.commits().items():
-            if run.done(place + 1, shard) and not run.stale(place + 1, shard):
+            if _served(done, step, shard):
                 for file in (f for part in commit.parts for f in part.files()):
                     size = ledger.size(file.name)
                     if size is not None:
                         found.files.append(File(f"{ledger.folder}/{file.name}", size))
-    kept = _still_needed(run)
-    for other in _others(run):
+    kept = _still_needed(build)
+    for other in _others(build):
         needed = _needed_by(other)
         if needed is None:
             found.notes.append(
@@ -70,22 +72,32 @@ def superfluous(run: Run) -> Superfluous:
             )
             return found
         kept |= needed
-    for path in sorted(_downloads(run.manifest) - kept):
-        local = run.store.downloads / path
+    for path in sorted(_downloads(build.manifest) - kept):
+        local = build.store.downloads / path
         if local.is_file() or local.is_symlink():  # a link frees nothing: the file is the user's
             found.files.append(File(f"downloads/{path}", local.lstat().st_size))
-    for address in run.manifest.addresses().values():
-        for left in downloads.abandoned(run.manifest.at_commit(address), run.store.downloads):
-            name = left.relative_to(run.store.downloads).as_posix()
+    for address in build.manifest.addresses().values():
+        for left in downloads.abandoned(build.manifest.at_commit(address), build.store.downloads):
+            name = left.relative_to(build.store.downloads).as_posix()
             found.files.append(File(f"downloads/{name}", left.stat().st_size))
     return found
 
 
-def _others(run: Run) -> Iterator[Holding]:
+def _on_the_way(build: Build) -> tuple[Step, ...]:
+    """The steps whose tables and tars only the next step reads: those before the packed tars."""
+    return build.path_to(build.step_of("pack"))[:-1]
+
+
+def _served(done: Done, step: Step, shard: int) -> bool:
+    """Whether all that takes a step's rows of a shard has taken them."""
+    return all(done.has(after, shard) and not done.stale(after, shard) for after in done.build.steps_after(step))
+
+
+def _others(build: Build) -> Iterator[Holding]:
     """The other datasets whose downloads stand in the same folder."""
-    for store in sharing(run.store):
+    for store in sharing(build.store):
         for one in holdings(store):
-            if (store.root, one.folder) != (run.store.root, run.folder):
+            if (store.root, one.folder) != (build.store.root, build.folder):
                 yield one
 
 
@@ -97,7 +109,7 @@ def _needed_by(one: Holding) -> set[str] | None:
     except (UsageError, ManifestError):
         return None
     try:
-        return _still_needed(open_run(one.store, one.dataset, limit=one.limit, about=about, hosts=Hosts()))
+        return _still_needed(open_build(one.store, one.dataset, limit=one.limit, about=about, hosts=Hosts()))
     except (UsageError, ManifestError) as error:
         log.warning("all downloads of %s stay: %s", one.folder, error)
         return _downloads(about)
@@ -122,46 +134,46 @@ def _below(about: Manifest, address: str) -> str:
     return Path(downloads.parse(about.at_commit(address)).folder).as_posix()
 
 
-def _still_needed(run: Run) -> set[str]:
+def _still_needed(build: Build) -> set[str]:
     """Those downloads that a step which isn't done yet is made from."""
-    run = run.snapshot()
-    known = run.known_shards()
+    done = Done(build, snapshot=True)
+    known = done.known_shards()
     if not known:
-        return _downloads(run.manifest)
+        return _downloads(build.manifest)
     needed: set[str] = set()
-    last, fetch = len(run.steps) - 1, run.steps[-2].stage
+    listing, fetch, pack = build.step_of("list"), build.step_of("fetch"), build.step_of("pack")
     for shard in known:
         # Pictures that stand in the rows are read again by fetch.
-        if not run.done(0, shard) or (fetch.reads_annotations and not run.done(last - 1, shard)):
-            file = file_of(run.work(run.steps[0]), shard)
-            files = (file, *near_by(run.manifest, file))
-            needed |= {_below(run.manifest, run.manifest.address(name)) for name in files}
-    if not all(run.done(last, shard) for shard in known):
-        for source in run.manifest.images.sources.values():
-            needed |= {_below(run.manifest, archive) for archive in source.archives()}
-    if run.manifest.annotations.inside:
-        needed |= {one for one in _downloads(run.manifest) if one.rpartition(INSIDE)[0] in needed}
+        if not done.has(listing, shard) or (fetch.stage.reads_annotations and not done.has(fetch, shard)):
+            file = file_of(build.work(listing), shard)
+            files = (file, *near_by(build.manifest, file))
+            needed |= {_below(build.manifest, build.manifest.address(name)) for name in files}
+    if not all(done.has(pack, shard) for shard in known):
+        for source in build.manifest.images.sources.values():
+            needed |= {_below(build.manifest, archive) for archive in source.archives()}
+    if build.manifest.annotations.inside:
+        needed |= {one for one in _downloads(build.manifest) if one.rpartition(INSIDE)[0] in needed}
     return needed
 
 
-def clean(run: Run, files: list[File]) -> list[File]:
+def clean(build: Build, files: list[File]) -> list[File]:
     """Removes superfluous files, and what killed jobs left; what another job works on stays. Returns what it removed.
 
     The ledger notes tables and tars before they go, so that they don't count as lost. Downloads go first, which needs
     no room. On a disk so full that nothing can be noted, files go before they are noted until it can be: those of the
     first steps first, which cost least to make again if this is killed meanwhile.
     """
-    _sweep(run)
+    _sweep(build)
     removed = [file for file in files if file.name.startswith("downloads/")]
     for file in removed:
-        path = run.store.downloads / file.name.removeprefix("downloads/")
+        path = build.store.downloads / file.name.removeprefix("downloads/")
         with store_errors(path, "remove"):
             path.unlink(missing_ok=True)
-    groups = _by_shard(run, files)
+    groups = _by_shard(build, files)
     shards = deque(groups)
-    for place, step in enumerate(run.steps):
-        ledger = run.ledger(step)
-        names = {posixpath.basename(one.name) for at, _, some in groups if at == place for one in some}
+    for step in build.steps:
+        ledger = build.ledger(step)
+        names = {posixpath.basename(file.name) for of, _, some in groups if of is step for file in some}
         while names:
             try:
                 ledger.mark_cleaned(names)
@@ -170,39 +182,38 @@ def clean(run: Run, files: list[File]) -> list[File]:
                 if not shards:
                     raise
                 log.warning("no space to note what goes: files of %s go first, to make room", shards[0][2][0].name)
-                removed += _remove(run, *shards.popleft())
+                removed += _remove(build, *shards.popleft())
     for one in shards:
-        removed += _remove(run, *one)
+        removed += _remove(build, *one)
     return removed
 
 
-def _by_shard(run: Run, files: list[File]) -> list[tuple[int, str, list[File]]]:
-    """Tables and tars by the places of their steps and by their shards."""
+def _by_shard(build: Build, files: list[File]) -> list[tuple[Step, str, list[File]]]:
+    """Tables and tars by their steps, in their order, and by their shards."""
     found: dict[tuple[int, str], list[File]] = {}
-    places = {run.ledger(step).folder: place for place, step in enumerate(run.steps)}
+    places = {build.ledger(step).folder: place for place, step in enumerate(build.steps)}
     for file in files:
         folder, name = posixpath.split(file.name)
         if folder in places:
             found.setdefault((places[folder], shard_of(name)), []).append(file)
-    return [(place, shard, some) for (place, shard), some in sorted(found.items())]
+    return [(build.steps[place], shard, some) for (place, shard), some in sorted(found.items())]
 
 
-def _remove(run: Run, place: int, shard: str, files: list[File]) -> list[File]:
+def _remove(build: Build, step: Step, shard: str, files: list[File]) -> list[File]:
     """Removes files of a shard unless another job works on it, or has made them needed again. Returns what went."""
-    with claims.held(run.ledger(run.steps[place]), shard, wait=False) as ours:
-        if not ours or not run.done(place + 1, int(shard)) or run.stale(place + 1, int(shard)):
+    with claims.held(build.ledger(step), shard, wait=False) as ours:
+        if not ours or not _served(Done(build), step, int(shard)):
             return []
         for file in files:
-            run.store.remove(file.name)
+            build.store.remove(file.name)
     return files
 
 
-def _sweep(run: Run) -> None:
+def _sweep(build: Build) -> None:
     """Removes what killed jobs left of this dataset."""
-    run.store.sweep(run.folder)
-    sweep(run.store.downloads, below=True)
-    for folder in {(run.store.downloads / name).parent for name in _downloads(run.manifest)}:
+    build.store.sweep(build.folder)
+    sweep(build.store.downloads, below=True)
+    for folder in {(build.store.downloads / name).parent for name in _downloads(build.manifest)}:
         downloads.sweep(folder)
-    seen = run.snapshot()
-    for step in run.steps:
-        claims.sweep(seen.ledger(step))
+    for step in build.steps:
+        claims.sweep(build.ledger(step, snapshot=True))

@@ -33,9 +33,9 @@ from datakit.ledger import wrong_bytes
 from datakit.mix import MixPart, MixShard
 from datakit.readers.llava import MARK, NAMES, written
 from datakit.record import Record, decode, encode
-from datakit.stage import Tell, silent
 from datakit.store import Store
 from datakit.tables import Rows
+from datakit.work import Progress
 
 Format = Literal["llava", "hf"]
 ABOUT = "DATAKIT.json"  # what an export is of; written first. No dataset is called so
@@ -90,7 +90,7 @@ def export(
     form: Format,
     attributes: dict[str, str],
     pictures: bool = True,
-    tell: Tell = silent,
+    progress: Progress | None = None,
 ) -> Exported:
     """Writes a dataset's packed tars into a folder, with the attributes that its manifest names as keys or columns.
 
@@ -100,17 +100,18 @@ def export(
         raise UsageError("--no-images is for --format llava: rows of a datasets folder hold their pictures")
     tars = [shard for shard in part.shards if shard.samples]
     _claim(out, part, form, pictures)
-    tell("export", "total", part.samples)
+    progress = progress or Progress()
+    progress.rows_to_come("export", part.samples)
     done = Exported()
     if form == "hf":
         for nth, shard in enumerate(tars):
             with out.publish(f"data/train-{nth:05d}-of-{len(tars):05d}.parquet") as sink:
-                _write_parquet(_samples(store, shard, tell), sink, attributes, done)
+                _write_parquet(_samples(store, shard, progress), sink, attributes, done)
     else:
         with out.publish(f"{part.dataset}.json") as sink:
             sink.write(b"[")
             for shard in tars:
-                for record, held in _samples(store, shard, tell):
+                for record, held in _samples(store, shard, progress):
                     row = _llava_row(record, held, attributes, out if pictures else None, done)
                     if row is not None:
                         sink.write((b",\n" if done.rows else b"\n") + encode(row))
@@ -150,7 +151,7 @@ def _claim(out: Store, part: MixPart, form: Format, pictures: bool) -> None:
 Held = list[tuple[bytes, str]]  # a record's pictures: bytes and extension
 
 
-def _samples(store: Store, shard: MixShard, tell: Tell) -> Iterator[tuple[Record, Held]]:
+def _samples(store: Store, shard: MixShard, progress: Progress) -> Iterator[tuple[Record, Held]]:
     """Records of a tar with their pictures, in its order."""
     tar, index = (mixes.locate("mixes/export", name) for name in (shard.tar, shard.index))
     for name, size, xxh3 in ((tar, shard.size_bytes, shard.xxh3), (index, None, shard.index_xxh3)):
@@ -162,7 +163,7 @@ def _samples(store: Store, shard: MixShard, tell: Tell) -> Iterator[tuple[Record
             for row in batch.to_pylist():
                 held = [(_bytes(file, tar, one["offset"], one["size_bytes"]), one["ext"]) for one in row["images"]]
                 yield decode(_bytes(file, tar, row["json_offset"], row["json_bytes"])), held
-            tell("export", "rows", batch.num_rows)
+            progress.rows("export", batch.num_rows)
 
 
 def _bytes(file: Any, tar: str, offset: int, size: int) -> bytes:

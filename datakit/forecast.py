@@ -18,14 +18,15 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from datakit.build import Build
+from datakit.done import Done
 from datakit.errors import Incomplete, UsageError
-from datakit.run import Run
-from datakit.runner import committed_rows, execute
+from datakit.making import committed_rows
+from datakit.runner import execute
 from datakit.shards import shard_name
-from datakit.stage import Tell, silent
-from datakit.stages.fetch import Fetch, refs_of
 from datakit.store import free_bytes
-from datakit.tables import Rows
+from datakit.tables import Rows, refs_of
+from datakit.work import Progress
 
 Z = 1.96  # standard deviations of a 95 % interval
 LEAST_OF_A_HOST = 5  # URLs of one host in the sample, from which its share is worth a word
@@ -119,55 +120,61 @@ class Forecast:
 
 
 def forecast(
-    run: Run, *, sample: int, jobs: int, shards: list[int] | None = None, seed: int = 0, tell: Tell = silent
+    build: Build,
+    *,
+    sample: int,
+    jobs: int,
+    shards: list[int] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Forecast:
     """Tries `sample` URLs of a dataset. Lists and chooses one shard first if none is; that work is kept.
 
     Raises UsageError for a dataset whose pictures don't come by URL.
     """
-    place = len(run.upto("fetch")) - 1
-    stage = run.steps[place].stage
-    if not isinstance(stage, Fetch):
-        raise UsageError(f"the pictures of {run.manifest.name!r} don't come by URL")
-    chosen = run.steps[place - 1]
-    ledger = run.ledger(chosen)
+    progress = progress or Progress()
+    fetch = build.step_of("fetch")
+    chosen = build.step_before(fetch)
+    if not fetch.stage.by_url or chosen is None:
+        raise UsageError(f"the pictures of {build.manifest.name!r} don't come by URL")
+    done = Done(build)
+    ledger = done.ledger(chosen)
     if shards is None:
-        shards = [k for k in sorted(ledger.commits()) if run.done(place - 1, k)] or [0]
-    execute(run, upto=chosen.name, shards=shards, jobs=jobs, tell=tell)
+        shards = [k for k in sorted(ledger.commits()) if done.has(chosen, k)] or [0]
+    execute(build, upto=chosen, shards=shards, jobs=jobs, progress=progress)
     tables = []
     for shard in shards:
         commit = ledger.read(shard_name(shard))
         if commit is None:
-            raise Incomplete(f"shard {shard} of {run.manifest.name!r} was removed meanwhile")
-        tables.append(committed_rows(run, chosen, shard, commit.parts))
+            raise Incomplete(f"shard {shard} of {build.manifest.name!r} was removed meanwhile")
+        tables.append(committed_rows(build, chosen, shard, commit.parts))
     rows = sum(len(one) for one in tables)
     if rows == 0:
-        raise Incomplete(f"shards {shards} of {run.manifest.name!r} hold no rows to try: name others with --shards")
+        raise Incomplete(f"shards {shards} of {build.manifest.name!r} hold no rows to try: name others with --shards")
     urls = _sampled(tables, min(sample, rows), seed)
-    n_shards = max(len(run.known_shards()), len(shards))
+    n_shards = max(len(done.known_shards()), len(shards))
     whole = len(urls) / min(sample, rows) * rows / len(shards) * n_shards
     found = Forecast(
         shards=shards, n_shards=n_shards, sampled=len(urls), all_rows=sample >= rows, urls=whole, spent_s=0.0
     )
-    work = run.work(run.steps[place], tell)
-    tell(run.steps[place].name, "total", len(urls))
+    progress.rows_to_come(fetch.name, len(urls))
     seconds, sizes = [], []
     began, cpu = time.perf_counter(), time.process_time()
-    for got in stage.crawled(urls, work):
+    for got in fetch.stage.crawled(urls, build.work(fetch, progress)):
         found.outcomes[got.outcome] += 1
         seconds.append(got.ms / 1000)
         if got.value is not None:
             sizes.append(float(len(got.value.data)))
-        tell(run.steps[place].name, "rows", 1)
+        progress.rows(fetch.name, 1)
         if got.outcome != "ok":
-            tell(run.steps[place].name, f"fault {got.outcome}", 1)
+            progress.faults(fetch.name, got.outcome, 1)
     found.spent_s = time.perf_counter() - began
     found.cpu_s = (time.process_time() - cpu) / len(urls)
     found.ok = share(found.outcomes["ok"], len(urls))
     found.bytes_each, found.url_s = mean(sizes), mean(seconds)
-    _pace(found, run, urls, jobs)
-    if run.store.local:
-        found.free_bytes = free_bytes(run.store.path(""))
+    _pace(found, build, urls, jobs)
+    if build.store.local:
+        found.free_bytes = free_bytes(build.store.path(""))
     return found
 
 
@@ -185,9 +192,9 @@ def _sampled(tables: list[Rows], n: int, seed: int) -> list[str]:
     return urls
 
 
-def _pace(found: Forecast, run: Run, urls: list[str], jobs: int) -> None:
+def _pace(found: Forecast, build: Build, urls: list[str], jobs: int) -> None:
     """URLs a second with all jobs: the least of what cores, the window and the busiest host permit."""
-    limits, cores = run.limits, os.cpu_count() or 1
+    limits, cores = build.limits, os.cpu_count() or 1
 
     def by_window(url_s: float) -> float:
         return jobs * limits.window[1] / url_s if url_s else math.inf

@@ -17,7 +17,7 @@ from __future__ import annotations
 import posixpath
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -135,6 +135,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The annotation file that is a shard."""
         rows = self.annotations
         return rows.files[shard] if isinstance(rows.files, list) else rows.files.format(shard=shard)
+
+    def count(self, what: str) -> int | None:
+        """How many `rows`, `images` or `bytes` the authors say there are, of the subset if it is one; None if nothing.
+
+        The exact number before the rough one.
+        """
+        subset = self.name.partition(".")[2]
+        ending = f"_{subset}" if subset else ""
+        return next(
+            (self.expected[k] for k in (f"{what}{ending}", f"{what}_about{ending}") if k in self.expected), None
+        )
 
     def address(self, file: str) -> str:
         """Where an annotation file is, at the pinned commit if there is one."""
@@ -393,3 +404,10 @@ def sums(name: str, pinned: Pinned) -> str:
     for address, (size, digest) in sorted(pinned.files.items()):
         lines.append(f"file {digest or '-'} {'-' if size is None else size} {address}")
     return "\n".join(lines) + "\n"
+
+
+def known_sources(manifest: Manifest, names: Iterable[str]) -> None:
+    """Raises UsageError for a source to do without that the dataset doesn't have."""
+    every = manifest.images.sources
+    if odd := sorted(set(names) - every.keys()):
+        raise UsageError(f"{manifest.name!r} has no source {odd[0]!r} to do without. {nearest(odd[0], every)}")

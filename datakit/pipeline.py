@@ -3,11 +3,13 @@
 A recipe file has `STEPS`, a dictionary from dataset names to tuples of Step. A part of a dataset, `allava.captions`,
 has the steps under its own name, else those under `allava`; `"*"` stands for any other dataset. It may have `MIXES`,
 what a paper's stages train on, as mix expressions in the order of training; and `TRAINING`, which the trainer reads.
-The steps are always `list` first, then choices, `fetch`, and `pack` last.
+The first step lists, then there are one that fetches and one that packs, in this order. Steps that choose stand before
+or after the fetch; steps that score stand between fetch and pack, or after pack, beside one another.
 """
 
 from __future__ import annotations
 
+import re
 from types import ModuleType
 
 from datakit import catalogue, mix, usercode
@@ -34,12 +36,27 @@ def steps(recipe: str, manifest: Manifest) -> tuple[Step, ...]:
         raise UsageError(f"recipe {recipe!r} has no steps for {manifest.name!r}. {nearest(manifest.name, table)}")
     if not isinstance(found, tuple) or not all(isinstance(step, Step) for step in found):
         raise ManifestError(f"recipe {recipe!r}: STEPS of {manifest.name!r} should be a tuple of Step, not {found!r}")
-    order = [step.name for step in found]
-    if len(order) < 3 or len(set(order)) != len(order) or [order[0], *order[-2:]] != ["list", "fetch", "pack"]:
+    _check_order(recipe, manifest, found)
+    return found
+
+
+# l, c, f, p, s: the roles of steps by their first letters.
+_ORDER = re.compile(r"lc*f[cs]*ps*")
+
+
+def _check_order(recipe: str, manifest: Manifest, steps: tuple[Step, ...]) -> None:
+    """Raises ManifestError for steps of one name, or in an order that makes no sense."""
+    names = [step.name for step in steps]
+    if odd := next((name for name in names if not KEY.fullmatch(name)), None):
+        raise ManifestError(f"recipe {recipe!r}: the name of a step may hold a-z, 0-9, _ and -, not {odd!r}")
+    if len(set(names)) != len(names):
+        raise ManifestError(f"recipe {recipe!r}: two steps of {manifest.name!r} have one name: {names}")
+    if not _ORDER.fullmatch("".join(step.role[0] for step in steps)):
+        shown = ", ".join(f"{step.name} ({step.role})" for step in steps)
         raise ManifestError(
-            f"recipe {recipe!r}: the steps of a dataset are 'list', choices, 'fetch' and 'pack', not {order}"
+            f"recipe {recipe!r}: the steps of {manifest.name!r} should list, choose, fetch, choose or score, pack and "
+            f"score, with one to list, one to fetch and one to pack; they are: {shown}"
         )
-    return tuple(found)
 
 
 def mixes(recipe: str) -> dict[str, str]:

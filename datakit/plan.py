@@ -8,34 +8,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from datakit import catalogue, manifest, mix, pipeline
-from datakit.errors import DatakitError, UsageError, nearest
+from datakit.build import Build
+from datakit.done import Done
+from datakit.errors import DatakitError, DownloadError, UsageError, nearest
 from datakit.fingerprint import changes
 from datakit.fingerprint import plain as plainly
 from datakit.ledger import by_step
-from datakit.run import Run
-from datakit.stage import Step, intact
-from datakit.stages.choose import ClipTop
-from datakit.stages.extract import Extract
-from datakit.stages.fetch import Fetch
-from datakit.stages.locate import Locate, asked_for, by_hand
-from datakit.stages.sampled import SampledListing
-from datakit.stages.share import StratifiedShare
+from datakit.stage import Cost, Step
 from datakit.store import free_bytes
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
+from datakit.work import intact
 
 DOWNLOAD_BYTES_PER_S = 50e6  # not measured: a line of 400 Mbit/s
-KEPT_PER_S = 1450 / 2  # URLs, a core: benchmarks/RESULTS.md, web-like, two cores
-SHRUNK_PER_S = {"area": 527 / 2, "linear": 864 / 2}  # benchmarks/RESULTS.md, short side to 336, two cores
-KEPT_BYTES = 86 << 10  # a picture: benchmarks/RESULTS.md, those of its server
-SHRUNK_BYTES = 30_000  # not measured: 336 x 386 pixels, the mean shape of COYO, at 1.8 bits each
 RATES = (
     f"downloads at {DOWNLOAD_BYTES_PER_S / 1e6:.0f} MB/s (an assumption); URLs at the rates of benchmarks/RESULTS.md on"
     " these cores, all of them alive (`datakit doctor NAME` measures the share that is, and the time)"
@@ -151,53 +142,62 @@ def expression(terms: list[tuple[str, int]]) -> str:
     return "+".join(name if times == 1 else f"{name}:{times}" for name, times in terms)
 
 
-def shards_of(run: Run, wanted: list[int] | None) -> list[int] | None:
+def shards_of(build: Build, wanted: list[int] | None) -> list[int] | None:
     """Those of the wanted shards that a dataset has, if upstream has a file for each; else None, which is all.
 
     Raises UsageError when it has none of them.
     """
-    rows = run.manifest.annotations
+    rows = build.manifest.annotations
     if wanted is None or rows.shards is None:
         return None
     numbers = set(rows.numbers())
     found = [shard for shard in wanted if shard in numbers]
     if not found:
-        raise UsageError(f"{run.manifest.name!r} has none of these shards; its numbers run from 0 to {max(numbers)}")
+        raise UsageError(f"{build.manifest.name!r} has none of these shards; its numbers run from 0 to {max(numbers)}")
     return found
 
 
-def obstacles(runs: Iterable[Run], *, rebuild: bool = False) -> list[str]:
+def obstacles(builds: Iterable[Build], *, rebuild: bool = False) -> list[str]:
     """What would stop a run of these datasets, with the way on; looks at this machine only."""
     found = []
-    for run in runs:
-        about = run.manifest
+    for build in builds:
+        about = build.manifest
         if about.lost:
             cure = f"--fallback takes {about.fallback!r} in its place" if about.fallback else "Nothing stands for it"
             found.append(f"{about.name!r} can't be had any more: {about.lost.rstrip('.')}. {cure}")
             continue
-        if run.terms:
-            found.append(f"{about.name!r} has terms: {run.terms}. See {about.homepage}; --accept-licence accepts them")
-        fetch = run.steps[-2].stage
-        absent = by_hand(fetch.sources(about), run.work(run.steps[-2])) if isinstance(fetch, Locate) else []
-        if absent and not _finished(run):
-            found.append(asked_for(about.name, absent, run.choices.without))
-        if not rebuild and (differs := _differs(run)):
-            found.append(f"{run.folder} was made by another recipe ({differs}). Take another --root, or --rebuild")
+        if build.terms:
+            found.append(
+                f"{about.name!r} has terms: {build.terms}. See {about.homepage}; --accept-licence accepts them"
+            )
+        if not _finished(build):
+            found += _to_bring(build)
+        if not rebuild and (differs := _differs(build)):
+            found.append(f"{build.folder} was made by another recipe ({differs}). Take another --root, or --rebuild")
     return found
 
 
-def _finished(run: Run) -> bool:
+def _to_bring(build: Build) -> Iterator[str]:
+    """What only a person can bring, as each step says it."""
+    for step in build.steps:
+        try:
+            step.stage.check(build.work(step))
+        except DownloadError as error:
+            yield str(error)
+
+
+def _finished(build: Build) -> bool:
     """Whether all of a dataset is packed, so that its archives may be gone."""
-    seen, last = run.snapshot(), len(run.steps) - 1
-    known = seen.known_shards()
-    return bool(known) and all(seen.done(last, shard) for shard in known)
+    done, pack = Done(build, snapshot=True), build.step_of("pack")
+    known = done.known_shards()
+    return bool(known) and all(done.has(pack, shard) for shard in known)
 
 
-def _differs(run: Run) -> str:
+def _differs(build: Build) -> str:
     """The first field in which what is in the root was made otherwise; nothing when there is none."""
-    for step in run.steps:
-        old = run.ledger(step).recipe()
-        if old is not None and (lines := changes(by_step(old), by_step(run.step_recipe(step)))):
+    for step in build.steps:
+        old = build.ledger(step).recipe()
+        if old is not None and (lines := changes(by_step(old), by_step(build.step_recipe(step)))):
             return f"{step.name}: {max(lines, key=lambda line: line.startswith('steps before'))}"
     return ""
 
@@ -205,7 +205,7 @@ def _differs(run: Run) -> str:
 def make(
     recipe: str,
     terms: Terms,
-    runs: dict[str, Run],
+    builds: dict[str, Build],
     *,
     stand_ins: dict[str, str],
     wanted: list[int] | None = None,
@@ -213,29 +213,30 @@ def make(
     rebuild: bool = False,
 ) -> Plan:
     """The plan of a recipe for these datasets."""
-    planned = [_planned(run, stand_ins.get(name, ""), shards_of(run, wanted), jobs) for name, run in runs.items()]
+    planned = [
+        _planned(build, stand_ins.get(name, ""), shards_of(build, wanted), jobs) for name, build in builds.items()
+    ]
     return Plan(
         recipe=recipe,
         mixes={stage: expression(some) for stage, some in terms.items()},
         datasets=planned,
-        obstacles=obstacles(runs.values(), rebuild=rebuild),
-        free_bytes=free_bytes(next(iter(runs.values())).store.downloads),
+        obstacles=obstacles(builds.values(), rebuild=rebuild),
+        free_bytes=free_bytes(next(iter(builds.values())).store.downloads),
     )
 
 
-def _planned(run: Run, stands_for: str, shards: list[int] | None, jobs: int) -> Planned:
-    about, last = run.manifest, len(run.steps) - 1
-    seen = run.snapshot()
-    known = shards if shards is not None else seen.known_shards()
+def _planned(build: Build, stands_for: str, shards: list[int] | None, jobs: int) -> Planned:
+    about, pack = build.manifest, build.step_of("pack")
+    done = Done(build, snapshot=True)
+    known = shards if shards is not None else done.known_shards()
     ours = set(known)
-    done = [k for k in seen.ledger(run.steps[last]).commits() if (not ours or k in ours) and seen.done(last, k)]
-    left = 1.0 - len(done) / len(known) if known else 1.0
+    packed = [k for k in done.ledger(pack).commits() if (not ours or k in ours) and done.has(pack, k)]
+    left = 1.0 - len(packed) / len(known) if known else 1.0
     part = 1.0 if shards is None else len(shards) / len(about.annotations.numbers())
-    n_files, size, to_come, more, unknown = _files(run, shards, part, left)
-    rows = _expected(run, "rows")
+    n_files, size, to_come, more, unknown = _files(build, shards, part, left)
+    rows = about.count("rows")
     rows = None if rows is None else round(rows * part)
-    chosen = _chosen(rows, run)
-    urls, url_s, made_bytes = _made(run, size or 0, rows, chosen, left, jobs)
+    chosen, cost = _expected(build, rows, size or 0, jobs)
     return Planned(
         name=about.name,
         title=about.title,
@@ -243,7 +244,7 @@ def _planned(run: Run, stands_for: str, shards: list[int] | None, jobs: int) -> 
         accept=about.accept,
         licences={name: one.licence for name, one in about.images.sources.items() if one.licence},
         stands_for=stands_for,
-        steps=[_shown(step) for step in run.steps],
+        steps=[_shown(step) for step in build.steps],
         n_files=n_files,
         size_bytes=size,
         unknown_files=unknown,
@@ -252,32 +253,32 @@ def _planned(run: Run, stands_for: str, shards: list[int] | None, jobs: int) -> 
         here_bytes=max(0, (size or 0) - more - sum(to_come.values())),
         rows=rows,
         chosen_rows=chosen,
-        urls=urls,
-        url_s=url_s,
-        made_bytes=round(made_bytes),
-        streamed=isinstance(run.steps[0].stage, SampledListing),
-        shards_done=len(done),
+        urls=None if cost.urls is None else round(cost.urls * left),
+        url_s=cost.seconds * left,
+        made_bytes=round(cost.written_bytes * left),
+        streamed=build.steps[0].stage.streams,
+        shards_done=len(packed),
         shards=len(known) or None,
         problems=about.problems,
     )
 
 
-def _made(
-    run: Run, size: int, rows: int | None, chosen: int | None, left: float, jobs: int
-) -> tuple[int | None, float, float]:
-    """URLs to try, the seconds that they take, and the bytes that the steps write."""
-    fetch = run.steps[-2].stage
-    if not isinstance(fetch, Fetch):
-        share = chosen / rows if rows and chosen is not None else 1.0
-        # Packed, about as large as what it is packed from; taken out of base64 first, three quarters of it, twice.
-        return 0, 0.0, size * share * left * (1.5 if isinstance(fetch, Extract) else 1.0)
-    if run.manifest.lost or chosen is None or rows is None:
-        return None, 0.0, 0.0
-    images, documents = _expected(run, "images"), _expected(run, "rows")
-    urls = round(chosen * (images / documents if images and documents else 1.0) * left)
-    shrinks = fetch.max_short_side_px is not None
-    per_s = (SHRUNK_PER_S[fetch.resize] if shrinks else KEPT_PER_S) * min(jobs, os.cpu_count() or 1)
-    return urls, urls / per_s, 2.0 * urls * (SHRUNK_BYTES if shrinks else KEPT_BYTES)  # fetched, then packed
+def _expected(build: Build, rows: int | None, size_bytes: float, jobs: int) -> tuple[int | None, Cost]:
+    """The rows that the choices of a recipe leave, at the most, and what all its steps cost."""
+    urls: int | None = 0
+    seconds = written_bytes = 0.0
+    for step in build.steps:
+        cost = step.stage.costs(rows, size_bytes, jobs, build.manifest)
+        urls = None if urls is None or cost.urls is None else urls + cost.urls
+        seconds += cost.seconds
+        written_bytes += cost.written_bytes
+        left = step.stage.expects(rows)
+        if cost.passed_bytes is not None:
+            size_bytes = cost.passed_bytes
+        elif rows and left is not None:
+            size_bytes *= left / rows
+        rows = left
+    return rows, Cost(urls=urls, seconds=seconds, written_bytes=written_bytes)
 
 
 def _shown(step: Step) -> dict[str, Any]:
@@ -287,55 +288,38 @@ def _shown(step: Step) -> dict[str, Any]:
     return {"step": step.name, "stage": type(step.stage).__name__, **told}
 
 
-def _expected(run: Run, what: str) -> int | None:
-    """A count of the manifest: of the subset, if the dataset is one; the exact one before the rough one."""
-    expected = run.manifest.expected
-    subset = run.manifest.name.partition(".")[2]
-    ending = f"_{subset}" if subset else ""
-    return next((expected[k] for k in (f"{what}{ending}", f"{what}_about{ending}") if k in expected), None)
-
-
-def _chosen(rows: int | None, run: Run) -> int | None:
-    for stage in (step.stage for step in run.steps):
-        if isinstance(stage, SampledListing):
-            rows = stage.n_rows if rows is None else min(rows, stage.n_rows)
-        elif isinstance(stage, (ClipTop, StratifiedShare)) and rows is not None:
-            rows = round(rows * stage.share)
-    return rows
-
-
 def _files(
-    run: Run, shards: list[int] | None, part: float, left: float
+    build: Build, shards: list[int] | None, part: float, left: float
 ) -> tuple[int | None, int | None, dict[str, int], int, int]:
     """Of all files: how many, and the bytes of those whose size is known; of those that have to come: the bytes of
     each, and of such as weren't asked about one by one; and how many there are of unknown size.
     """
-    about = run.manifest
-    work = run.work(run.steps[0])
+    about = build.manifest
+    work = build.work(build.steps[0])
     if about.lost:
         return None, None, {}, 0, 0
-    rows = [about.address(about.file_of(k)) for k in shards] if shards is not None else _rows(run)
-    sources = {n: s for n, s in about.images.sources.items() if n not in run.choices.without}
+    rows = [about.address(about.file_of(k)) for k in shards] if shards is not None else _rows(build)
+    sources = {n: s for n, s in about.images.sources.items() if n not in build.choices.without}
     archives = [about.at_commit(a) for one in sources.values() for a in one.archives()]
     brought = {about.at_commit(a) for one in sources.values() if one.obtain for a in one.archives()}
     n_files = None if rows is None else len({*rows, *archives})
     size = more = 0
     if rows is None or len(rows) > MANY:
-        listed = _expected(run, "bytes")
+        listed = about.count("bytes")
         if listed is None:
             return n_files, None, {}, 0, 0
         size, more, rows = round(listed * part), round(listed * part * left), []
     addresses = list(dict.fromkeys([*rows, *archives]))
     here = {a: work.local(a).stat().st_size for a in addresses if intact(work.local(a))}
-    asked = sizes([a for a in addresses if a not in here and a not in brought], run.hosts)
+    asked = sizes([a for a in addresses if a not in here and a not in brought], build.hosts)
     to_come = {address: n for address, n in asked.items() if n is not None}
     unknown = len(addresses) - len(here) - len(to_come)
     return n_files, size + sum(here.values()) + sum(to_come.values()), to_come, more, unknown
 
 
-def _rows(run: Run) -> list[str] | None:
+def _rows(build: Build) -> list[str] | None:
     """The addresses of all annotation files; None when only the repository knows them."""
-    about = run.manifest
+    about = build.manifest
     return None if about.annotations.glob else [about.address(file) for file in about.shard_files()]
 
 

@@ -13,43 +13,61 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from datakit import memory, terminal, usercode
 from datakit.errors import DatakitError
-from datakit.stage import Tell
+from datakit.work import Progress
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def pooled(
-    make: Callable[..., T], tasks: list[tuple[Any, ...]], jobs: int, *, tell: Tell, note: Callable[[T], None]
-) -> None:
-    """Calls `make(*task, tell)` for each task in `jobs` processes, and `note` here with what each returns.
+class Call(NamedTuple):
+    """A call of a function of some module, which is given a Progress after these arguments."""
 
-    Raises what the first failing task raised, when those under way have ended; the others are not begun.
-    Raises DatakitError when a worker was killed, or what it is to do can't be sent to one.
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def run_calls(
+    calls: Iterable[Call], jobs: int, *, progress: Progress, then: Callable[[Any], Iterable[Call]] = lambda result: ()
+) -> None:
+    """Makes calls in up to `jobs` processes; `then` is told here what each returned, and gives calls that follow.
+
+    Those that follow come before the rest. `calls` is asked for another one when a process is about to be free, so it
+    may decide late. Raises what the first failing call raised, when those under way have ended; the others are not
+    begun. Raises DatakitError when a process was killed, or what it is to do can't be sent to one.
     """
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    ear = threading.Thread(target=_relay, args=(queue, tell), daemon=True)
+    ear = threading.Thread(target=_relay, args=(queue, progress), daemon=True)
     ear.start()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(queue, terminal.level()))
     workers: Mapping[int, Any] = {}
+    rest, following = iter(calls), deque[Call]()
+    running: set[Future[Any]] = set()
+
+    def submit() -> None:
+        """One call more than there are processes, so that none has to wait for the next."""
+        while len(running) <= jobs and (call := _next(following, rest)) is not None:
+            running.add(pool.submit(_call, _Sealed(call)))
+
     try:
-        running: set[Future[T]] = {pool.submit(_call, _Sealed(make, task)) for task in tasks}
+        submit()
         workers = pool._processes or {}
         while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            finished, left = wait(running, return_when=FIRST_COMPLETED)
+            running -= finished
             for future in finished:
                 error = future.exception()
-                if error is not None and running and not isinstance(error, BrokenProcessPool):
+                if error is not None and left and not isinstance(error, BrokenProcessPool):
                     log.error("a shard failed: %s\nThose under way are finished first", error)
-                note(future.result())
+                following.extend(then(future.result()))
+            submit()
         pool.shutdown(wait=True)
     except KeyboardInterrupt:
         # A worker may die with the queue's lock in its hand, so nobody waits for the queue any more.
@@ -70,9 +88,39 @@ def pooled(
     queue.close()
 
 
-def _relay(queue: Any, tell: Tell) -> None:
+def _next(following: deque[Call], rest: Iterator[Call]) -> Call | None:
+    return following.popleft() if following else next(rest, None)
+
+
+def _relay(queue: Any, progress: Progress) -> None:
     while (message := queue.get()) is not None:
-        tell(*message)
+        name, *arguments = message
+        getattr(progress, name)(*arguments)
+
+
+class _Relayed(Progress):
+    """Progress of a worker, which its parent shows."""
+
+    def shards(self, n: int) -> None:
+        _queue.put(("shards", n))
+
+    def shards_done(self, n: int) -> None:
+        _queue.put(("shards_done", n))
+
+    def rows_to_come(self, step: str, n: int) -> None:
+        _queue.put(("rows_to_come", step, n))
+
+    def rows(self, step: str, n: int) -> None:
+        _queue.put(("rows", step, n))
+
+    def bytes(self, step: str, n: int) -> None:
+        _queue.put(("bytes", step, n))
+
+    def faults(self, step: str, reason: str, n: int) -> None:
+        _queue.put(("faults", step, reason, n))
+
+    def download(self, address: str, n_bytes: int, of_bytes: int | None) -> None:
+        _queue.put(("download", address, n_bytes, of_bytes))
 
 
 _queue: Any = None
@@ -99,8 +147,8 @@ def _begin(queue: Any, level: int) -> None:
 class _Sealed:
     """A call that crosses to a worker as bytes; it is pickled when its turn comes, and opened by `_call`."""
 
-    def __init__(self, make: Callable[..., Any], task: tuple[Any, ...]) -> None:
-        self._call = (make, task)
+    def __init__(self, call: Call) -> None:
+        self._call = (call.function, call.arguments)
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
         try:
@@ -114,8 +162,8 @@ class _Sealed:
 
 def _call(sealed: Any) -> Any:
     try:
-        make, task = pickle.loads(sealed)  # noqa: S301 - our own parent's
-        return make(*task, lambda *message: _queue.put(message))
+        function, arguments = pickle.loads(sealed)  # noqa: S301 - our own parent's
+        return function(*arguments, _Relayed())
     except BaseException as error:
         told = usercode.portable(error)
         if _crosses(told):

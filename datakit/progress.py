@@ -1,4 +1,4 @@
-"""Progress of a run: bars when standard error is a terminal, plain lines otherwise."""
+"""Progress as a terminal shows it: bars when standard error is one, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from datakit.terminal import is_terminal, one_line, say
+from datakit.work import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -35,24 +36,23 @@ def time_text(s: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
-class Progress:
-    """Listens to what a run tells (see stage.Tell) and shows it on standard error."""
+class ProgressBars(Progress):
+    """Shows on standard error what a run reports of itself."""
 
     def __init__(self, title: str, *, noun: str = "rows", terminal: bool | None = None) -> None:
         self.title, self.noun = title, noun
         self._terminal = is_terminal(err=True) if terminal is None else terminal
         self._lock = threading.Lock()
         self._start = self._last = time.monotonic()
-        self.rows: Counter[str] = Counter()
-        self.totals: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.faults: dict[str, Counter[str]] = defaultdict(Counter)
-        self.sizes: dict[str, int] = {}
-        self.shards = self.done = 0
+        self._rows: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        self._faults: dict[str, Counter[str]] = defaultdict(Counter)
+        self._n_shards = self._n_done = 0
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBars:
         if self._terminal:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -75,51 +75,69 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
 
-    def tell(self, step: str, what: str, amount: int) -> None:
-        """Takes one message of a run; may be called from any thread."""
+    # May be called from any thread.
+
+    def shards(self, n: int) -> None:
         with self._lock:
-            if what == "shards":
-                self.shards += amount
-            elif what == "done":
-                self.done += amount
-            elif what == "rows":
-                self.rows[step] += amount
-            elif what == "total":
-                self.totals[step] += amount
-            elif what == "bytes":
-                self.bytes[step] += amount
-            elif what.startswith("fault "):
-                self.faults[step][what.removeprefix("fault ")] += amount
-            elif what.startswith("size "):
-                self.sizes[what.removeprefix("size ")] = amount
-            if what.startswith("download "):
-                self._download(what.removeprefix("download "), amount)
-            elif self._bars is not None and not what.startswith("size "):
-                self._draw(step, what)
-            elif (what == "done" and amount) or time.monotonic() - self._last > QUIET_S:
-                self._say(f"{self.done} of {self.shards} shards; {self._numbers()}")
+            self._n_shards += n
+            self._changed("")
+
+    def shards_done(self, n: int) -> None:
+        with self._lock:
+            self._n_done += n
+            self._changed("", say_now=n > 0)
+
+    def rows_to_come(self, step: str, n: int) -> None:
+        with self._lock:
+            self._totals[step] += n
+            self._changed(step)
+
+    def rows(self, step: str, n: int) -> None:
+        with self._lock:
+            self._rows[step] += n
+            self._changed(step)
+
+    def bytes(self, step: str, n: int) -> None:
+        with self._lock:
+            self._bytes[step] += n
+            self._changed(step)
+
+    def faults(self, step: str, reason: str, n: int) -> None:
+        with self._lock:
+            self._faults[step][reason] += n
+            self._changed(step)
+
+    def download(self, address: str, n_bytes: int, of_bytes: int | None) -> None:
+        with self._lock:
+            self._download(address, n_bytes, of_bytes)
+
+    def _changed(self, step: str, *, say_now: bool = False) -> None:
+        """Shows numbers of a step, or of the shards, once they have changed."""
+        if self._bars is not None:
+            self._draw(step)
+        elif say_now or time.monotonic() - self._last > QUIET_S:
+            self._say(f"{self._n_done} of {self._n_shards} shards; {self._numbers()}")
 
     def _numbers(self) -> str:
         spent = time.monotonic() - self._start
-        pieces = [self._step(step, spent) for step in self.rows]
-        if 0 < self.done < self.shards:
-            pieces.append(f"about {time_text(spent / self.done * (self.shards - self.done))} left")
+        pieces = [self._step(step, spent) for step in self._rows]
+        if 0 < self._n_done < self._n_shards:
+            pieces.append(f"about {time_text(spent / self._n_done * (self._n_shards - self._n_done))} left")
         return "; ".join(pieces) or "nothing to do"
 
     def _step(self, step: str, spent: float) -> str:
-        text = f"{step} {self.rows[step]:,} {self.noun} ({self.rows[step] / max(spent, 0.001):,.0f}/s)"
-        if self.bytes[step]:
-            text += f", {size_text(self.bytes[step])}"
-        failed = sum(self.faults[step].values())
+        text = f"{step} {self._rows[step]:,} {self.noun} ({self._rows[step] / max(spent, 0.001):,.0f}/s)"
+        if self._bytes[step]:
+            text += f", {size_text(self._bytes[step])}"
+        failed = sum(self._faults[step].values())
         return text + (f", {failed:,} failed" if failed else "")
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
         say(f"{self.title}: {text}", err=True)
 
-    def _download(self, address: str, done: int) -> None:
+    def _download(self, address: str, done: int, total: int | None) -> None:
         name = "/".join(address.rsplit("/", 2)[-2:])  # several archives are called images.zip
-        total = self.sizes.get(address)
         text = size_text(done) + (f" of {size_text(total)}" if total else "")
         if self._bars is not None:
             self._bar(f"download {name}", total, done, text)
@@ -127,13 +145,14 @@ class Progress:
         elif time.monotonic() - self._last > QUIET_S:
             self._say(f"downloading {name}: {text}")
 
-    def _draw(self, step: str, what: str) -> None:
+    def _draw(self, step: str) -> None:
         if step:
             spent = time.monotonic() - self._start
-            total = self.totals[step] if self.totals[step] >= self.rows[step] else None
-            self._bar(f"{self.title} {step}", total, self.rows[step], self._step(step, spent).partition(" ")[2])
-        elif what in ("shards", "done"):
-            self._bar(f"{self.title} shards", self.shards, self.done, f"{self.done:,} of {self.shards:,}")
+            total = self._totals[step] if self._totals[step] >= self._rows[step] else None
+            self._bar(f"{self.title} {step}", total, self._rows[step], self._step(step, spent).partition(" ")[2])
+        else:
+            counts = f"{self._n_done:,} of {self._n_shards:,}"
+            self._bar(f"{self.title} shards", self._n_shards, self._n_done, counts)
 
     def _bar(self, name: str, total: int | None, completed: int, detail: str) -> None:
         bars: Any = self._bars

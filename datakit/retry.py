@@ -11,7 +11,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,17 +19,19 @@ from urllib.parse import urlsplit
 import msgspec
 
 from datakit import claims
+from datakit.build import Build
+from datakit.done import Done
 from datakit.errors import Incomplete, UsageError, nearest
-from datakit.ledger import Commit, File, Ledger, Part
-from datakit.pool import pooled
-from datakit.run import Run
-from datakit.runner import check_tables, committed_rows, maker
+from datakit.ledger import Commit, Ledger, Part
+from datakit.making import check_tables, committed_rows, maker
+from datakit.partfiles import part_files
+from datakit.pool import Call, run_calls
 from datakit.shards import ranges, shard_name
-from datakit.stage import Out, Tell, Work, silent
-from datakit.stages.fetch import Engine, Fetch
-from datakit.store import Sink
-from datakit.tables import Rows, TableWriter, with_places, write_log
+from datakit.stage import Engine
+from datakit.stages.fetch import Fetch
+from datakit.tables import Rows, with_places
 from datakit.web.outcomes import KNOWN, may_pass
+from datakit.work import Progress, Work
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +89,14 @@ class Report:
 
 
 def retry(
-    run: Run,
+    build: Build,
     *,
     where: Where,
     engine: Engine | None = None,
     shards: list[int] | None = None,
     slice_of: tuple[int, int] = (0, 1),
     jobs: int = 1,
-    tell: Tell = silent,
+    progress: Progress | None = None,
 ) -> Report:
     """Tries the failed URLs of the shards that are fetched again; a shard after the other is patched.
 
@@ -103,75 +104,78 @@ def retry(
     less often than others. `engine` says who tries, if not who fetched. Raises Incomplete when nothing is fetched,
     UsageError for a dataset without URLs.
     """
-    place = len(run.upto("fetch")) - 1
-    if not isinstance(run.steps[place].stage, Fetch):
-        raise UsageError(f"the pictures of {run.manifest.name!r} don't come by URL: there is nothing to try again")
-    ledger = run.ledger(run.steps[place])
-    seen = run.snapshot()
-    commits = seen.ledger(run.steps[place]).commits()
+    progress = progress or Progress()
+    step, name = build.step_of("fetch"), build.manifest.name
+    if not isinstance(step.stage, Fetch):
+        raise UsageError(f"the pictures of {name!r} don't come by URL: there is nothing to try again")
+    done = Done(build, snapshot=True)
+    commits = done.ledger(step).commits()
     if unknown := sorted(set(shards or []) - set(commits)):
-        raise UsageError(f"shards {ranges(unknown)} of {run.manifest.name!r} are not fetched yet")
+        raise UsageError(f"shards {ranges(unknown)} of {name!r} are not fetched yet")
     chosen = [k for k in sorted(commits) if (shards is None or k in shards) and k % slice_of[1] == slice_of[0]]
-    unready = [k for k in chosen if not seen.done(place, k, files=True)]
+    unready = [k for k in chosen if not done.has(step, k, files=True)]
     if unready:
         raise Incomplete(
-            f"shards {ranges(unready)} of {run.manifest.name!r} are not whole, were cleaned, or what they were made "
-            f"from has changed: run `datakit fetch {run.manifest.name}` first"
+            f"shards {ranges(unready)} of {name!r} are not whole, were cleaned, or what they were made "
+            f"from has changed: run `datakit fetch {name}` first"
         )
     if not chosen:
-        raise Incomplete(f"nothing of {run.manifest.name!r} is fetched yet: run `datakit fetch {run.manifest.name}`")
+        raise Incomplete(f"nothing of {name!r} is fetched yet: run `datakit fetch {name}`")
     least = min(part.tries for k in chosen for part in commits[k].parts)
     todo = [k for k in chosen if any(part.tries == least for part in commits[k].parts)]
     report = Report(shards=todo, behind=[k for k in chosen if k not in todo])
+    ledger = build.ledger(step)
     ledger.store.sweep(ledger.folder)
-    tell("", "shards", len(chosen))
-    tell("", "done", len(chosen) - len(todo))
+    progress.shards(len(chosen))
+    progress.shards_done(len(chosen) - len(todo))
 
-    def note(one: Report) -> None:
-        tell("", "done", 1)
-        report.before += one.before
-        report.after += one.after
-        report.left += one.left
+    def add(of_shard: Report) -> tuple[Call, ...]:
+        progress.shards_done(1)
+        report.before += of_shard.before
+        report.after += of_shard.after
+        report.left += of_shard.left
+        return ()
 
-    tasks = [(run, place, k, where, least, engine) for k in todo]
-    if jobs <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            note(retry_shard(*task, tell))
+    calls = [Call(retry_shard, (build, k, where, least, engine)) for k in todo]
+    if jobs <= 1 or len(calls) <= 1:
+        for function, arguments in calls:
+            add(function(*arguments, progress))
     else:
-        pooled(retry_shard, tasks, min(jobs, len(tasks)), tell=tell, note=note)
-    claims.sweep(run.snapshot().ledger(run.steps[place]), chosen)
+        run_calls(calls, min(jobs, len(calls)), progress=progress, then=add)
+    claims.sweep(build.ledger(step, snapshot=True), chosen)
     return report
 
 
 def retry_shard(
-    run: Run, place: int, shard: int, where: Where, tries: int, engine: Engine | None, tell: Tell = silent
+    build: Build, shard: int, where: Where, tries: int, engine: Engine | None, progress: Progress
 ) -> Report:
     """Tries the failed URLs of those parts of a shard that were tried so often before; patches part after part."""
-    step = run.steps[place]
-    stage, ledger, work = step.stage, run.ledger(step), run.work(step, tell)
+    step = build.step_of("fetch")
+    stage, ledger, work = step.stage, build.ledger(step), build.work(step, progress)
     assert isinstance(stage, Fetch)  # retry has seen to it
     stage = replace(stage, engine=engine or stage.engine)
     report = Report()
     with claims.held(ledger, shard_name(shard)):
         whole = ledger.read(shard_name(shard))
-        if whole is None or not run.done(place, shard, files=True):
+        if whole is None or not Done(build).has(step, shard, files=True):
             raise Incomplete(
-                f"shard {shard} of {run.manifest.name!r} was removed meanwhile: run `datakit fetch {run.manifest.name}`"
+                f"shard {shard} of {build.manifest.name!r} was removed meanwhile: "
+                f"run `datakit fetch {build.manifest.name}`"
             )
         todo = [part for part in whole.parts if part.tries == tries]
         check_tables(ledger, todo)
-        rows = {part.name: committed_rows(run, step, shard, [part]) for part in todo}
+        rows = {part.name: committed_rows(build, step, shard, [part]) for part in todo}
         urls = (ref for part in todo for ref in _failed(rows[part.name], where))
         fetched = stage.crawled(urls, work)
         try:
             for part in todo:
-                made, change, stamps = _patched(stage, part, rows[part.name], where, fetched, work, ledger, report)
-                now = _failures(committed_rows(run, step, shard, [made]))
+                made, change, stamps = _patched(stage, part, rows[part.name], where, fetched, work, report)
+                now = _failures(committed_rows(build, step, shard, [made]))
                 whole = _commit(ledger, shard_name(shard), whole, made, change, now)
                 if stamps != claims.stamps(ledger, stamps):
                     raise Incomplete(
                         f"another job patched {ledger.folder}/{made.name} at the same time: run `datakit verify "
-                        f"{run.manifest.name} --repair` when it has ended, then `datakit fetch {run.manifest.name}`"
+                        f"{build.manifest.name} --repair` when it has ended, then `datakit fetch {build.manifest.name}`"
                     )
         finally:
             fetched.close()
@@ -185,28 +189,20 @@ def _failed(rows: Rows, where: Where) -> Iterator[str]:
 
 
 def _patched(
-    stage: Fetch, part: Part, rows: Rows, where: Where, fetched: Any, work: Work, ledger: Ledger, report: Report
+    stage: Fetch, part: Part, rows: Rows, where: Where, fetched: Any, work: Work, report: Report
 ) -> tuple[Part, Counter[str], claims.Stamps]:
     """The part as it is now, how its outcomes have changed, and the stamps of the files that were written."""
     name = f"{part.name}.r{part.tries + 1}"
     n_wanted = sum(1 for _ in _failed(rows, where))
-    work.tell(work.step, "total", n_wanted)
+    work.progress.rows_to_come(work.step, n_wanted)
     if not n_wanted:
         report.left += _failures(rows)
         return msgspec.structs.replace(part, tries=part.tries + 1), Counter(), {}
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
     work.store.remove(work.path(f"{name}.tar"))  # of a try that was killed before its commit
-    with ExitStack() as published:
-        table = published.enter_context(work.store.publish(work.path(f"{name}.parquet")))
-        tar_name = f"{ledger.folder}/{name}.tar"
-
-        def open_tar() -> Sink:
-            return published.enter_context(work.store.publish(tar_name))
-
-        out = Out(open_tar, tar_name)
-        schema = rows.schema()
-        writer = TableWriter(table, schema)
+    schema = rows.schema()
+    with part_files(work, name, schema) as files:
         for batch in rows.batches(size=256):
             n_tried = 0
             listed = batch["images"].to_pylist()
@@ -215,31 +211,22 @@ def _patched(
                     if not where.matches(old):
                         report.left[old["outcome"]] += old["outcome"] != "ok"
                         continue
-                    places[at] = stage.place(next(fetched), key, at, len(places), out)
+                    places[at] = stage.place(next(fetched), key, at, len(places), files.out)
                     before[old["outcome"]] += 1
                     after[places[at]["outcome"]] += 1
                     n_tried += 1
-            work.tell(work.step, "rows", n_tried)
-            writer.write(with_places(batch, listed, schema))
-        writer.close()
-        out.close()
-        if out.log:
-            write_log(work.store, work.path(f"log/{name}.parquet"), out.log)
+            work.progress.rows(work.step, n_tried)
+            files.write(with_places(batch, listed, schema))
     report.before += before
     report.after += after
     for outcome, n in after.items():
         if outcome != "ok":
-            work.tell(work.step, f"fault {outcome}", n)
-    made = msgspec.structs.replace(
-        part,
-        tries=part.tries + 1,
-        table=_file(f"{name}.parquet", table),
-        patches=[*part.patches, *([_file(f"{name}.tar", out.sink)] if out.sink is not None else [])],
-    )
+            work.progress.faults(work.step, outcome, n)
+    patches = [*part.patches, *([files.tar] if files.tar is not None else [])]
+    made = msgspec.structs.replace(part, tries=part.tries + 1, table=files.table, patches=patches)
     change = Counter(after)
     change.subtract(before)
-    stamps = {f"{name}.{end}": sink.stamp for end, sink in (("parquet", table), ("tar", out.sink)) if sink is not None}
-    return made, change, stamps
+    return made, change, files.stamps
 
 
 def _failures(rows: Rows) -> Counter[str]:
@@ -248,11 +235,6 @@ def _failures(rows: Rows) -> Counter[str]:
         outcomes.update(batch["images"].flatten().field("outcome").to_pylist())
     del outcomes["ok"]
     return outcomes
-
-
-def _file(name: str, sink: Sink) -> File:
-    assert sink.written is not None  # set by publish
-    return File(name, sink.written.size_bytes, sink.written.xxh3)
 
 
 def _commit(ledger: Ledger, shard: str, whole: Commit, made: Part, change: Counter[str], now: Counter[str]) -> Commit:

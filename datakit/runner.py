@@ -1,37 +1,37 @@
-"""Runner: walks shards through the steps of a pipeline, in a pool of processes.
+"""Runner: takes the shards of a build through its steps, in one process or in many.
 
-For each shard and step: is it done? If not, open the upstream tables, run the stage, publish its table and
-tar, and write the commit last. A shard goes through all its steps before the worker takes the next one, so
-pictures are being fetched while later annotations still download. Jobs that work on one shard take turns, and take
+For each shard and step: is it done? If not, open the tables of the step before, run the stage, publish its table and
+tar, and write the commit last. A shard goes through all its steps before the next one is begun, so pictures are being
+fetched while later annotations still download.
+
+What processes share is a part of a shard. While there are shards enough, each goes to one process, which makes all its
+parts; a step of one of the last shards is divided, part by part, among the processes that would have nothing to do.
+The bytes are the same: a part knows nothing of who makes the others. Jobs that work on one shard take turns, and take
 what the other made: see datakit/claims.py.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import NamedTuple
 
-import pyarrow as pa
-
-from datakit import __version__, claims
-from datakit.errors import CeilingExceeded, DatakitError, Incomplete, SourceError, UsageError
-from datakit.ledger import Commit, File, Ledger, Part
-from datakit.pool import pooled
-from datakit.run import Run
+from datakit import claims
+from datakit.build import Build
+from datakit.done import Done
+from datakit.errors import DatakitError, Incomplete, SourceError, UsageError
+from datakit.ledger import Commit
+from datakit.making import TRIES, Changed, ShardStep
+from datakit.pool import Call, run_calls
 from datakit.shards import ranges, shard_name
-from datakit.stage import Out, Step, Tell, Work, batches, silent
-from datakit.store import Sink
-from datakit.tables import Rows, TableWriter, write_log
+from datakit.stage import Step
+from datakit.work import Progress
 
 log = logging.getLogger(__name__)
-
-TRIES = 3  # to make a step of a shard, if other jobs write to it
-FEW = 20  # faults that a part may always have, whatever its share, but not in more than half of its rows
 
 
 @dataclass(frozen=True)
@@ -46,85 +46,80 @@ class Report:
 
 
 def execute(
-    run: Run,
+    build: Build,
     *,
-    upto: str,
-    first: str | None = None,
+    upto: Step,
+    first: Step | None = None,
     shards: list[int] | None = None,
     slice_of: tuple[int, int] = (0, 1),
     jobs: int = 1,
     rebuild: bool = False,
-    tell: Tell = silent,
+    progress: Progress | None = None,
 ) -> Report:
-    """Makes the shards of a pipeline up to a step, and returns when all are done.
+    """Makes the shards of a build up to a step, and returns when all are done.
 
     `first` starts at a later step and takes only what the step before has done, so nothing is downloaded.
     Raises what the first failing shard raised; the others that were under way are finished and kept.
     """
-    steps = run.upto(upto)
-    last = len(steps) - 1
-    start = len(run.upto(first)) - 1 if first else 0
-    if start == 0:
-        run.permit()
+    progress = progress or Progress()
+    path = build.path_to(upto)
+    start = path.index(first) if first else 0
+    steps, before = path[start:], path[start - 1] if start else None
+    if before is None:
+        build.permit()
     if rebuild:  # what would stop it later stops it before anything is removed
-        for step in steps[start:]:
-            step.stage.check(run.work(step))
-    run.claim(start, last, rebuild=rebuild)
-    seen = run.snapshot()
-    if start == 0:
-        listed = seen.known_shards()
-        if not listed or not all(seen.done(0, k) for k in listed):
-            steps[0].stage.prepare(run.work(steps[0], tell))
-        known = steps[0].stage.shards(run.work(steps[0]))
-        if not known:
-            raise SourceError(f"the annotations of {run.manifest.name!r} hold no rows: is upstream well?")
-    else:
-        known = [k for k in sorted(seen.ledger(steps[start - 1]).commits()) if seen.done(start - 1, k)]
-        if not known and seen.ledger(steps[start - 1]).commits():
-            raise Incomplete(
-                f"what {run.manifest.name!r} was made from has changed since it went through "
-                f"{steps[start - 1].name!r}: run `datakit fetch {run.manifest.name}` first"
-            )
-        if not known:
-            raise Incomplete(
-                f"nothing of {run.manifest.name!r} has gone through {steps[start - 1].name!r} yet: "
-                f"run `datakit fetch {run.manifest.name}` first"
-            )
-    chosen = [k for k in _chosen(run, known, shards) if k % slice_of[1] == slice_of[0]]
-    todo = {k: [p for p in seen.pending(last, k) if p >= start] for k in chosen}
+        for step in steps:
+            step.stage.check(build.work(step))
+    build.claim(steps, path, rebuild=rebuild)
+    done = Done(build, snapshot=True)
+    known = _listed(build, done, progress) if before is None else _committed(build, done, before)
+    chosen = [k for k in _chosen(build, known, shards) if k % slice_of[1] == slice_of[0]]
+    todo = {k: [step for step in done.pending(upto, k) if step in steps] for k in chosen}
     waiting = [k for k in chosen if todo[k]]
-    for place in range(start, last + 1):
-        run.ledger(steps[place]).unmark_cleaned({shard_name(k) for k in waiting if place in todo[k]})
-    for place in range(max(start, 1), last + 1):
-        if any(place in todo[k] for k in waiting):
-            steps[place].stage.prepare(run.work(steps[place], tell))
-    tell("", "shards", len(chosen))
-    tell("", "done", len(chosen) - len(waiting))
-    total: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    faults: Counter[str] = Counter()
-
-    def note(made: list[Commit]) -> None:
-        tell("", "done", 1)
-        for commit in made:
-            dropped.update(commit.dropped)
-            faults.update(commit.faults)
-        total["rows"] += made[-1].rows if made else 0
-
-    tasks = [(run, k, start, last) for k in waiting]
-    if jobs <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            note(make_shard(*task, tell))
-    else:
-        pooled(make_shard, tasks, min(jobs, len(tasks)), tell=tell, note=note)
-    if waiting and run.store.local:  # in a bucket only `datakit clean` asks for every commit once more
-        seen = run.snapshot()
-        for step in steps[start:]:
-            claims.sweep(seen.ledger(step), waiting)
-    return Report(waiting, [k for k in chosen if not todo[k]], total["rows"], dropped, faults)
+    for step in steps:
+        ours = {shard_name(k) for k in waiting if step in todo[k]}
+        build.ledger(step).unmark_cleaned(ours)
+        if ours and step is not path[0]:
+            step.stage.prepare(build.work(step, progress))
+    progress.shards(len(chosen))
+    progress.shards_done(len(chosen) - len(waiting))
+    report = Report(waiting, [k for k in chosen if not todo[k]], 0, Counter(), Counter())
+    making = _Making(build, steps, jobs, progress)
+    making.all(waiting)
+    if waiting and build.store.local:  # in a bucket only `datakit clean` asks for every commit once more
+        done = Done(build, snapshot=True)
+        for step in steps:
+            claims.sweep(done.ledger(step), waiting)
+    return replace(report, rows=making.rows, dropped=making.dropped, faults=making.faults)
 
 
-def _chosen(run: Run, known: list[int], shards: list[int] | None) -> list[int]:
+def _listed(build: Build, done: Done, progress: Progress) -> list[int]:
+    """The shards that the dataset has; plans the listing if it isn't done."""
+    first = build.steps[0]
+    listed = done.known_shards()
+    if not listed or not all(done.has(first, k) for k in listed):
+        first.stage.prepare(build.work(first, progress))
+    known = first.stage.shards(build.work(first))
+    if not known:
+        raise SourceError(f"the annotations of {build.manifest.name!r} hold no rows: is upstream well?")
+    return known
+
+
+def _committed(build: Build, done: Done, before: Step) -> list[int]:
+    """The shards that have gone through a step."""
+    commits, name = done.ledger(before).commits(), build.manifest.name
+    known = [k for k in sorted(commits) if done.has(before, k)]
+    if not known and commits:
+        raise Incomplete(
+            f"what {name!r} was made from has changed since it went through {before.name!r}: "
+            f"run `datakit fetch {name}` first"
+        )
+    if not known:
+        raise Incomplete(f"nothing of {name!r} has gone through {before.name!r} yet: run `datakit fetch {name}` first")
+    return known
+
+
+def _chosen(build: Build, known: list[int], shards: list[int] | None) -> list[int]:
     if shards is None:
         return known
     unknown = sorted(set(shards) - set(known))
@@ -132,288 +127,186 @@ def _chosen(run: Run, known: list[int], shards: list[int] | None) -> list[int]:
         there = ranges(known) or "(none)"
         if len(there) > 80:
             there = f"{len(known)} shards of {known[0]} to {known[-1]}"
-        raise UsageError(f"{run.manifest.name!r} has shards {there}, so there is no {ranges(unknown)}")
+        raise UsageError(f"{build.manifest.name!r} has shards {there}, so there is no {ranges(unknown)}")
     return shards
 
 
-def make_shard(run: Run, shard: int, start: int, last: int, tell: Tell = silent) -> list[Commit]:
-    """Takes one shard through the steps it still has to go through; returns the commits that were made."""
-    made: dict[int, Commit] = {}
-    tries: Counter[int] = Counter()
-    # Asked anew after each step: one that was lost and made again as it was leaves the next ones done.
-    while todo := run.pending(last, shard):
-        place = todo[0]
-        if place < start:
-            raise Incomplete(
-                f"shard {shard} of {run.manifest.name!r} must go through {run.steps[place].name!r} again: "
-                f"run `datakit fetch {run.manifest.name} --shards {shard}`"
-            )
-        with _alone(run, place, shard):
-            if run.pending(last, shard)[:1] != [place]:
-                continue  # another job has made it meanwhile
-            tries[place] += 1
-            if tries[place] > TRIES:
-                raise DatakitError(
-                    f"{run.folder}/{run.steps[place].name} shard {shard} was made and isn't done: "
-                    "does another job remove or change what is in this root?"
-                )
-            try:
-                claims.hold_to(run.ledger(run.steps[place]), run.step_recipe(run.steps[place]))
-                made[place] = _make_step(run, place, shard, tell)
-            except (OSError, DatakitError) as error:
-                claims.hold_to(run.ledger(run.steps[place]), run.step_recipe(run.steps[place]))
-                if not isinstance(error, _Changed) or tries[place] == TRIES:
-                    raise
-    return list(made.values())
+class Divided(NamedTuple):
+    """A step of a shard whose parts may be shared by processes."""
+
+    shard: int
+    step: str
+    parts: list[str]  # that aren't done
 
 
-@contextmanager
-def _alone(run: Run, place: int, shard: int) -> Iterator[None]:
-    """Holds a step of a shard, and keeps others from changing what it is made from."""
-    with ExitStack() as claimed:
-        if place:
-            before = run.ledger(run.steps[place - 1])
-            claimed.enter_context(claims.held(before, shard_name(shard), shared=True))
-        claimed.enter_context(claims.held(run.ledger(run.steps[place]), shard_name(shard)))
-        yield
+class Walked(NamedTuple):
+    """How far a shard has come: the commits that were made, and the step that may be divided, if it isn't through."""
+
+    shard: int
+    made: list[Commit]
+    divided: Divided | None
 
 
-class _Changed(Incomplete):
-    """What a step is made from was changed while it was made."""
+class PartsMade(NamedTuple):
+    """Parts that a process has made, and the stamps of the files that it wrote."""
+
+    shard: int
+    step: str
+    written: dict[str, claims.Stamps]  # by part
 
 
-class _Taken(Exception):
-    """Another job has committed a part while this one made it."""
+@dataclass
+class _Shard:
+    """A shard that is being made."""
 
-
-def _make_step(run: Run, place: int, shard: int, tell: Tell) -> Commit:
-    """Makes a step of a shard and commits it; again, if another job wrote to it at the same time, as in a bucket."""
-    ledger, name = run.ledger(run.steps[place]), shard_name(shard)
-    for _ in range(TRIES):
-        making = _Making(run, place, shard, tell)
-        whole = making.whole()
-        making.commit(whole)
-        lost = making.lost()
-        if not lost:
-            log.info("%s/%s: %d rows, dropped %s", ledger.folder, name, whole.rows, dict(whole.dropped) or "none")
-            return whole
-        log.warning("another job wrote %s at the same time", ", ".join(f"{ledger.folder}/{part}" for part in lost))
-        for part in making.parts.keys() & lost:
-            claims.settle(ledger, part)
-    raise DatakitError(
-        f"another job keeps writing to {ledger.folder}/{name}: let only one of them work on a shard, by --slice"
-    )
+    groups: int = 0  # of parts that are being made by processes
+    written: dict[str, claims.Stamps] = field(default_factory=dict)
+    divided: Counter[str] = field(default_factory=Counter)  # how often each step was
+    made: list[Commit] = field(default_factory=list)
 
 
 class _Making:
-    """One step of a shard while it is made, part by part."""
+    """Shards on their way through the steps, and what came of those that are through."""
 
-    def __init__(self, run: Run, place: int, shard: int, tell: Tell) -> None:
-        self.run, self.place, self.shard, self.tell = run, place, shard, tell
-        self.step = run.steps[place]
-        self.ledger, self.work = run.ledger(self.step), run.work(self.step, tell)
-        self.parts = self._parts()
-        self._found: dict[str, Commit] = {}
-        self._written: dict[str, claims.Stamps] = {}  # by part: the files that this job wrote
+    def __init__(self, build: Build, steps: tuple[Step, ...], jobs: int, progress: Progress) -> None:
+        self.build, self.steps, self.jobs, self.progress = build, steps, jobs, progress
+        self.rows, self.dropped, self.faults = 0, Counter[str](), Counter[str]()
+        self._begun: dict[int, _Shard] = {}
+        self._waiting = deque[int]()
 
-    def _parts(self) -> dict[str, Rows]:
-        """The parts by name, and the rows that each is made from."""
-        upstream = None
-        if self.place:
-            before = self.run.ledger(self.run.steps[self.place - 1])
-            upstream = before.read(shard_name(self.shard))
-            check_tables(before, upstream.parts if upstream else [])
-        rows = _upstream_rows(self.run, self.place, self.shard, upstream)
-        per_part = self.step.stage.rows_per_part or max(1, len(rows))
-        starts = range(0, max(1, len(rows)), per_part)
-        return {
-            shard_name(self.shard, nth if len(starts) > 1 else None): replace(
-                rows, start=at, stop=min(at + per_part, len(rows))
-            )
-            for nth, at in enumerate(starts)
-        }
+    def all(self, shards: Iterable[int]) -> None:
+        """Makes shards; in this process as long as there is nothing that a second one could do."""
+        self._waiting.extend(shards)
+        if self.jobs > 1 and len(self._waiting) > 1:
+            run_calls(self._walks(), self.jobs, progress=self.progress, then=self._then)
+            return
+        for call in self._walks():
+            following = [call]
+            while following:
+                if len(following) > 1:
+                    run_calls(following, self.jobs, progress=self.progress, then=self._then)
+                    break
+                function, arguments = following.pop()
+                following = self._then(function(*arguments, self.progress))
 
-    def whole(self) -> Commit:
-        """The commit of the shard. Parts that are done are kept; those that another job commits meanwhile are taken."""
-        for name in self.parts:
-            self._take(name)
-        while todo := [name for name in self.parts if name not in self._found]:
-            with self.step.stage.opened([self.parts[name] for name in todo], self.work) as source:
-                for name in todo:
-                    if name != todo[0] and self._take(name):
-                        break  # what is opened begins anew without it
-                    with suppress(_Taken):
-                        self._make(name, source)
-        commits = [self._found[name] for name in self.parts]
-        return commits[0] if len(commits) == 1 else _joined(commits)
+    def _walks(self) -> Iterator[Call]:
+        while self._waiting:
+            shard = self._waiting.popleft()
+            self._begun[shard] = _Shard()
+            yield self._walk(shard, {})
 
-    def _take(self, name: str) -> bool:
-        """Whether a part is done, by this job or by another."""
-        if name in self._found or (commit := self.ledger.read(name)) is None:
-            return name in self._found
-        inputs = self.run.inputs(self.place, self.shard)
-        if inputs is not None and self.ledger.state(name, self.run.recipes[self.place], inputs) == "done":
-            self._found[name] = commit
-            self.tell(self.step.name, "rows", commit.rows)
-        return name in self._found
+    def _walk(self, shard: int, written: dict[str, claims.Stamps]) -> Call:
+        # A process that takes a whole shard gets on best, as long as the others have something to do, too.
+        divide = self.jobs > 1 and len(self._waiting) < self.jobs
+        names = tuple(step.name for step in self.steps)
+        return Call(walk, (self.build, shard, names[0], names[-1], divide, written))
 
-    def _make(self, name: str, source: Any) -> None:
-        """Makes a part and commits it, unless it is the shard's only one. Raises _Taken."""
+    def _then(self, result: Walked | PartsMade) -> list[Call]:
+        shard = self._begun[result.shard]
+        if isinstance(result, PartsMade):
+            shard.written |= result.written
+            shard.groups -= 1
+            return [self._walk(result.shard, shard.written)] if shard.groups == 0 else []
+        shard.made += result.made
+        shard.written = {}
+        if result.divided is None:
+            del self._begun[result.shard]
+            self._note(shard.made)
+            return []
+        step, parts = result.divided.step, result.divided.parts
+        shard.divided[step] += 1
+        if shard.divided[step] > TRIES:
+            raise _never_done(self.build, step, result.shard)
+        groups = _groups(parts, -(-self.jobs // len(self._begun)))
+        shard.groups = len(groups)
+        return [Call(make_parts, (self.build, step, result.shard, group)) for group in groups]
 
-        def last_look() -> None:
-            claims.hold_to(self.ledger, self.run.step_recipe(self.step))
-            if self._take(name):
-                raise _Taken
-
-        before = self.run.inputs(self.place, self.shard)
-        rows = self.parts[name]
-        self.tell(self.step.name, "total", len(rows))
-        tolerates = self.step.tolerates if self.run.tolerates is None else self.run.tolerates
-        made, written = _make_part(self.step, rows, self.work, self.ledger, name, tolerates, source, last_look)
-        self.tell(self.step.name, "total", made["rows"] - len(rows))  # what was dropped is done, too
-        # A listing learns its file's hash while it reads it.
-        inputs = self.run.inputs(self.place, self.shard, made=True)
-        if inputs is None or (self.place and before is not None and before != inputs):
-            raise _Changed(f"what {self.ledger.folder}/{name} was made from was changed meanwhile: run again")
-        commit = Commit(recipe=self.run.recipes[self.place], inputs=inputs, made_by=maker(), **made)
-        self._found[name], self._written[name] = commit, written
-        if len(self.parts) > 1:
-            self._commit(name, commit)
-
-    def commit(self, whole: Commit) -> None:
-        """Declares the shard done."""
-        self._commit(shard_name(self.shard), whole)
-
-    def _commit(self, name: str, commit: Commit) -> None:
-        self.ledger.write(name, commit)
-        self._written.setdefault(name, {}).update(claims.stamps(self.ledger, [f"{name}.commit.json"]))
-
-    def lost(self) -> list[str]:
-        """The parts of which a file isn't any more as this job wrote it, once the shard is committed."""
-        return [name for name, files in self._written.items() if claims.stamps(self.ledger, files) != files]
+    def _note(self, made: list[Commit]) -> None:
+        self.progress.shards_done(1)
+        for commit in made:
+            self.dropped.update(commit.dropped)
+            self.faults.update(commit.faults)
+        self.rows += made[-1].rows if made else 0
 
 
-def _upstream_rows(run: Run, place: int, shard: int, upstream: Commit | None) -> Rows:
-    if upstream is None:
-        return Rows(run.store, shard, (), 0, 0)
-    return committed_rows(run, run.steps[place - 1], shard, upstream.parts)
+def _groups(parts: list[str], n: int) -> list[list[str]]:
+    """Parts in up to `n` runs of about one length."""
+    n = min(n, len(parts))
+    ends = [len(parts) * nth // n for nth in range(n + 1)]
+    return [parts[begin:end] for begin, end in pairwise(ends)]
 
 
-def committed_rows(run: Run, step: Step, shard: int, parts: list[Part]) -> Rows:
-    """The rows that parts of a shard hold after a step."""
-    folder = run.ledger(step).folder
-    files = tuple((f"{folder}/{part.table.name}", part.rows) for part in parts)
-    return Rows(run.store, shard, files, 0, sum(part.rows for part in parts))
-
-
-def check_tables(ledger: Ledger, parts: list[Part]) -> None:
-    """Raises SourceError when a table that is about to be read isn't as it was committed. Tars check their pictures."""
-    for part in parts:
-        if wrong := ledger.wrong(part.table):
-            raise SourceError(
-                f"{ledger.store.root}/{ledger.folder}/{part.table.name} can't be used: {wrong}. Run "
-                "`datakit verify --repair`, which says how to have it again"
-            )
-
-
-def _make_part(
-    step: Step,
-    rows: Rows,
-    work: Work,
-    ledger: Ledger,
-    name: str,
-    tolerates: float,
-    source: Any,
-    last_look: Callable[[], None],
-) -> tuple[dict[str, Any], claims.Stamps]:
-    """Runs the stage over some rows and publishes tar, then table; the commit is the caller's.
-
-    Nothing is published if `last_look` raises, once all is made.
-    """
-    with ExitStack() as published:
-        table = published.enter_context(work.store.publish(work.path(f"{name}.parquet")))
-        tar_name = f"{ledger.folder}/{name}.tar"
-
-        def open_tar() -> Sink:
-            # Entered after the table, so left before it: the tar is there when the table is.
-            return published.enter_context(work.store.publish(tar_name))
-
-        out = Out(open_tar, tar_name, source)
-        if step.stage.tars:
-            _ = out.tar
-        writer = TableWriter(table, step.stage.schema(rows, work.manifest))
-        stream = batches(step.stage, rows, work, out)
-        try:
-            for batch in stream:
-                writer.write(batch)
-                work.tell(step.name, "rows", batch.num_rows)
-        finally:
-            stream.close()
-        for reason, n in out.faults.items():
-            work.tell(step.name, f"fault {reason}", n)
-        _account(step, rows, writer.rows, out)
-        _hold_ceiling(out, writer.rows, tolerates, f"{ledger.folder}/{name}", work.manifest.name)
-        writer.close()
-        out.close()
-        last_look()
-        if out.log:
-            write_log(work.store, work.path(f"log/{name}.parquet"), out.log)
-    files: dict[str, File] = {}
-    stamps: claims.Stamps = {}
-    for kind, sink in (("table", table), ("tar", out.sink)):
-        if sink is not None and sink.written is not None:
-            ending = "parquet" if kind == "table" else "tar"
-            files[kind] = File(f"{name}.{ending}", sink.written.size_bytes, sink.written.xxh3)
-            stamps[files[kind].name] = sink.stamp
-    part = Part(name=name, rows=writer.rows, table=files["table"], tar=files.get("tar"))
-    made = {
-        "rows": writer.rows,
-        "dropped": dict(sorted(out.dropped.items())),
-        "faults": dict(sorted(out.faults.items())),
-        "parts": [part],
-    }
-    return made, stamps
-
-
-def _account(step: Step, came: Rows, kept: int, out: Out) -> None:
-    """Raises DatakitError unless a stage has kept or counted each row that came; a listing makes its own."""
-    dropped = out.dropped.total()
-    if came.files and kept + dropped != len(came):
-        kind = type(step.stage)
-        raise DatakitError(
-            f"stage {kind.__name__} of step {step.name!r} ({sys.modules[kind.__module__].__file__}) was given "
-            f"{len(came)} rows, has given back {kept} and dropped {dropped}. Each row is given back once, or counted "
-            "with `out.drop` or `out.reject`. Nothing of it was committed"
-        )
-
-
-def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str, dataset: str) -> None:
-    came, wrong = kept + sum(out.dropped.values()), out.bad_rows
-    if wrong > max(tolerates * came, min(FEW, max(1, came // 2))):
-        causes = ", ".join(f"{reason} {n}" for reason, n in out.faults.most_common(5))
-        raise CeilingExceeded(
-            f"{where}: {wrong} of {came} rows went wrong ({causes}), more than the {tolerates:.0%} that this "
-            f"step tolerates. Nothing of it was committed. `datakit check {dataset}` shows examples; if that is how "
-            f"the data is, run again with --tolerate {min(1.0, wrong / came + 0.05):.2f}"
-        )
-
-
-def _joined(commits: list[Commit]) -> Commit:
-    dropped: Counter[str] = Counter()
-    faults: Counter[str] = Counter()
-    for commit in commits:
-        dropped.update(commit.dropped)
-        faults.update(commit.faults)
-    return Commit(
-        recipe=commits[0].recipe,
-        inputs=commits[0].inputs,
-        rows=sum(c.rows for c in commits),
-        dropped=dict(sorted(dropped.items())),
-        faults=dict(sorted(faults.items())),
-        parts=[part for commit in commits for part in commit.parts],
-        made_by=commits[0].made_by,
+def _never_done(build: Build, step: str, shard: int) -> DatakitError:
+    return DatakitError(
+        f"{build.folder}/{step} shard {shard} was made and isn't done: "
+        "does another job remove or change what is in this root?"
     )
 
 
-def maker() -> str:
-    return f"datakit {__version__}, pyarrow {pa.__version__}"
+def walk(
+    build: Build,
+    shard: int,
+    first: str,
+    last: str,
+    divide: bool,
+    written: dict[str, claims.Stamps],
+    progress: Progress,
+) -> Walked:
+    """Takes one shard through the steps it still has to go through, from one to another by their names.
+
+    With `divide` it stops before a step of which several parts are to be made. `written` are the parts of the first
+    such step that other processes have made since.
+    """
+    made: dict[str, Commit] = {}
+    tries: Counter[str] = Counter()
+    done = Done(build)
+    steps = build.path_to(build.step(last))
+    ours = steps[steps.index(build.step(first)) :]
+    # Asked anew after each step: one that was lost and made again as it was leaves the next ones done.
+    while todo := done.pending(steps[-1], shard):
+        step = todo[0]
+        if step not in ours:
+            raise Incomplete(
+                f"shard {shard} of {build.manifest.name!r} must go through {step.name!r} again: "
+                f"run `datakit fetch {build.manifest.name} --shards {shard}`"
+            )
+        with _alone(build, step, shard):
+            if done.pending(steps[-1], shard)[:1] != (step,):
+                continue  # another job has made it meanwhile
+            tries[step.name] += 1
+            if tries[step.name] > TRIES:
+                raise _never_done(build, step.name, shard)
+            try:
+                claims.hold_to(build.ledger(step), build.step_recipe(step))
+                making = ShardStep(done, step, shard, progress, written)
+                if divide and len(left := making.undone()) > 1:
+                    return Walked(shard, list(made.values()), Divided(shard, step.name, left))
+                made[step.name] = making.commit()
+                written = {}
+            except (OSError, DatakitError) as error:
+                claims.hold_to(build.ledger(step), build.step_recipe(step))
+                if not isinstance(error, Changed) or tries[step.name] == TRIES:
+                    raise
+    return Walked(shard, list(made.values()), None)
+
+
+def make_parts(build: Build, step_name: str, shard: int, names: list[str], progress: Progress) -> PartsMade:
+    """Makes some parts of a step of a shard and commits each of them; the shard's own commit is `walk`'s."""
+    step = build.step(step_name)
+    done = Done(build)
+    with _alone(build, step, shard, shared=True):
+        claims.hold_to(build.ledger(step), build.step_recipe(step))
+        making = ShardStep(done, step, shard, progress, {})
+        making.make(names, alone=False)
+        return PartsMade(shard, step_name, making.written)
+
+
+@contextmanager
+def _alone(build: Build, step: Step, shard: int, *, shared: bool = False) -> Iterator[None]:
+    """Holds a step of a shard, or shares it, and keeps others from changing what it is made from."""
+    with ExitStack() as claimed:
+        before = build.step_before(step)
+        if before is not None:
+            claimed.enter_context(claims.held(build.ledger(before), shard_name(shard), shared=True))
+        claimed.enter_context(claims.held(build.ledger(step), shard_name(shard), shared=shared))
+        yield

@@ -1,184 +1,60 @@
-"""Stage: one step of a pipeline, as a frozen dataclass with one generator.
+"""Stage: what turns rows into rows, as a frozen dataclass with one generator; and Step, a stage in its place.
 
 A stage's fields and `version`, and what it says of the manifest in `identity`, are all that can change a
 byte of its output. Whatever else it needs (the store, who may be connected to, progress) comes in `Work`.
 Raise `version` when the code makes other bytes than before.
+
+A stage answers for itself: what of a user's choices concerns it (`as_chosen`), how many rows it lets through
+(`expects`), what it costs (`costs`), and what stands in its way (`check`). Nobody asks it for its class.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datakit import usercode  # importing it lets a stage of a user's recipe be unpickled, see Stage
-from datakit.errors import Incomplete, ManifestError, SourceError, shortlist
+from datakit.errors import Incomplete, ManifestError, SourceError, UsageError, shortlist
 from datakit.fingerprint import plain
 from datakit.manifest import Manifest
-from datakit.store import Sink, Store
-from datakit.tables import Rows
-from datakit.tars import TarWriter
-from datakit.web import downloads
-from datakit.web.hosts import Hosts
-from datakit.web.pacing import Limits
-from datakit.web.sidecars import said_of, sidecar_of
+from datakit.tables import Rows, column
+from datakit.work import Out, Work
 
-# (step, what, amount): "shards" and "done" of the run; "total" (rows to come), "rows", "bytes" and "fault REASON" of a
-# step, added up; "size ADDRESS" and "download ADDRESS" in bytes so far.
-Tell = Callable[[str, str, int], None]
+Role = Literal["list", "choose", "fetch", "pack", "score"]
+ROLES: tuple[Role, ...] = get_args(Role)
+Engine = Literal["datakit", "img2dataset"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
-def silent(step: str, what: str, amount: int) -> None:
-    """A Tell that tells nobody."""
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What a user has chosen of a dataset besides its recipe."""
+
+    without: tuple[str, ...] = ()  # sources of pictures that are given up
+    repairs: tuple[str, ...] = ()  # that `datakit check --repair` turned on
+    engine: Engine | None = None  # who fetches by URL, where this command says so
 
 
-def intact(path: Path) -> bool:
-    """Whether a download is there with the size that it had when it came; a user's file, read in place, is there."""
-    said = said_of(path)
-    if said is None or not path.is_file():
-        return False
-    return path.is_symlink() or path.stat().st_size == said.get("size_bytes")
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a stage is expected to cost for the rows that it is given."""
+
+    urls: int | None = 0  # to ask for; None where nobody knows
+    seconds: float = 0.0
+    written_bytes: float = 0.0
+    passed_bytes: float | None = None  # pictures for the next step; None: those that came, as far as rows pass
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a stage may use besides its fields: where it runs, not what comes out."""
-
-    store: Store
-    manifest: Manifest
-    folder: str  # of the dataset below the root: its name, or name@limit-N for a trial
-    step: str
-    hosts: Hosts
-    limits: Limits  # deadlines and sizes of a crawl
-    limit: int | None = None  # rows of each annotation file that a trial reads
-    imports: str | None = None  # an output folder of img2dataset to take pictures from
-    tell: Tell = silent
-    made: bool = False  # whether it is asked what something was made from, not what it would be made from now
-
-    def path(self, name: str) -> str:
-        """A name of this step's folder, relative to the root."""
-        return f"{self.folder}/{self.step}/{name}"
-
-    @property
-    def scratch(self) -> Path:
-        """A folder on the disk of the root, or of the cache beside a bucket, for what is only needed meanwhile.
-
-        The system's own where that can only be read.
-        """
-        folder = self.store.downloads.parent
-        closed = folder.exists() and not os.access(folder, os.W_OK)
-        return Path(tempfile.gettempdir()) if closed else folder
-
-    def download(self, address: str, *, in_place: bool = False) -> downloads.Downloaded:
-        """A whole, checked upstream file; fetched if it isn't there. Raises DownloadError.
-
-        With `in_place` a file of this machine is read where it is, and not copied.
-        """
-        address = self.manifest.at_commit(address)
-        size, sha256 = self.manifest.expect(address)
-
-        def tell(done: int, total: int | None) -> None:
-            if total is not None:
-                self.tell(self.step, f"size {address}", total)
-            self.tell(self.step, f"download {address}", done)
-
-        expect = downloads.Expect(size_bytes=size, sha256=sha256)
-        place = self.store.downloads
-        return downloads.download(address, place, hosts=self.hosts, expect=expect, in_place=in_place, tell=tell)
-
-    def known(self, address: str) -> dict[str, Any] | None:
-        """The sidecar of a file that was downloaded once, even if it was cleaned since; no network.
-
-        When it was taken from a file of the user's that was edited since, what that one has become; but where it is
-        asked for what was `made`, a copy is what it was made from, whatever the original is by then.
-        """
-        address = self.manifest.at_commit(address)
-        path = self.local(address)
-        if self.made and not path.is_symlink():
-            return said_of(path)
-        return downloads.edited(address, self.store.downloads) or said_of(path)
-
-    def distrust(self, address: str, error: SourceError) -> SourceError:
-        """Puts a download aside that can't be read, and returns the error with the way on.
-
-        Of a file of the user's only our copy or our link goes.
-        """
-        path = self.local(address)
-        own = downloads.own_file(self.manifest.at_commit(address), self.store.downloads)
-        if own is None and not path.exists():
-            return error
-        sidecar_of(path).unlink(missing_ok=True)
-        if own is not None:
-            path.unlink(missing_ok=True)
-            return type(error)(f"{str(error).rstrip('.')}. That is {own}: mend it, and run the same command again")
-        bad = path.with_name(f"{path.name}.bad")
-        path.replace(bad)
-        return type(error)(f"{str(error).rstrip('.')}. It was put aside as {bad}; the same command fetches it anew")
-
-    def local(self, address: str) -> Path:
-        """Where a download lands."""
-        return self.store.downloads / downloads.parse(self.manifest.at_commit(address)).folder
-
-
-@dataclass
-class Out:
-    """What a stage writes to besides the rows it yields: counters, a log, and a tar if it wants one."""
-
-    open_tar: Callable[[], Sink]
-    tar_name: str  # relative to the root
-    source: Any = None  # what `Stage.opened` gave
-    log: list[dict[str, Any]] = field(default_factory=list)  # tables.LOG: what differs from run to run
-    dropped: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-    bad_rows: int = 0  # rows with a fault, which the step's ceiling is for
-    sink: Sink | None = None
-    _tar: TarWriter | None = None
-
-    def drop(self, reason: str, n: int = 1) -> None:
-        """Counts rows that a rule left out: a choice, not a fault. Raises ValueError for a negative number."""
-        if n < 0:
-            raise ValueError(f"{n} rows can't be dropped ({reason})")
-        if n:
-            self.dropped[reason] += n
-
-    def reject(self, reason: str, n: int = 1) -> None:
-        """Counts rows that were left out because something is wrong with them."""
-        self.drop(reason, n)
-        if n:
-            self.faults[reason] += n
-            self.bad_rows += n
-
-    def fail(self, reasons: list[str]) -> None:
-        """Counts what is wrong with a row that is kept, such as the outcomes of its dead URLs."""
-        self.faults.update(reasons)
-        self.bad_rows += bool(reasons)
-
-    @property
-    def tar(self) -> TarWriter:
-        """The tar of this part, `<name>.tar` beside its table."""
-        if self._tar is None:
-            self.sink = self.open_tar()
-            self._tar = TarWriter(self.sink)  # type: ignore[arg-type]
-        return self._tar
-
-    def add(self, name: str, data: bytes) -> dict[str, Any]:
-        """Writes a picture into the tar; returns where its bytes stand, as tables.LOCATED has it."""
-        offset = self.tar.add(name, data)
-        return {
-            "file": self.tar_name, "offset": offset, "stored_bytes": len(data), "size_bytes": len(data), "method": 0
-        }  # fmt: skip
-
-    def close(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
+Reasons: TypeAlias = Sequence[str | None] | pa.Array  # for each row of a batch why it is dropped, None where it is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,25 +64,44 @@ class Stage:
     One that a user's recipe file defines works in every process: see datakit/usercode.py.
     """
 
+    role: ClassVar[Role] = "choose"
     version: ClassVar[int] = 1
     rows_per_part: ClassVar[int | None] = None  # how many input rows make one table (and tar) of a shard
+    keeps_parts: ClassVar[bool] = False  # whether each part of the step before makes one of its own
     tars: ClassVar[bool] = False  # whether there is always a tar beside the table, be it empty
     reads_annotations: ClassVar[bool] = False  # whether it goes through upstream's rows once more
+    streams: ClassVar[bool] = False  # whether it reads upstream's files without keeping them
+    by_url: ClassVar[bool] = False  # whether it asks for pictures by URL, so that failed ones can be tried again
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         """What recipe.json says: class, version, fields, and the parts of the manifest that matter."""
         parts = {} if self.rows_per_part is None else {"rows_per_part": self.rows_per_part}
         return {"stage": type(self).__name__, "version": self.version, **parts, **plain(self)}
 
+    def as_chosen(self, chosen: Chosen, recorded: dict[str, Any]) -> Stage:
+        """This stage with what was chosen; `recorded` is its own part of recipe.json, {} before there is any."""
+        return self
+
+    def expects(self, rows: int | None) -> int | None:
+        """How many rows come out, at the most, of so many; None where nobody knows."""
+        return rows
+
+    def costs(self, rows: int | None, size_bytes: float, jobs: int, manifest: Manifest) -> Cost:
+        """What so many rows with pictures of so many bytes cost in `jobs` processes on this machine."""
+        return Cost()
+
     def check(self, work: Work) -> None:
-        """Raises what would stop `prepare` for want of something that only a person can bring; no network."""
+        """Raises what would stop `prepare` for want of something that only a person can bring; no network.
+
+        DownloadError for an archive that isn't here, UsageError for a choice that means nothing.
+        """
 
     def prepare(self, work: Work) -> None:
         """Done once, before any shard that isn't done: downloads, plans."""
 
     def shards(self, work: Work) -> list[int]:
-        """The shards there are; only asked of the first step of a pipeline."""
-        raise Incomplete(f"{type(self).__name__} can't be the first step of a pipeline")
+        """The shards there are; only asked of a stage of role `list`."""
+        raise Incomplete(f"{type(self).__name__} can't be the first step of a recipe: it lists nothing")
 
     def inputs(self, work: Work, shard: int) -> dict[str, str] | None:
         """Upstream files that a shard is made from, by sha256. None: not known without the network."""
@@ -220,6 +115,10 @@ class Stage:
         """The schema of what `rows` yields."""
         return rows.schema()
 
+    def crawled(self, urls: Iterable[str], work: Work) -> Generator[Any]:
+        """What became of each URL, in their order, for a stage that is `by_url`: see Fetch.crawled."""
+        raise UsageError(f"{type(self).__name__} asks for no pictures by URL")
+
     def opened(self, parts: list[Rows], work: Work) -> AbstractContextManager[Any]:
         """What the parts of a shard share while they are made, one after the other; `rows` finds it in `out.source`."""
         return nullcontext()
@@ -227,6 +126,51 @@ class Stage:
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         """The rows that this stage makes of its input rows."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter(Stage):
+    """A stage that keeps rows as they are or drops them: all that it writes is `reasons`."""
+
+    def reasons(self, batch: pa.RecordBatch) -> Reasons:
+        """For each row of a batch why it is dropped, or None to keep it."""
+        raise NotImplementedError
+
+    def judge(self, rows: Rows) -> Callable[[pa.RecordBatch], Reasons]:
+        """What gives the reasons of each batch of these rows, in order: for filters that first look at all of them."""
+        return self.reasons
+
+    def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
+        judge = self.judge(rows)
+        for batch in rows.batches():
+            given = judge(batch)
+            reasons = given if isinstance(given, pa.Array) else column(list(given), pa.string())
+            if len(reasons) != batch.num_rows:
+                raise ManifestError(
+                    f"filter {type(self).__name__} gave {len(reasons)} reasons for {batch.num_rows} rows: give one for "
+                    "each row, None where it is kept"
+                )
+            for count in pc.value_counts(reasons.drop_null()).to_pylist():
+                out.drop(count["values"], count["counts"])
+            kept = batch.filter(pc.is_null(reasons))
+            if kept.num_rows:
+                yield kept
+
+
+KEPT = -1
+
+
+def in_order(numbers: npt.NDArray[np.int8], names: Sequence[str]) -> Callable[[pa.RecordBatch], Reasons]:
+    """Reasons of the batches of some rows, one after the other, from a number for each row: of its name, or KEPT."""
+    at = 0
+
+    def judge(batch: pa.RecordBatch) -> pa.Array:
+        nonlocal at
+        here = numbers[at : at + batch.num_rows]
+        at += batch.num_rows
+        return pa.DictionaryArray.from_arrays(pa.array(here, mask=here == KEPT), column(list(names), pa.string()))
+
+    return judge
 
 
 def batches(stage: Stage, rows: Rows, work: Work, out: Out) -> Generator[pa.RecordBatch, None, None]:
@@ -260,6 +204,10 @@ class Step:
 
     name: str
     stage: Stage
-    tolerates: float = (
-        0.05  # share of a part's rows that may be faults (a few always may, see runner.FEW); more stop the shard
-    )
+    tolerates: float = 0.05
+    """Share of a part's rows that may be faults (a few always may, see runner.FEW); more stop the shard."""
+
+    @property
+    def role(self) -> Role:
+        """What it is there for."""
+        return self.stage.role

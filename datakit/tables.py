@@ -93,6 +93,11 @@ def with_places(batch: pa.RecordBatch, places: list[list[dict[str, Any]]], schem
     )
 
 
+def refs_of(batch: pa.RecordBatch) -> list[str]:
+    """The URLs of a batch of rows, in order."""
+    return batch["images"].flatten().field("ref").to_pylist()  # type: ignore[no-any-return]
+
+
 def failures(pictures: list[dict[str, Any]]) -> list[str]:
     """Outcomes of a row's located pictures that can't be had."""
     return [picture["outcome"] for picture in pictures if picture["outcome"] != "ok"]

@@ -17,7 +17,7 @@ from users import settings
 
 from datakit import terminal
 from datakit.miniature import Answer, Miniature
-from datakit.progress import Progress
+from datakit.progress import ProgressBars
 
 ROOT = Path(__file__).parents[1]
 # Clears the screen, writes the clipboard (OSC 52), the same by C1, deletes, turns the reading order round.
@@ -139,10 +139,10 @@ def test_what_is_logged_and_told_as_progress_is_harmless_too(capsys):
         raise ValueError(EVIL)
     except ValueError:
         logger.exception("%s", EVIL)
-    with Progress(EVIL, terminal=False) as progress:
-        progress.tell(EVIL, "shards", 1)
-        progress.tell(EVIL, "rows", 1)
-        progress.tell(EVIL, "done", 1)
+    with ProgressBars(EVIL, terminal=False) as progress:
+        progress.shards(1)
+        progress.rows(EVIL, 1)
+        progress.shards_done(1)
 
     told = capsys.readouterr().err
 
@@ -150,10 +150,9 @@ def test_what_is_logged_and_told_as_progress_is_harmless_too(capsys):
 
 
 def test_bars_show_names_that_look_like_markup_or_escapes_as_they_are(capsys):
-    with Progress("[red]x", terminal=True) as progress:
-        progress.tell("[/]" + EVIL, "rows", 1)
-        progress.tell("", "size https://example.org/[/b]" + EVIL, 10)
-        progress.tell("", "download https://example.org/[/b]" + EVIL, 5)
+    with ProgressBars("[red]x", terminal=True) as progress:
+        progress.rows("[/]" + EVIL, 1)
+        progress.download("https://example.org/[/b]" + EVIL, 5, 10)
 
     assert "\x1b]52" not in capsys.readouterr().err
 

@@ -13,10 +13,10 @@ import pytest
 from users import settings, typed
 
 from datakit import tars
-from datakit.audit import note, open_run
+from datakit.choices import read_choices, write_choices
 from datakit.ledger import Ledger
 from datakit.miniature import Answer, Asked, Miniature
-from datakit.run import choices
+from datakit.opening import open_build
 from datakit.store import Store
 from datakit.web.hosts import Hosts
 
@@ -26,7 +26,8 @@ import json, os, shlex, sys, tempfile, traceback
 from datakit.cli import main
 # What a command would load, once for all.
 import huggingface_hub.file_download, pandas, pyarrow.compute, uvloop
-import datakit.runner, datakit.retry, datakit.builder, datakit.audit, datakit.export, datakit.checks, datakit.progress
+import datakit.runner, datakit.retry, datakit.builder
+import datakit.opening, datakit.status, datakit.export, datakit.checks, datakit.progress
 from PIL import GifImagePlugin, JpegImagePlugin, PngImagePlugin
 from datakit.stages.fetch import Fetch
 from datakit.web import asking
@@ -241,10 +242,10 @@ def test_a_fetch_goes_on_right_while_another_job_cleans_or_repairs(even, tmp_pat
 
 def test_two_commands_that_choose_different_things_lose_neither_choice(tmp_path):
     store = Store(str(tmp_path))
-    first = open_run(store, "llava665k", hosts=Hosts(), without=("vg",))
+    first = open_build(store, "llava665k", hosts=Hosts(), without=("vg",))
 
-    note(open_run(store, "llava665k", hosts=Hosts()), repairs=("extension",))
+    write_choices(store, "llava665k", repairs=("extension",))
     first.remember()
 
-    chosen = choices(store, "llava665k")
+    chosen = read_choices(store, "llava665k")
     assert (chosen.without, chosen.repairs) == (("vg",), ("extension",))

@@ -379,13 +379,13 @@ def test_an_error_that_no_pickle_brings_home_is_still_told(tmp_path):
     path.write_text(
         "class Odd(Exception):\n    def __init__(self, a, b): super().__init__('odd')\n"
         "    def __str__(self): raise ValueError\n"
-        "def work(tell): raise Odd(1, 2)\n"
+        "def work(progress): raise Odd(1, 2)\n"
     )
     code = (
-        "import sys\nfrom pathlib import Path\nfrom datakit import pool, usercode\n"
+        "import sys\nfrom pathlib import Path\nfrom datakit import pool, usercode\nfrom datakit.work import Progress\n"
         "if __name__ == '__main__':\n"
         "    work = usercode.load(Path(sys.argv[1])).work\n"
-        "    pool.pooled(work, [(), ()], 2, tell=lambda *a: None, note=print)\n"
+        "    pool.run_calls([pool.Call(work, ())] * 2, 2, progress=Progress())\n"
     )
     script = tmp_path / "main.py"
     script.write_text(code)

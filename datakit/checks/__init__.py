@@ -20,14 +20,12 @@ import xxhash
 from datakit import readers
 from datakit.annotations import about as about_shard
 from datakit.annotations import counts, numbered
+from datakit.build import Build
 from datakit.checks.keys import Keys
 from datakit.checks.pictures import Pictures, pictures_of
 from datakit.checks.turns import EXPLAINS, findings, id_of
 from datakit.errors import UsageError
-from datakit.run import Run
-from datakit.stage import Tell, Work, silent
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
+from datakit.work import Progress, Work
 
 EXAMPLES = 5
 _BLOCK = 1 << 16  # rows whose ids are compared at once
@@ -158,32 +156,33 @@ def short(value: object) -> str:
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
 
-def check(run: Run, *, full: bool = False, shards: list[int] | None = None, tell: Tell = silent) -> Report:
+def check(
+    build: Build, *, full: bool = False, shards: list[int] | None = None, progress: Progress | None = None
+) -> Report:
     """Reads a dataset's rows and looks at its pictures; downloads what isn't here. With `full`, whole pictures."""
-    if run.manifest.annotations.glob:
+    if build.manifest.annotations.glob:
         raise UsageError(
-            f"{run.manifest.name!r} is chosen from files that only its repository lists, so there is nothing to check "
-            f"before the choice: `datakit fetch {run.manifest.name}` counts what it drops"
+            f"{build.manifest.name!r} is chosen from files that only its repository lists, so there is nothing to "
+            f"check before the choice: `datakit fetch {build.manifest.name}` counts what it drops"
         )
-    run.permit()
-    for step in run.steps:
-        if isinstance(step.stage, Locate):
-            step.stage.check(run.work(step))  # what a person has to get is said before anything is downloaded
-    first = run.steps[0]
-    work = run.work(first, tell)
+    build.permit()
+    for step in build.steps:
+        step.stage.check(build.work(step))  # what a person has to get is said before anything is downloaded
+    first = build.steps[0]
+    work = build.work(first, progress)
     first.stage.prepare(work)
     known = first.stage.shards(work)
-    report = Report(run.manifest.name)
+    report = Report(build.manifest.name)
     if shards is not None and not set(shards) <= set(known):
-        raise UsageError(f"{run.manifest.name!r} has no shards {sorted(set(shards) - set(known))[:5]}")
-    if run.manifest.annotations.cut and shards is None:
-        limit = run.limit
-        tell("check", "total", sum(min(n, limit or n) for n in counts(work).values()))
-    with pictures_of(run, full=full, tell=tell) as pictures:
+        raise UsageError(f"{build.manifest.name!r} has no shards {sorted(set(shards) - set(known))[:5]}")
+    if build.manifest.annotations.cut and shards is None:
+        limit = build.limit
+        work.progress.rows_to_come("check", sum(min(n, limit or n) for n in counts(work).values()))
+    with pictures_of(build, full=full, progress=work.progress) as pictures:
         checking = _Checking(work, report, pictures)
-        separator = first.stage.separator if isinstance(first.stage, Listing) else "\n"
+        separator = first.stage.identity(build.manifest).get("separator", "\n")  # named where it isn't the usual one
         for shard in known if shards is None else shards:
-            if hasattr(readers.load(run.manifest), "batches"):
+            if hasattr(readers.load(build.manifest), "batches"):
                 checking.columns(shard)
             else:
                 checking.shard(shard, about_shard(work, shard, separator))
@@ -212,7 +211,7 @@ class _Checking:
         kept = 0
         for batch in readers.load(work.manifest).batches(path, work.limit, work.manifest.key, reject):
             kept += batch.num_rows
-            work.tell("check", "rows", batch.num_rows)
+            work.progress.rows("check", batch.num_rows)
         for reason, n in rejected.items():
             if n:
                 self._report.add(reason, n)
@@ -226,9 +225,9 @@ class _Checking:
             self._row(f"row {number}" if cut else f"shard {shard} row {number}", row, read(row, number), about)
             told += 1
             if told == 1000:
-                self._work.tell("check", "rows", told)
+                self._work.progress.rows("check", told)
                 told = 0
-        self._work.tell("check", "rows", told)
+        self._work.progress.rows("check", told)
 
     def _row(self, where: str, row: Any, record: Any, about: readers.About) -> None:
         self._report.rows += 1

@@ -17,12 +17,12 @@ from typing import Any, BinaryIO
 
 from datakit import archives, images, readers
 from datakit.archives.members import DEFLATED
+from datakit.build import Build
 from datakit.errors import ArchiveError, BadImage
 from datakit.images.headers import sniffed
-from datakit.run import Run
-from datakit.stage import Tell, Work
 from datakit.stages.extract import Extract, Find, Folder, decoded
 from datakit.stages.locate import Finder, Locate, index_of, table_name
+from datakit.work import Progress, Work
 
 _HEAD_BYTES = 4096
 _KINDS = {"jpg": "jpg", "jpeg": "jpg", "jpe": "jpg", "png": "png", "gif": "gif", "webp": "webp", "bmp": "bmp"}
@@ -34,27 +34,27 @@ Found = Iterator[tuple[str, object]]  # (finding, offending value)
 
 
 @contextmanager
-def pictures_of(run: Run, *, full: bool, tell: Tell) -> Iterator[Pictures]:
+def pictures_of(build: Build, *, full: bool, progress: Progress) -> Iterator[Pictures]:
     """The pictures of a dataset, ready to be looked at; archives that aren't here are downloaded."""
-    by, notes = run.manifest.images.by, list[str]()
+    by, notes = build.manifest.images.by, list[str]()
     with ExitStack() as stack:
-        for step in run.steps:
-            work = run.work(step, tell)
+        for step in build.steps:
+            work = build.work(step, progress)
             if by == "path" and isinstance(step.stage, Locate):
                 step.stage.prepare(work)
                 yield _InArchives(work, step.stage, full, stack)
                 return
             if by == "folder" and isinstance(step.stage, Extract):
                 step.stage.prepare(work)
-                yield _InFolder(Folder(run.manifest.images.folder, repair=True), step.stage.any_extension, full)
+                yield _InFolder(Folder(build.manifest.images.folder, repair=True), step.stage.any_extension, full)
                 return
         if by == "inline":
-            yield _InRows(run, full)
+            yield _InRows(build, full)
             return
         if by == "url":
-            notes = [f"pictures come by URL: none was looked at; `datakit doctor {run.manifest.name}` tries a sample"]
+            notes = [f"pictures come by URL: none was looked at; `datakit doctor {build.manifest.name}` tries a sample"]
         elif by != "none":
-            notes = [f"recipe {run.recipe!r} doesn't look for the pictures, so none was looked at"]
+            notes = [f"recipe {build.recipe!r} doesn't look for the pictures, so none was looked at"]
         yield Pictures(notes)
 
 
@@ -147,9 +147,9 @@ class _InFolder(Pictures):
 
 
 class _InRows(Pictures):
-    def __init__(self, run: Run, full: bool) -> None:
+    def __init__(self, build: Build, full: bool) -> None:
         super().__init__([])
-        self._reader, self._full = readers.load(run.manifest), full
+        self._reader, self._full = readers.load(build.manifest), full
 
     def of_row(self, row: Any, refs: list[str], about: readers.About) -> Found:
         held = self._reader.pictures(row, about)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import ACCEPT, WITHOUT, load_settings, named, open_run, placed
+from datakit.commands.options import ACCEPT, WITHOUT, load_settings, named, open_build, placed
 from datakit.errors import Incomplete
 from datakit.terminal import say, say_json
 
 if TYPE_CHECKING:
+    from datakit.build import Build
     from datakit.checks import Report
     from datakit.export import Exported, Format
-    from datakit.run import Run
 
 
 @click.command()
@@ -46,30 +46,31 @@ def check(
     --repair turns on what can be mended surely: a picture whose name has another extension in its archive is found
     by the rest of its name, and its row says so in `repairs`. --no-repair turns it off.
     """
-    from datakit import audit, checks
-    from datakit.progress import Progress
+    from datakit import checks
+    from datakit.choices import write_choices
+    from datakit.progress import ProgressBars
     from datakit.shards import parse_shards
 
     settings = load_settings(**place)
-    run = open_run(settings, name, limit=limit, without=named(without), accept=accept)
-    run.permit()
-    audit.note(run, accepted=run.choices.accepted)  # --without is of this look only
-    if repair is False and run.choices.repairs:
-        audit.note(run, repairs=())
-        run = open_run(settings, name, limit=limit, without=named(without))
-    with Progress(run.folder) as progress:
+    build = open_build(settings, name, limit=limit, without=named(without), accept=accept)
+    build.permit()
+    write_choices(build.store, build.folder, accepted=build.choices.accepted)  # --without is of this look only
+    if repair is False and build.choices.repairs:
+        write_choices(build.store, build.folder, repairs=())
+        build = open_build(settings, name, limit=limit, without=named(without))
+    with ProgressBars(build.folder) as progress:
         chosen = parse_shards(shards) if shards is not None else None
-        report = checks.check(run, full=full, shards=chosen, tell=progress.tell)
+        report = checks.check(build, full=full, shards=chosen, progress=progress)
     mends = repair and "extension" in report.found
     mended = report.mend() if mends else 0
     if mends:
-        audit.note(run, repairs=tuple(sorted({*run.choices.repairs, "extension"})))
+        write_choices(build.store, build.folder, repairs=tuple(sorted({*build.choices.repairs, "extension"})))
     if as_json:
         say_json({**report.plain(), "repaired": mends})
     else:
         _show(report)
         if mends:
-            _show_mended(run, mended)
+            _show_mended(build, mended)
         elif repair:
             say("there is nothing that --repair would mend")
         elif report.repairable:
@@ -94,13 +95,13 @@ def _show(report: Report) -> None:
         say("nothing is wrong with it")
 
 
-def _show_mended(run: Run, rows: int) -> None:
+def _show_mended(build: Build, rows: int) -> None:
     """What the repair does, and how to have it."""
-    fetched = any(run.ledger(step).commits() for step in run.steps[1:])
+    fetched = any(build.ledger(step).commits() for step in build.steps[1:])
     again = " --rebuild, for it was fetched without" if fetched else ""
     say(
         f"repair extension is on: a picture that its archive has under another extension is found, and its row says so "
-        f"in `repairs`. That keeps {rows:,} rows more, from the next `datakit fetch {run.manifest.name}` on{again}"
+        f"in `repairs`. That keeps {rows:,} rows more, from the next `datakit fetch {build.manifest.name}` on{again}"
     )
 
 
@@ -121,26 +122,28 @@ def export(name: str, form: Format, out: str, no_images: bool, limit: int | None
     """
     from datakit import builder
     from datakit.export import export as write
-    from datakit.progress import Progress
+    from datakit.progress import ProgressBars
     from datakit.shards import ranges
     from datakit.store import Store
 
-    run = open_run(load_settings(**place), name, limit=limit)
-    builder.check_fetched([run])
-    part = builder.part(run, 1)
+    build = open_build(load_settings(**place), name, limit=limit)
+    builder.check_fetched([build])
+    part = builder.part(build, 1)
     if not part.samples:
         raise Incomplete(f"nothing of {name!r} is packed yet: run `datakit build-mix {name}`")
-    with Progress(run.folder) as progress:
-        own = run.manifest.annotations.attributes
-        done = write(run.store, part, Store(out), form=form, attributes=own, pictures=not no_images, tell=progress.tell)
-    if left_out := builder.not_packed(run):
+    with ProgressBars(build.folder) as progress:
+        own = build.manifest.annotations.attributes
+        done = write(
+            build.store, part, Store(out), form=form, attributes=own, pictures=not no_images, progress=progress
+        )
+    if left_out := builder.not_packed(build):
         more = f"`datakit build-mix {name} --fetch` adds them"
         say(f"  shards {ranges(left_out)} aren't packed, and not in it; {more}")
     _tell(done)
     if form == "llava":
         kept = ", ".join(["id", "image", "conversations", *own])
         say(f"  keys other than {kept} aren't in it; `datakit check {name}` lists them")
-    say(f"{out}: {done.rows:,} rows of {run.folder}, {done.pictures:,} pictures")
+    say(f"{out}: {done.rows:,} rows of {build.folder}, {done.pictures:,} pictures")
 
 
 def _tell(done: Exported) -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import load_settings, open_run, paced, placed
+from datakit.commands.options import load_settings, open_build, paced, placed
 from datakit.errors import ManifestError
 from datakit.terminal import one_line, say, say_json
 
 if TYPE_CHECKING:
+    from datakit.build import Build
     from datakit.forecast import Forecast
-    from datakit.run import Run
 
 
 @click.command("list")
@@ -107,17 +107,18 @@ def info(name: str, as_json: bool) -> None:
 @placed
 def status(name: str | None, as_json: bool, **place: Any) -> None:
     """What is done in the root, what was lost, and why."""
-    from datakit import audit
+    from datakit.opening import builds
     from datakit.shards import ranges
+    from datakit.status import status as status_of
     from datakit.store import Store
     from datakit.web.outcomes import may_pass
 
     settings = load_settings(**place)
     if name:
-        open_run(settings, name.partition("@")[0])  # an unknown name is refused
+        open_build(settings, name.partition("@")[0])  # an unknown name is refused
     store = Store(settings.root)
     store.check()
-    found = [one for run in audit.runs(store, name) for one in audit.status(run)]
+    found = [one for build in builds(store, name) for one in status_of(build)]
     if as_json:
         say_json([one.plain() for one in found])
         return
@@ -157,39 +158,39 @@ def doctor(
     Tries some URLs and says which share can be had, why the others can't, and what time and disk all of them will
     take. For a dataset in archives it asks upstream for each file and its size.
     """
-    from datakit.progress import Progress
+    from datakit.progress import ProgressBars
     from datakit.shards import parse_shards
 
     settings = load_settings(**flags)
-    run = open_run(settings, name, recipe=recipe)
-    if run.manifest.images.by != "url":
-        _archives(run, as_json)
+    build = open_build(settings, name, recipe=recipe)
+    if build.manifest.images.by != "url":
+        _archives(build, as_json)
         return
     from datakit.forecast import forecast
 
-    with Progress(run.folder, noun="URLs") as progress:
+    with ProgressBars(build.folder, noun="URLs") as progress:
         found = forecast(
-            run,
+            build,
             sample=sample,
             jobs=settings.jobs,
             shards=parse_shards(shards) if shards is not None else None,
             seed=seed,
-            tell=progress.tell,
+            progress=progress,
         )
     if as_json:
         say_json(found.plain())
         return
-    _show_forecast(run, found, settings.jobs)
+    _show_forecast(build, found, settings.jobs)
 
 
-def _show_forecast(run: Run, found: Forecast, jobs: int) -> None:
+def _show_forecast(build: Build, found: Forecast, jobs: int) -> None:
     from datakit.progress import size_text, time_text
     from datakit.shards import ranges
 
     every = "all " if found.all_rows else ""
     where = f"{every}{found.sampled:,} URLs of shards {ranges(found.shards)}"
     more = ", which have no more; name others with --shards" if found.all_rows else ""
-    say(f"{run.folder}: tried {where} in {found.spent_s:.0f} s{more}")
+    say(f"{build.folder}: tried {where} in {found.spent_s:.0f} s{more}")
     for outcome, n in found.outcomes.most_common():
         interval = f"  (95 %: {found.ok.low:.1%} to {found.ok.high:.1%})" if outcome == "ok" else ""
         say(f"    {outcome:18} {n:>8,}  {n / found.sampled:6.1%}{interval}")
@@ -209,26 +210,26 @@ def _show_forecast(run: Run, found: Forecast, jobs: int) -> None:
     say("More machines: --slice I/N. What a sample can't show: how the network bears the load of days.")
 
 
-def _archives(run: Run, as_json: bool) -> None:
+def _archives(build: Build, as_json: bool) -> None:
     """What upstream says of each file of a dataset in archives, and whether there is room for them."""
     import posixpath
 
     from datakit.errors import DownloadError, shortlist
     from datakit.progress import size_text
-    from datakit.stage import intact
     from datakit.stages.locate import by_hand
     from datakit.store import free_bytes
     from datakit.web import downloads
+    from datakit.work import intact
 
-    work, sources = run.work(run.steps[0]), run.manifest.images.sources
-    given_up = {run.manifest.at_commit(a) for name in run.choices.without for a in sources[name].archives()}
+    work, sources = build.work(build.steps[0]), build.manifest.images.sources
+    given_up = {build.manifest.at_commit(a) for name in build.choices.without for a in sources[name].archives()}
     found: list[dict[str, Any]] = []
     for name, source, archives in by_hand(sources, work):
-        if name not in run.choices.without:
+        if name not in build.choices.without:
             text = f"{shortlist(posixpath.basename(a) for a in archives)}. {source.obtain}"
             found.append({"name": name, "address": source.archive, "here": False, "problem": text})
-        given_up |= {run.manifest.at_commit(archive) for archive in archives}
-    for label, address in run.manifest.addresses().items():
+        given_up |= {build.manifest.at_commit(archive) for archive in archives}
+    for label, address in build.manifest.addresses().items():
         if address in given_up:
             continue
         path = work.local(address)
@@ -237,29 +238,29 @@ def _archives(run: Run, as_json: bool) -> None:
             one["bytes"] = path.stat().st_size
         else:
             try:
-                one["bytes"] = downloads.head(address, hosts=run.hosts).size_bytes
+                one["bytes"] = downloads.head(address, hosts=build.hosts).size_bytes
             except DownloadError as error:
                 one["problem"] = str(error)
         found.append(one)
-    rows = run.manifest.annotations
+    rows = build.manifest.annotations
     missing = sum({one["address"]: one.get("bytes") or 0 for one in found if not one["here"]}.values())
-    free = free_bytes(run.store.downloads)
+    free = free_bytes(build.store.downloads)
     if as_json:
-        say_json({"files": found, "terms": run.terms, "bytes_to_download": missing, "free_bytes": free})
+        say_json({"files": found, "terms": build.terms, "bytes_to_download": missing, "free_bytes": free})
     else:
         for one in found:
             size = size_text(one["bytes"]) if one.get("bytes") is not None else "size unknown"
             state = one.get("problem") or ("here" if one["here"] else "can be had")
             say(f"    {one['name']:24} {size:>12}  {state}")
-        if run.terms:
-            say(f"    terms: {run.terms}; --accept-licence accepts them")
+        if build.terms:
+            say(f"    terms: {build.terms}; --accept-licence accepts them")
         if rows.glob:
-            whole = run.manifest.expected.get("bytes_about")
+            whole = build.manifest.expected.get("bytes_about")
             most = f" of {size_text(whole)}" if whole else ""
             say(f"    {rows.files}: parts{most} are read, by ranges, and not kept")
         short = "  NOT ENOUGH" if free < 2 * missing else ""
         say(f"to download {size_text(missing)}, and about as much again for `build-mix`; free {size_text(free)}{short}")
-    if run.terms or any("problem" in one for one in found):
+    if build.terms or any("problem" in one for one in found):
         sys.exit(1)
 
 
@@ -273,19 +274,19 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
     from datakit import holdings
     from datakit import repair as repairing
     from datakit import verify as verifying
-    from datakit.progress import Progress
+    from datakit.progress import ProgressBars
     from datakit.store import Store
 
     settings = load_settings(**place)
     store = Store(settings.root)
     store.check()
     if name and not any(name in (one.folder, one.dataset) for one in holdings.holdings(store)):
-        open_run(settings, name.partition("@")[0])  # an unknown name is refused
+        open_build(settings, name.partition("@")[0])  # an unknown name is refused
     found = []
-    with Progress(settings.root, noun="files") as progress:
+    with ProgressBars(settings.root, noun="files") as progress:
         for one in verifying.verify(store, name):
             found.append(one)
-            progress.tell("verify", "rows", 1)
+            progress.rows("verify", 1)
     broken = [one for one in found if isinstance(one, verifying.Broken)]
     whole = len(found) - len(broken)
     forgotten = repairing.repair(store, broken) if repair and broken else []
@@ -307,6 +308,6 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
                 first, ordered = (
                     [f"{one} --root {shlex.quote(place['root'])}" for one in lot] for lot in (first, ordered)
                 )
-            say("To mend it, run, one after the other:\n  " + "\n  ".join([*first, *ordered]))
+            say("To mend it, build, one after the other:\n  " + "\n  ".join([*first, *ordered]))
     if broken:
         sys.exit(1)

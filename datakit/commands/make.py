@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import Task, load_settings, open_run, placed, working
+from datakit.commands.options import Task, load_settings, open_build, placed, working
 from datakit.errors import UsageError
 from datakit.terminal import say
 
 if TYPE_CHECKING:
+    from datakit.build import Build
     from datakit.mix import Mix
-    from datakit.run import Run
     from datakit.runner import Report
-    from datakit.stages.fetch import Engine
+    from datakit.stage import Engine, Step
 
 
 ENGINE = click.Choice(["datakit", "img2dataset"])
@@ -39,7 +39,7 @@ def fetch(
 ) -> None:
     """Download datasets: list, choose, fetch pictures.
 
-    Annotations are listed, chosen from, and their pictures fetched or found. Run it again to go on after a
+    Annotations are listed, chosen from, and their pictures fetched or found. Build it again to go on after a
     kill; what is done is not done twice.
     """
     from datakit.shards import parse_shards
@@ -50,42 +50,44 @@ def fetch(
         raise UsageError("--retry keeps what there is and --rebuild removes it: give one of them")
     chosen = parse_shards(shards) if shards is not None else None
     # A retry leaves the recipe as it is, whoever tries.
-    runs = [task.run(name, engine=None if retry else engine) for name in names]
-    for run in runs:
+    builds = [task.build(name, engine=None if retry else engine) for name in names]
+    for build in builds:
         if engine:
-            _by_url(run)
-    for run in runs:
+            _by_url(build)
+    for build in builds:
         if retry:
-            _retry(run, task, where=where, engine=engine, shards=chosen)
+            _retry(build, task, where=where, engine=engine, shards=chosen)
         else:
-            executed(run, task, upto="fetch", shards=chosen)
+            executed(build, task, upto=build.step_of("fetch"), shards=chosen)
 
 
-def _by_url(run: Run) -> None:
+def _by_url(build: Build) -> None:
     """Raises UsageError for a dataset to which engines mean nothing."""
-    if run.manifest.images.by != "url":
-        raise UsageError(f"the pictures of {run.manifest.name!r} don't come by URL: no engine crawls for them")
+    if build.manifest.images.by != "url":
+        raise UsageError(f"the pictures of {build.manifest.name!r} don't come by URL: no engine crawls for them")
 
 
-def _retry(run: Run, task: Task, *, where: tuple[str, ...], engine: Engine | None, shards: list[int] | None) -> None:
+def _retry(
+    build: Build, task: Task, *, where: tuple[str, ...], engine: Engine | None, shards: list[int] | None
+) -> None:
     from datakit import memory
-    from datakit.progress import Progress
+    from datakit.progress import ProgressBars
     from datakit.retry import parse_where, retry
     from datakit.shards import parse_slice, ranges
 
     memory.spare()
-    with Progress(run.folder, noun="URLs") as progress:
+    with ProgressBars(build.folder, noun="URLs") as progress:
         report = retry(
-            run,
+            build,
             where=parse_where(where),
             engine=engine,
             shards=shards,
             slice_of=parse_slice(task.slice_of) if task.slice_of else (0, 1),
             jobs=task.settings.jobs,
-            tell=progress.tell,
+            progress=progress,
         )
     tried, got = report.before.total(), report.after["ok"]
-    say(f"{run.folder}: tried {tried:,} URLs again, {got:,} are ok now ({got / max(1, tried):.1%})")
+    say(f"{build.folder}: tried {tried:,} URLs again, {got:,} are ok now ({got / max(1, tried):.1%})")
     for outcome, n in report.after.most_common():
         if outcome != "ok":
             say(f"    failed   {outcome:18} {n:>12,}")
@@ -98,7 +100,7 @@ def _retry(run: Run, task: Task, *, where: tuple[str, ...], engine: Engine | Non
             "run again to try all"
         )
     if got:
-        say(f"  `datakit build-mix {run.manifest.name}` packs the patched shards anew")
+        say(f"  `datakit build-mix {build.manifest.name}` packs the patched shards anew")
 
 
 @click.command("import")
@@ -117,11 +119,12 @@ def import_(engine: Engine, folder: str, name: str, shards: str | None, task: Ta
 
     from datakit.shards import parse_shards
 
-    run = task.run(name, engine=engine, imports=str(Path(folder).absolute()), tolerates=1.0)
-    _by_url(run)
-    kept = executed(run, task, upto="fetch", shards=parse_shards(shards) if shards is not None else None).kept
+    build = task.build(name, engine=engine, imports=str(Path(folder).absolute()), tolerates=1.0)
+    _by_url(build)
+    chosen = parse_shards(shards) if shards is not None else None
+    kept = executed(build, task, upto=build.step_of("fetch"), shards=chosen).kept
     if kept:
-        _retry(run, task, where=("outcome=not_imported",), engine=engine, shards=kept)
+        _retry(build, task, where=("outcome=not_imported",), engine=engine, shards=kept)
 
 
 @click.command("build-mix")
@@ -139,62 +142,66 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
 
     terms = mixes.parse(expression, catalogue.names("manifests"))
     mix_name = builder.mix_name(name or expression, task.limit)
-    runs = [(task.run(dataset), times) for dataset, times in terms]
-    mixed(task, runs, mix_name, with_fetch=with_fetch)
+    builds = [(task.build(dataset), times) for dataset, times in terms]
+    mixed(task, builds, mix_name, with_fetch=with_fetch)
 
 
-def mixed(task: Task, runs: list[tuple[Run, int]], name: str, *, with_fetch: bool) -> None:
+def mixed(task: Task, builds: list[tuple[Build, int]], name: str, *, with_fetch: bool) -> None:
     """Packs datasets and writes the mix of them; with `with_fetch` what isn't there is fetched before."""
     from datakit import builder
     from datakit.shards import ranges
     from datakit.store import Store
 
     if not with_fetch:
-        builder.check_fetched([run for run, _ in runs])
-    for run, _ in runs:
-        executed(run, task, upto="pack", first=None if with_fetch else "pack")
+        builder.check_fetched([build for build, _ in builds])
+    for build, _ in builds:
+        fetch, pack = build.step_of("fetch"), build.step_of("pack")
+        first = None if with_fetch else build.path_to(pack)[len(build.path_to(fetch))]
+        executed(build, task, upto=pack, first=first)
     if task.slice_of:
         say(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mix")
         return
-    mix, where = builder.write(Store(task.settings.root), name, runs)
-    for run, _ in runs:
-        if left_out := builder.not_packed(run):
-            cure = f"`datakit fetch {run.manifest.name}` gets them"
-            say(f"  {run.folder}: shards {ranges(left_out)} are not in it; {cure}")
+    mix, where = builder.write(Store(task.settings.root), name, builds)
+    for build, _ in builds:
+        if left_out := builder.not_packed(build):
+            cure = f"`datakit fetch {build.manifest.name}` gets them"
+            say(f"  {build.folder}: shards {ranges(left_out)} are not in it; {cure}")
     _show_mix(mix, where)
 
 
-def executed(run: Run, task: Task, *, upto: str, first: str | None = None, shards: list[int] | None = None) -> Report:
+def executed(
+    build: Build, task: Task, *, upto: Step, first: Step | None = None, shards: list[int] | None = None
+) -> Report:
     """Makes the shards of a dataset up to a step, with a progress bar, and says what came of it."""
     from datakit import memory
-    from datakit.progress import Progress
+    from datakit.progress import ProgressBars
     from datakit.runner import execute
     from datakit.shards import parse_slice
 
     memory.spare()
-    if run.choices.recipe and task.recipe is None:
-        say(f"{run.folder}: recipe {run.recipe!r}, as it was chosen before")
-    if run.choices.without and task.without is None:
-        say(f"{run.folder}: without {', '.join(run.choices.without)}, as it was chosen before")
-    with Progress(run.folder) as progress:
+    if build.choices.recipe and task.recipe is None:
+        say(f"{build.folder}: recipe {build.recipe!r}, as it was chosen before")
+    if build.choices.without and task.without is None:
+        say(f"{build.folder}: without {', '.join(build.choices.without)}, as it was chosen before")
+    with ProgressBars(build.folder) as progress:
         report = execute(
-            run,
+            build,
             upto=upto,
             first=first,
             shards=shards,
             slice_of=parse_slice(task.slice_of) if task.slice_of else (0, 1),
             jobs=task.settings.jobs,
             rebuild=task.rebuild,
-            tell=progress.tell,
+            progress=progress,
         )
-    _show_report(run, report, upto)
+    _show_report(build, report, upto.name)
     return report
 
 
-def _show_report(run: Run, report: Report, upto: str) -> None:
+def _show_report(build: Build, report: Report, upto: str) -> None:
     from datakit.shards import ranges
 
-    done = f"{run.folder}: {upto} done"
+    done = f"{build.folder}: {upto} done"
     if report.made:
         done += f" for shards {ranges(report.made)}, {report.rows:,} rows"
     if report.kept:
@@ -224,17 +231,17 @@ def _show_mix(mix: Mix, where: str) -> None:
 def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
     """Remove what later steps have made superfluous.
 
-    Tables and tars whose next step is done, and downloads that nothing needs any more; says how much, and never runs
+    Tables and tars whose next step is done, and downloads that nothing needs any more; says how much, and never builds
     by itself.
     """
     from datakit import clean as cleaning
     from datakit.progress import size_text
 
     settings = load_settings(**place)
-    run = open_run(settings, name, limit=limit)
-    found = cleaning.superfluous(run)
+    build = open_build(settings, name, limit=limit)
+    found = cleaning.superfluous(build)
     if not dry_run:
-        found.files = cleaning.clean(run, found.files)
+        found.files = cleaning.clean(build, found.files)
     for file in found.files:
         say(f"{file.name}  {size_text(file.size_bytes)}")
     for note in found.notes:
@@ -257,17 +264,19 @@ def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
     from pathlib import Path
 
     from datakit import builder
-    from datakit.progress import Progress, size_text
+    from datakit.progress import ProgressBars, size_text
 
-    run = open_run(load_settings(**place), name)
-    with Progress(name) as progress:
-        address, done = builder.adopt(run, Path(file), wanted, progress.tell)
+    build = open_build(load_settings(**place), name)
+    with ProgressBars(name) as progress:
+        address, done = builder.adopt(build, Path(file), wanted, progress)
     say(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
     if done.path.is_symlink():
         say(f"it is read from {done.path.resolve()}: leave it there until the dataset is packed")
-    sources = run.manifest.images.sources
-    if given_up := [s for s in run.choices.without if address in map(run.manifest.at_commit, sources[s].archives())]:
-        left = ",".join(s for s in run.choices.without if s not in given_up)
+    sources = build.manifest.images.sources
+    if given_up := [
+        s for s in build.choices.without if address in map(build.manifest.at_commit, sources[s].archives())
+    ]:
+        left = ",".join(s for s in build.choices.without if s not in given_up)
         say(f"{given_up[0]} was given up: `datakit fetch {name} --without '{left}' --rebuild` takes it up again")
 
 
@@ -285,10 +294,10 @@ def pin(name: str, out: str | None, **place: Any) -> None:
     from datakit import builder, catalogue, manifest
     from datakit.store import publish_file
 
-    run = open_run(load_settings(**place), name)
-    if run.manifest.lost:
-        run.permit()
-    pinned = builder.pin(run)
+    build = open_build(load_settings(**place), name)
+    if build.manifest.lost:
+        build.permit()
+    pinned = builder.pin(build)
     path = Path(out) if out else catalogue.find("manifests", f"{name}.toml").with_suffix(".sums")
     publish_file(path, manifest.sums(name, pinned).encode())
     unhashed = sum(digest is None for _, digest in pinned.files.values())

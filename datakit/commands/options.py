@@ -13,7 +13,7 @@ import click
 from datakit.errors import UsageError
 
 if TYPE_CHECKING:
-    from datakit.run import Run
+    from datakit.build import Build
     from datakit.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,9 +64,9 @@ class Task:
     without: tuple[str, ...] | None
     accept: bool
 
-    def run(self, name: str, **choices: Any) -> Run:
+    def build(self, name: str, **choices: Any) -> Build:
         said = {"recipe": self.recipe, "tolerates": self.tolerates, "without": self.without, "accept": self.accept}
-        return open_run(self.settings, name, limit=self.limit, **{**said, **choices})
+        return open_build(self.settings, name, limit=self.limit, **{**said, **choices})
 
 
 def working(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,11 +138,11 @@ def load_settings(**flags: Any) -> Settings:
     return settings.load(**flags)
 
 
-def open_run(settings: Settings, name: str, **choices: Any) -> Run:
-    """The run of a dataset in the root and under the policy of the settings."""
-    from datakit import audit
+def open_build(settings: Settings, name: str, **choices: Any) -> Build:
+    """The build of a dataset in the root and under the policy of the settings."""
+    from datakit import opening
     from datakit.store import Store
 
     store = Store(settings.root)
     store.check()
-    return audit.open_run(store, name, hosts=settings.hosts, limits=settings.limits, **choices)
+    return opening.open_build(store, name, hosts=settings.hosts, limits=settings.limits, **choices)

@@ -12,8 +12,8 @@ from datakit.errors import Incomplete, UsageError, nearest
 from datakit.terminal import say, say_json
 
 if TYPE_CHECKING:
+    from datakit.build import Build
     from datakit.plan import Plan, Planned
-    from datakit.run import Run
 
 
 @click.command()
@@ -44,22 +44,22 @@ def run(
     terms, stand_ins = plan.stages(name, only=only, fallback=fallback)
     wanted = parse_shards(shards) if shards is not None else None
     task = replace(task, recipe=name)
-    runs = _runs(task, [dataset for some in terms.values() for dataset, _ in some])
-    chosen = {dataset: plan.shards_of(one, wanted) for dataset, one in runs.items()}
+    builds = _builds(task, [dataset for some in terms.values() for dataset, _ in some])
+    chosen = {dataset: plan.shards_of(one, wanted) for dataset, one in builds.items()}
     if dry_run:
         found = plan.make(
-            name, terms, runs, stand_ins=stand_ins, wanted=wanted, jobs=task.settings.jobs, rebuild=task.rebuild
+            name, terms, builds, stand_ins=stand_ins, wanted=wanted, jobs=task.settings.jobs, rebuild=task.rebuild
         )
         say_json(msgspec.to_builtins(found.plain())) if as_json else _show(found)
         return
-    if walls := plan.obstacles(runs.values(), rebuild=task.rebuild):
+    if walls := plan.obstacles(builds.values(), rebuild=task.rebuild):
         told = [wall.replace("\n", "\n    ") for wall in walls]
         raise Incomplete("\n  - ".join([f"recipe {name!r} can't be run yet, and nothing was downloaded:", *told]))
-    _make(name, terms, runs, chosen, task)
+    _make(name, terms, builds, chosen, task)
 
 
-def _runs(task: Task, datasets: list[str]) -> dict[str, Run]:
-    """A run of each dataset. Raises UsageError for a source to do without that none of them has."""
+def _builds(task: Task, datasets: list[str]) -> dict[str, Build]:
+    """A build of each dataset. Raises UsageError for a source to do without that none of them has."""
     from datakit import manifest
 
     has = {dataset: manifest.load(dataset).images.sources for dataset in dict.fromkeys(datasets)}
@@ -68,7 +68,7 @@ def _runs(task: Task, datasets: list[str]) -> dict[str, Run]:
         raise UsageError(f"no dataset of {task.recipe!r} has a source {min(unknown)!r}. {nearest(min(unknown), every)}")
     given = task.without
     return {
-        dataset: task.run(dataset, without=given and tuple(one for one in given if one in sources))
+        dataset: task.build(dataset, without=given and tuple(one for one in given if one in sources))
         for dataset, sources in has.items()
     }
 
@@ -76,7 +76,7 @@ def _runs(task: Task, datasets: list[str]) -> dict[str, Run]:
 def _make(
     name: str,
     terms: dict[str, list[tuple[str, int]]],
-    runs: dict[str, Run],
+    builds: dict[str, Build],
     shards: dict[str, list[int] | None],
     task: Task,
 ) -> None:
@@ -84,20 +84,20 @@ def _make(
     from datakit.commands.make import executed
     from datakit.progress import size_text
 
-    for one in runs.values():  # before the first of them, so that running again needs no flags
+    for one in builds.values():  # before the first of them, so that running again needs no flags
         one.remember()
-    for dataset, one in runs.items():
-        executed(one, task, upto="pack", shards=shards[dataset])
+    for dataset, one in builds.items():
+        executed(one, task, upto=one.step_of("pack"), shards=shards[dataset])
     if task.slice_of:
         say(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mixes")
         return
-    store = next(iter(runs.values())).store
-    for one in runs.values():
+    store = next(iter(builds.values())).store
+    for one in builds.values():
         if left_out := builder.not_packed(one):
             say(f"{one.folder}: {len(left_out):,} of its shards are not packed, so they are in no mix")
     for stage, some in terms.items():
         mix_name = builder.mix_name(f"{name}-{stage}", task.limit)
-        mix, where = builder.write(store, mix_name, [(runs[dataset], times) for dataset, times in some])
+        mix, where = builder.write(store, mix_name, [(builds[dataset], times) for dataset, times in some])
         tars = [shard.size_bytes for part in mix.parts for shard in part.shards]
         parts = " + ".join(f"{p.dataset} {p.samples:,}{f' x {p.repeats}' * (p.repeats > 1)}" for p in mix.parts)
         say(f"{stage}: {mix.samples:,} samples an epoch ({parts}), {size_text(sum(tars))} in {len(tars)} tars")

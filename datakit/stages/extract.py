@@ -10,7 +10,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,9 +22,10 @@ from datakit.annotations import about, numbered
 from datakit.archives.members import MAX_MEMBER_BYTES
 from datakit.errors import BadImage, SourceError
 from datakit.manifest import Manifest
-from datakit.stage import Out, Stage, Work
+from datakit.stage import Chosen, Cost, Role, Stage
 from datakit.stages.locate import with_repair
 from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
+from datakit.work import Out, Work
 
 # The bytes of a reference, and whether they were found only by a repair; raises BadImage with the outcome.
 Find = Callable[[str], tuple[bytes, bool]]
@@ -41,6 +42,7 @@ class Extract(Stage):
     `images.inspect` says of the others.
     """
 
+    role: ClassVar[Role] = "fetch"
     version: ClassVar[int] = 2
     rows_per_part: ClassVar[int | None] = 10_000  # some GB of photographs
     tars: ClassVar[bool] = True
@@ -50,6 +52,13 @@ class Extract(Stage):
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         said = super().identity(manifest)
         return said if self.any_extension else {k: v for k, v in said.items() if k != "any_extension"}
+
+    def as_chosen(self, chosen: Chosen, recorded: dict[str, Any]) -> Extract:
+        return replace(self, any_extension="extension" in chosen.repairs)
+
+    def costs(self, rows: int | None, size_bytes: float, jobs: int, manifest: Manifest) -> Cost:
+        decoded_bytes = 0.75 * size_bytes  # out of base64
+        return Cost(written_bytes=decoded_bytes, passed_bytes=decoded_bytes)
 
     def prepare(self, work: Work) -> None:
         source = work.manifest.images
@@ -87,7 +96,7 @@ class Extract(Stage):
                 places.append([place for place, _ in made])
                 mended.append(any(repaired for _, repaired in made))
                 out.fail(failures(places[-1]))
-            work.tell(work.step, "bytes", sum(p["size_bytes"] or 0 for row in places for p in row))
+            work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in places for p in row))
             yield with_places(with_repair(batch, mended), places, schema)
 
 

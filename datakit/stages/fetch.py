@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
 from datakit import images
 from datakit.errors import BadImage
 from datakit.manifest import Manifest
-from datakit.stage import Out, Stage, Work
-from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
+from datakit.stage import ENGINES, Chosen, Cost, Engine, Role, Stage
+from datakit.tables import LOCATED, NOWHERE, Rows, failures, refs_of, with_images, with_places
 from datakit.web.crawl import Fetched, crawl
+from datakit.work import Out, Work
 
 if TYPE_CHECKING:
     from datakit.interop.img2dataset import Output
 
-Engine = Literal["datakit", "img2dataset"]
 OTHERS_PIXELS = 16 << 20  # of a PNG or WebP that is to be shrunk: its decoder needs 20 bytes for each, a JPEG's needs 3
 THREADS = 2  # of codecs in each process, so that one can read while another writes its result
-ENGINES: tuple[Engine, ...] = get_args(Engine)
+KEPT_PER_S = 1450 / 2  # URLs, a core: benchmarks/RESULTS.md, web-like, two cores
+SHRUNK_PER_S = {"area": 527 / 2, "linear": 864 / 2}  # benchmarks/RESULTS.md, short side to 336, two cores
+KEPT_BYTES = 86 << 10  # a picture: benchmarks/RESULTS.md, those of its server
+SHRUNK_BYTES = 30_000  # not measured: 336 x 386 pixels, the mean shape of COYO, at 1.8 bits each
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,9 @@ class Fetch(Stage):
     what a byte means. What does differ from run to run, the milliseconds, stands in a log beside the table.
     """
 
+    role: ClassVar[Role] = "fetch"
     version: ClassVar[int] = 1
+    by_url: ClassVar[bool] = True
     rows_per_part: ClassVar[int | None] = 10_000  # a killed job loses little more than this, about 20 s of crawl
     tars: ClassVar[bool] = True
     max_short_side_px: int | None = None  # longer ones are shrunk; None keeps the bytes as they came, for `pack`
@@ -64,6 +70,20 @@ class Fetch(Stage):
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         said = super().identity(manifest)
         return said if self.rounding != "nearest" else {k: v for k, v in said.items() if k != "rounding"}
+
+    def as_chosen(self, chosen: Chosen, recorded: dict[str, Any]) -> Fetch:
+        began = next((engine for engine in ENGINES if engine == recorded.get("engine")), self.engine)
+        return replace(self, engine=chosen.engine or began)
+
+    def costs(self, rows: int | None, size_bytes: float, jobs: int, manifest: Manifest) -> Cost:
+        if manifest.lost or rows is None:
+            return Cost(urls=None, passed_bytes=0.0)
+        images, documents = manifest.count("images"), manifest.count("rows")
+        urls = round(rows * (images / documents if images and documents else 1.0))
+        shrinks = self.max_short_side_px is not None
+        per_s = (SHRUNK_PER_S[self.resize] if shrinks else KEPT_PER_S) * min(jobs, os.cpu_count() or 1)
+        written_bytes = urls * (SHRUNK_BYTES if shrinks else KEPT_BYTES)
+        return Cost(urls=urls, seconds=urls / per_s, written_bytes=written_bytes, passed_bytes=written_bytes)
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         return with_images(rows.schema(), LOCATED)
@@ -124,7 +144,7 @@ class Fetch(Stage):
             ]
             for row in places:
                 out.fail(failures(row))
-            work.tell(work.step, "bytes", sum(p["size_bytes"] or 0 for row in places for p in row))
+            work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in places for p in row))
             yield with_places(batch, places, schema)
 
     def place(self, got: Fetched[Got], key: str, at: int, n: int, out: Out) -> dict[str, Any]:
@@ -170,8 +190,3 @@ def _prepared(
         data, max_short_side_px=max_short_side_px, quality=quality, resize=resize, rounding=rounding
     )
     return Got(made.data, made.ext, made.width, made.height, sha256(made.data).hexdigest())
-
-
-def refs_of(batch: pa.RecordBatch) -> list[str]:
-    """The URLs of a batch of rows, in order."""
-    return batch["images"].flatten().field("ref").to_pylist()  # type: ignore[no-any-return]

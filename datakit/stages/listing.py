@@ -12,8 +12,9 @@ from datakit import readers
 from datakit.annotations import about, inputs, numbered, prepare, shards
 from datakit.manifest import Manifest
 from datakit.record import encode
-from datakit.stage import Out, Stage, Work
+from datakit.stage import Role, Stage
 from datakit.tables import Rows, as_batches
+from datakit.work import Out, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Listing(Stage):
     JSON is cut; `<dataset>-<shard>-<row>` else. Pictures that the rows hold are called `<row>.<nth>`.
     """
 
+    role: ClassVar[Role] = "list"
     version: ClassVar[int] = 1
     separator: str = "\n"  # between an instruction and its input, where upstream has these apart (M3IT)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -14,14 +14,15 @@ import pyarrow as pa
 from msgspec import structs
 
 from datakit import archives
-from datakit.errors import ArchiveError, DownloadError, Incomplete, UsageError, nearest, shortlist
+from datakit.errors import ArchiveError, DownloadError, Incomplete, shortlist
 from datakit.fingerprint import plain
-from datakit.manifest import Manifest, Source
-from datakit.stage import Out, Stage, Work, intact
+from datakit.manifest import Manifest, Source, known_sources
+from datakit.stage import Chosen, Cost, Role, Stage
 from datakit.store import locked
 from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
 from datakit.web import derived
 from datakit.web.downloads import check_unedited
+from datakit.work import Out, Work, intact
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Locate(Stage):
     where the manifest doesn't say that this is so, is in the row's `repairs`.
     """
 
+    role: ClassVar[Role] = "fetch"
     version: ClassVar[int] = 1
     without: tuple[str, ...] = ()  # sources whose pictures are given up
     any_extension: bool = False  # of all sources: what `datakit check --repair` turns on
@@ -58,6 +60,12 @@ class Locate(Stage):
     def sources(self, manifest: Manifest) -> dict[str, Source]:
         """The sources whose pictures are looked for."""
         return {name: source for name, source in manifest.images.sources.items() if name not in self.without}
+
+    def as_chosen(self, chosen: Chosen, recorded: dict[str, Any]) -> Locate:
+        return replace(self, without=chosen.without, any_extension="extension" in chosen.repairs)
+
+    def costs(self, rows: int | None, size_bytes: float, jobs: int, manifest: Manifest) -> Cost:
+        return Cost(passed_bytes=size_bytes)  # pack writes about as much as the archives hold
 
     def check(self, work: Work) -> None:
         """Raises UsageError for a source that isn't there, DownloadError for archives that a person has to get."""
@@ -180,13 +188,6 @@ def _place(ref: str, found: Found | str) -> dict[str, Any]:
         "crc32": found.member.crc32,
         "checked": False,
     }
-
-
-def known_sources(manifest: Manifest, names: Iterable[str]) -> None:
-    """Raises UsageError for a source to do without that the dataset doesn't have."""
-    every = manifest.images.sources
-    if odd := sorted(set(names) - every.keys()):
-        raise UsageError(f"{manifest.name!r} has no source {odd[0]!r} to do without. {nearest(odd[0], every)}")
 
 
 def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]], without: tuple[str, ...]) -> str:

@@ -26,10 +26,11 @@ from datakit import archives, images, interleaved
 from datakit.errors import ArchiveError, BadImage, Incomplete, SourceError, UsageError, nearest
 from datakit.manifest import Manifest
 from datakit.record import Message, Record, decode_messages, encode
-from datakit.stage import Out, Stage, Work
+from datakit.stage import Cost, Role, Stage
 from datakit.store import Store
 from datakit.tables import CORE, PACKED, Rows, as_batches, failures, with_images
 from datakit.web.downloads import check_unedited
+from datakit.work import Out, Work
 
 SAMPLES_PER_TAR = 5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
 Missing = Literal["drop_sample", "drop_image"]
@@ -59,6 +60,7 @@ class Pack(Stage):
     that every decoder reads alike keep their bytes; others are written as JPEG of `quality`.
     """
 
+    role: ClassVar[Role] = "pack"
     version: ClassVar[int] = 1
     rows_per_part: ClassVar[int | None] = SAMPLES_PER_TAR
     tars: ClassVar[bool] = True
@@ -72,6 +74,9 @@ class Pack(Stage):
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         return {**super().identity(manifest), "source": manifest.name}
+
+    def costs(self, rows: int | None, size_bytes: float, jobs: int, manifest: Manifest) -> Cost:
+        return Cost(written_bytes=size_bytes)
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         kept = with_images(rows.schema(), PACKED)
@@ -103,7 +108,7 @@ class Pack(Stage):
                 if kept is not None:
                     yield (written := self._write(*kept, work, out))
                     n_bytes += written["json_bytes"] + sum(image["size_bytes"] for image in written["images"])
-            work.tell(work.step, "bytes", n_bytes)
+            work.progress.bytes(work.step, n_bytes)
 
     def _all_or_nothing(self, row: dict[str, Any], files: _Files, out: Out) -> _Kept | None:
         if failed := failures(row["images"]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 
 from datakit.errors import UsageError, nearest
 from datakit.record import decode_messages
-from datakit.stage import Out, Stage, Work
-from datakit.tables import Rows
+from datakit.stage import Filter
 
 # A sentence this long isn't said three times by someone who describes a picture; "It is red." may be.
 SENTENCE_WORDS, SENTENCE_TIMES = 4, 3
@@ -76,7 +75,7 @@ RULES: dict[str, Callable[[str], bool]] = {"sa_id": sa_id, "repetition": repetit
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropText(Stage):
+class DropText(Filter):
     """Drops rows with a picture of which an answer breaks a rule; each is counted under the first that it breaks.
 
     Rows without a picture pass: verse and code repeat lines on purpose, and name what they like.
@@ -90,18 +89,12 @@ class DropText(Stage):
             if name not in RULES:
                 raise UsageError(f"{name!r} isn't a rule of datakit/stages/rules.py. {nearest(name, RULES)}")
 
-    def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
-        for batch in rows.batches():
-            pictures = pc.fill_null(pc.list_value_length(batch["images"]), 0).to_pylist()
-            broken = [
-                self._broken(messages) if n else None
-                for n, messages in zip(pictures, batch["messages"].to_pylist(), strict=True)
-            ]
-            for rule in self.rules:
-                out.drop(rule, broken.count(rule))
-            kept = batch.filter(pa.array([rule is None for rule in broken], pa.bool_()))
-            if kept.num_rows:
-                yield kept
+    def reasons(self, batch: pa.RecordBatch) -> list[str | None]:
+        pictures = pc.fill_null(pc.list_value_length(batch["images"]), 0).to_pylist()
+        return [
+            self._broken(messages) if n else None
+            for n, messages in zip(pictures, batch["messages"].to_pylist(), strict=True)
+        ]
 
     def _broken(self, messages: str) -> str | None:
         """The first rule that an answer breaks."""

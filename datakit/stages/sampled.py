@@ -29,12 +29,13 @@ from datakit.fingerprint import fingerprint
 from datakit.manifest import Manifest
 from datakit.parquetrows import Unreadable, values
 from datakit.record import encode
-from datakit.stage import Out, Stage, Work
+from datakit.stage import Role, Stage
 from datakit.tables import Rows, as_batches
 from datakit.web.addresses import HubFile
 from datakit.web.downloads import tried
 from datakit.web.ranged import Changed, RangedFile
 from datakit.web.transfers import hub_files
+from datakit.work import Out, Work
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,9 @@ class SampledListing(Stage):
     each file.
     """
 
+    role: ClassVar[Role] = "list"
     version: ClassVar[int] = 1
+    streams: ClassVar[bool] = True
     n_rows: int  # that are chosen; all there are when there are fewer
     rows_per_shard: int = 10_000
 
@@ -95,6 +98,9 @@ class SampledListing(Stage):
             "reader_version": readers.load(manifest).VERSION,
             "files": manifest.annotations.files,
         }
+
+    def expects(self, rows: int | None) -> int:
+        return self.n_rows if rows is None else min(rows, self.n_rows)
 
     def prepare(self, work: Work) -> None:
         """Plans, unless there is a plan. Footers that a run before had read are not asked for again."""
@@ -319,7 +325,7 @@ def _read(work: Work, plan: _Plan, about: _File, wanted: list[int]) -> Iterator[
                 at = ends[group] - metadata.row_group(group).num_rows
                 before = file.bytes_read
                 yield from _taken(parquet, group, columns, [row - at for row in rows])
-                work.tell(work.step, "bytes", file.bytes_read - before)
+                work.progress.bytes(work.step, file.bytes_read - before)
     except Changed as error:
         raise Changed(
             f"{address!r} isn't the file that was planned with: remove {work.store.root}/{work.path(_PLAN)} and run "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import xxhash
 
 from datakit.errors import UsageError
-from datakit.stage import Out, Stage, Work
+from datakit.stage import KEPT, Filter, Reasons, in_order
 from datakit.tables import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class StratifiedShare(Stage):
+class StratifiedShare(Filter):
     """Keeps a share of each shard's rows, by their keys alone, in the order they came in.
 
     Strata are the folders of the first pictures (`vg/VG_100K`), and the rows without one. A shard with n rows keeps
@@ -37,18 +37,14 @@ class StratifiedShare(Stage):
         if not 0 <= self.share <= 1:
             raise UsageError(f"a share of {self.share!r} isn't between 0 and 1: give 0.5 for half of the rows")
 
-    def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
-        chosen = self._choice(rows)
-        out.drop("not_in_share", len(chosen) - int(chosen.sum()))
-        at = 0
-        for batch in rows.batches():
-            kept = batch.filter(pa.array(chosen[at : at + batch.num_rows]))
-            at += batch.num_rows
-            if kept.num_rows:
-                yield kept
+    def expects(self, rows: int | None) -> int | None:
+        return None if rows is None else round(rows * self.share)
 
-    def _choice(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """A mark for each row. Memory is some 40 bytes a row."""
+    def judge(self, rows: Rows) -> Callable[[pa.RecordBatch], Reasons]:
+        return in_order(self._choice(rows), ("not_in_share",))
+
+    def _choice(self, rows: Rows) -> npt.NDArray[np.int8]:
+        """The number of a reason for each row, or KEPT. Memory is some 40 bytes a row."""
         hashes, strata = _columns(rows)
         # By stratum, then by hash; a hash that two keys share is settled by which came first.
         order = np.lexsort((hashes, strata))
@@ -65,10 +61,10 @@ class StratifiedShare(Stage):
         by_rest = sorted(range(len(sizes)), key=lambda s: (quotas[s] - exact[s], after[s]))
         for stratum in by_rest[:spare]:
             quotas[stratum] += 1
-        chosen = np.zeros(len(hashes), np.bool_)
+        reasons = np.zeros(len(hashes), np.int8)
         for start, quota in zip(starts, quotas):
-            chosen[order[start : start + quota]] = True
-        return chosen
+            reasons[order[start : start + quota]] = KEPT
+        return reasons
 
 
 def _columns(rows: Rows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:

@@ -8,13 +8,13 @@ import zipfile
 import pytest
 
 from datakit import annotations, manifest
+from datakit.build import Build
 from datakit.errors import DownloadError, Incomplete, ManifestError, UsageError
-from datakit.run import Run
-from datakit.stage import Work
 from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
+from datakit.work import Work
 
 HEAD = """
 title = "T"
@@ -277,7 +277,7 @@ def test_a_file_beside_that_is_nowhere_is_told_with_all_that_was_asked_for(tmp_p
 
 def test_a_lost_dataset_says_what_may_stand_for_it(tmp_path):
     found = work(tmp_path, 'lost = "Its makers deleted it."\nfallback = "coyo"\n' + two_files(tmp_path))
-    run = Run(store=found.store, manifest=found.manifest, recipe="instruct", steps=(), hosts=Hosts())
+    run = Build(store=found.store, manifest=found.manifest, recipe="instruct", steps=(), hosts=Hosts())
 
     with pytest.raises(DownloadError, match=r"Its makers deleted it\. 'coyo' may stand for it"):
         run.permit()

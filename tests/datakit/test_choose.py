@@ -10,12 +10,12 @@ from datakit.errors import SourceError
 from datakit.manifest import load
 from datakit.miniature import coyo_parquet
 from datakit.readers import coyo
-from datakit.stage import Out, Work
 from datakit.stages.choose import ClipTop
 from datakit.store import Store
 from datakit.tables import Rows, TableWriter
 from datakit.web.crawl import Limits
 from datakit.web.hosts import Hosts
+from datakit.work import Out, Work
 
 
 def run(stage, table):

@@ -9,7 +9,8 @@ from buckets import Bucket, opened
 from users import settings
 
 from datakit import claims
-from datakit.commands.options import load_settings, open_run
+from datakit.commands.options import load_settings, open_build
+from datakit.done import Done
 from datakit.errors import DatakitError, RecipeChanged
 from datakit.ledger import Commit, File, Ledger, Part
 from datakit.miniature import Miniature
@@ -41,7 +42,7 @@ def bucket(uneven, monkeypatch, tmp_path):
     monkeypatch.setattr(asking, "BACKOFF_S", 0.0)
     for name, value in settings(uneven, root).items():
         monkeypatch.setenv(name, value)
-    yield lambda: open_run(load_settings(), "coyo", tolerates=1.0)
+    yield lambda: open_build(load_settings(), "coyo", tolerates=1.0)
     opened()
 
 
@@ -76,7 +77,8 @@ class Two:
 
     def job(self, make_run, which):
         try:
-            execute(make_run(), upto="fetch", shards=[0])
+            run = make_run()
+            execute(run, upto=run.step_of("fetch"), shards=[0])
         except DatakitError as error:
             self.wrong.append((which, error))
         finally:
@@ -94,14 +96,15 @@ def test_two_jobs_on_one_shard_of_a_bucket_end_with_a_commit_that_agrees_with_it
     bucket, monkeypatch, begins, waits, rows_per_part
 ):
     monkeypatch.setattr(Fetch, "rows_per_part", rows_per_part)
-    execute(bucket(), upto="top20", shards=[0])
+    run = bucket()
+    execute(run, upto=run.step("top20"), shards=[0])
 
     wrong = Two(monkeypatch, bucket, begins, waits).play()
 
     assert wrong == []
     run = bucket()
     assert [one for one in verify(run.store, "coyo") if isinstance(one, Broken)] == []
-    assert run.done(2, 0)
+    assert Done(run).has(run.step_of("fetch"), 0)
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from datakit import manifest, parquetrows, pipeline, webdataset
+from datakit.build import Build
 from datakit.errors import ArchiveError, ManifestError, SourceError
 from datakit.readers import About, hf
 from datakit.readers import webdataset as samples
-from datakit.run import Run
 from datakit.runner import execute
 from datakit.stage import Step
 from datakit.stages import extract
@@ -55,17 +55,17 @@ def described(tmp_path, rows: str, images: str, reader: str) -> manifest.Manifes
     return manifest.read(path)
 
 
-def run_of(tmp_path, about: manifest.Manifest, *, tolerates: float = 1.0) -> Run:
+def run_of(tmp_path, about: manifest.Manifest, *, tolerates: float = 1.0) -> Build:
     steps = tuple(
         Step(name=step.name, stage=step.stage, tolerates=tolerates) for step in pipeline.steps("inline", about)
     )
     store = Store(str(tmp_path / "root"))
-    return Run(store=store, manifest=about, recipe="inline", steps=steps, hosts=Hosts())
+    return Build(store=store, manifest=about, recipe="inline", steps=steps, hosts=Hosts())
 
 
-def fetched(run: Run) -> list[dict]:
+def fetched(run: Build) -> list[dict]:
     """The rows of fetch; every picture that is ok is where its row says."""
-    execute(run, upto="fetch")
+    execute(run, upto=run.step_of("fetch"))
     tables = sorted(Path(run.store.root, run.folder, "fetch").glob("*.parquet"))
     rows = [row for table in tables for row in pq.read_table(table).to_pylist()]
     for row in rows:
@@ -416,7 +416,7 @@ def test_what_datakit_packed_can_be_read_again(tmp_path):
     rows = [asked(picture(nth), nth) for nth in range(5)]
     about = described(tmp_path, COLUMNS.format(parquet(tmp_path / "a.parquet", rows)), 'by = "inline"', "hf")
     run = run_of(tmp_path, about)
-    execute(run, upto="pack")
+    execute(run, upto=run.step_of("pack"))
     tar = f"file://{run.store.root}/mine/pack/00000.tar"
     again = described(tmp_path, f'format = "webdataset"\nfiles = ["{tar}"]', 'by = "inline"', "webdataset")
 

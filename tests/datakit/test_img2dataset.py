@@ -26,12 +26,12 @@ from datakit.interop import img2dataset, outputs
 from datakit.interop.img2dataset import Output, crawled, imported, outcome_of, run
 from datakit.manifest import load
 from datakit.miniature.pictures import drawing
-from datakit.stage import Work
 from datakit.stages.fetch import Fetch
 from datakit.store import Store
 from datakit.web import hosts as hosts_module
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
+from datakit.work import Work
 
 real = pytest.mark.skipif(
     find_spec("img2dataset") is None or find_spec("imghdr") is None,

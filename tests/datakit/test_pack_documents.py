@@ -19,12 +19,12 @@ from datakit.fingerprint import changes
 from datakit.manifest import load
 from datakit.readers import mmc4
 from datakit.record import Message, Part, encode
-from datakit.stage import Out, Work
 from datakit.stages.pack import Pack
 from datakit.store import Store
 from datakit.tables import LOCATED, Rows, TableWriter, with_images
 from datakit.web.crawl import Limits
 from datakit.web.hosts import Hosts
+from datakit.work import Out, Work
 
 SENTENCES = ["One.", "Two.", "Three."]
 # Image 0 fits the first sentence best, and so does image 1, which has to stand before the second while 0 is there.

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from users import everything
 
+from datakit.build import Build
+from datakit.done import Done
 from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError
 from datakit.manifest import Annotations, Images, Manifest, Pinned
 from datakit.miniature import Miniature
@@ -18,7 +20,6 @@ from datakit.miniature.hub import Hub
 from datakit.miniature.server import Answer, Server
 from datakit.readers import flan
 from datakit.record import decode_messages
-from datakit.run import Run
 from datakit.runner import execute
 from datakit.stage import Step
 from datakit.stages import sampled
@@ -121,12 +122,12 @@ def upstream(monkeypatch):
 def runs(root, *, n_rows=90, rows_per_shard=20, limit=None, manifest=FLAN):
     stage = SampledListing(n_rows=n_rows, rows_per_shard=rows_per_shard)
     steps = (Step(name="list", stage=stage),)
-    return Run(store=Store(str(root)), manifest=manifest, recipe="x", steps=steps, hosts=Hosts(), limit=limit)
+    return Build(store=Store(str(root)), manifest=manifest, recipe="x", steps=steps, hosts=Hosts(), limit=limit)
 
 
 def listed(run, **which):
     """Makes the shards, and returns the rows of all there are."""
-    execute(run, upto="list", **which)
+    execute(run, upto=run.step_of("list"), **which)
     folder = run.store.path(f"{run.folder}/list")
     return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
@@ -256,11 +257,11 @@ def test_nobody_knows_the_shards_before_the_plan(upstream, tmp_path):
 
     with pytest.raises(Incomplete, match="datakit fetch flan"):
         stage.shards(work)
-    assert run.known_shards() == []
+    assert Done(run).known_shards() == []
     assert stage.inputs(work, 0) is None
     stage.prepare(work)
 
-    assert run.known_shards() == [0, 1, 2, 3, 4]
+    assert Done(run).known_shards() == [0, 1, 2, 3, 4]
 
 
 def test_a_trial_takes_the_first_rows_of_each_file_and_no_more_than_its_limit(upstream, tmp_path):
@@ -291,8 +292,8 @@ def test_another_pinned_commit_is_planned_anew_and_makes_stale_what_it_changes(u
     manifest = msgspec.structs.replace(FLAN, pinned=Pinned(commits={REPO: commit}))
     run = runs(tmp_path, manifest=manifest)
 
-    assert run.known_shards() == []
-    report = execute(run, upto="list")
+    assert Done(run).known_shards() == []
+    report = execute(run, upto=run.step_of("list"))
 
     assert report.made == [2, 3, 4]  # those that have rows of b_data
     assert report.kept == [0, 1]
@@ -306,7 +307,8 @@ def test_a_file_that_has_another_number_of_rows_makes_all_shards_stale(upstream,
     commit = upstream.commit(c__10=parquet("c10", 31))
     manifest = msgspec.structs.replace(FLAN, pinned=Pinned(commits={REPO: commit}))
 
-    report = execute(runs(tmp_path, manifest=manifest), upto="list")
+    run = runs(tmp_path, manifest=manifest)
+    report = execute(run, upto=run.step_of("list"))
 
     assert report.made == [0, 1, 2, 3, 4]
 

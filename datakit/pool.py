@@ -81,7 +81,11 @@ def run_calls(
             f"a worker process {_end(workers)}. What was committed is kept: run the same command again"
         ) from error
     except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)  # what is under way is finished, and kept
+        # What is under way is finished, and kept. Not by `cancel_futures`, which in Python 3.11 waits for ever for a
+        # call that can't be pickled.
+        for future in running:
+            future.cancel()
+        pool.shutdown(wait=True)
         raise
     queue.put(None)
     ear.join()

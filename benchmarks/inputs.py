@@ -59,7 +59,7 @@ def make_rows(path: Path, dataset: str, *, size: int = 0, rows: int = 0) -> int:
     """An array of LLaVA records until the file has that size, or that many; returns how many there are.
 
     Indented as LLaVA's files are. Those of its mix have 1.5 kB and 5 rounds on average, most of short answers
-    (upstream.md, D3); those of Q-Instruct have 0.4 kB and one round.
+    (docs/upstreams.md, `llava665k`); those of Q-Instruct have 0.4 kB and one round.
     """
     chance = random.Random(0)
     texts = [

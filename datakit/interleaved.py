@@ -44,7 +44,7 @@ def document(sentences: Sequence[str], similarity: Any, n_images: int, gone: Col
 def laid_out(sentences: Sequence[str], places: Sequence[int]) -> Document:
     """The document with each image before the sentence of its place.
 
-    Images before one sentence stay in upstream's order; VILA's argsort leaves it open.
+    Images before one sentence stay in upstream's order; VILA's argsort leaves it open (docs/upstreams.md U79).
     """
     order = sorted(range(len(places)), key=places.__getitem__)
     return Document(messages(sentences, places), order)

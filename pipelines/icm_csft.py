@@ -2,8 +2,8 @@
 
 One stage, `finetune`: projector and language model of llava-v1.5 on ICM-Instruct alone.
 
-Differs from the guide as `icm_msft` does (upstream.md E21): no mix here, whatever the sentence under this heading
-says, and records with a broken path are dropped and counted.
+Differs from the guide as `icm_msft` does: no mix here, whatever the sentence under this heading says
+(docs/upstreams.md U47), and records with a broken path are dropped and counted (U44).
 """
 
 from datakit.stage import Step
@@ -14,7 +14,7 @@ from datakit.stages.pack import Pack
 STEPS = {
     "icm": (
         Step(name="list", stage=Listing()),
-        # upstream.md D13: of the 172,465 questions, which stand together, the converter breaks 156,884 paths, 91 %
+        # docs/upstreams.md U44: the converter breaks 156,884 of 172,465 paths of questions, which stand together: 91 %
         Step(name="fetch", stage=Locate(), tolerates=0.95),
         Step(name="pack", stage=Pack()),
     )
@@ -22,4 +22,5 @@ STEPS = {
 
 MIXES = {"finetune": "icm"}
 
-# TRAINING, by stage, comes here with the trainer's recipes. Upstream names 13b in the script and 7B in the guide.
+# TRAINING, by stage, comes here with the trainer's recipes. Upstream names 13b in the script and 7B in the guide
+# (docs/upstreams.md U48).

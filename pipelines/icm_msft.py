@@ -3,11 +3,11 @@
 One stage, `finetune`: projector and language model on ICM-Instruct and the 665K mix together, ICM first as in
 upstream's `jq -s add`.
 
-Differs from the guide: files are taken from resolve/ (upstream.md E1), and the mix is that of this strategy: the
-guide has the sentence about icm_llava_train_mix.json under the other one (E21). Both strategies call one script that
-starts from llava-v1.5-13b where the guide says 7B; mixing from the start needs LLaVA's pretrained projector instead,
-which is the trainer's side. Upstream's converter breaks the picture's path in 156,884 of its 323,932 records (E21):
-those are dropped as `missing` and counted, for what they meant can't be told; `datakit check icm` counts them.
+Differs from the guide: files are taken from resolve/ (docs/upstreams.md U1), and the mix is that of this strategy: the
+guide has the sentence about icm_llava_train_mix.json under the other one (U47). Both strategies call one script that
+starts from llava-v1.5-13b where the guide says 7B (U48); mixing from the start needs LLaVA's pretrained projector
+instead, which is the trainer's side. Upstream's converter breaks the picture's path in 156,884 of its 323,932 records
+(U44): those are dropped as `missing` and counted, for what they meant can't be told; `datakit check icm` counts them.
 """
 
 from datakit.stage import Step
@@ -18,7 +18,7 @@ from datakit.stages.pack import Pack
 STEPS = {
     "icm": (
         Step(name="list", stage=Listing()),
-        # upstream.md D13: of the 172,465 questions, which stand together, the converter breaks 156,884 paths, 91 %
+        # docs/upstreams.md U44: the converter breaks 156,884 of 172,465 paths of questions, which stand together: 91 %
         Step(name="fetch", stage=Locate(), tolerates=0.95),
         Step(name="pack", stage=Pack()),
     ),

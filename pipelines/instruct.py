@@ -1,8 +1,8 @@
 """Any dataset whose pictures come in archives: all rows, pictures found by the archives' indexes, packed.
 
 Differs from the guides: nothing is unpacked, and a record that can't be trained on is dropped with its reason
-instead of stopping the training, or of being trained on with a black picture (upstream.md E18, E19, E24; LLaVA
-issues 593, 601).
+instead of stopping the training, or of being trained on with a black picture (docs/upstreams.md U2, U3, U20,
+U58).
 """
 
 from datakit.stage import Step

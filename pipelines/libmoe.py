@@ -5,13 +5,13 @@ In order: `pretrain` trains the projector on 558K captions; `prefinetune` the wh
 version takes the full mix: `datakit build-mix --fetch llava665k`. For a half whose rule is known, use
 `datakit build-mix --fetch llava665k --recipe llava_half`.
 
-Differs from the guide: files keep their names, no `?download=true` in them (upstream.md E2); nothing is fetched twice
-(E3); TextVQA's pictures are found under textvqa/train_images, as the JSON says (E4); no shell line with a stray blank
-after its backslash to mend (E5), and no second layout of folders for the scripts (E6). The script of the second
-stage reads the 332K by mistake; this takes ALLaVA's captions, as the guide says. ALLaVA's own files stand for
-CuMo's conversion of them, cumo_pft_allava.json. A picture that can't be read drops its record, counted; the scripts
-train on a black one in its place (E24). ALLaVA's archives are read when they are whole (E25), and at one commit once
-they are pinned (E27).
+Differs from the guide: files keep their names, no `?download=true` in them (docs/upstreams.md U12); nothing is fetched
+twice (U13); TextVQA's pictures are found under textvqa/train_images, as the JSON says (U14); no shell line with a stray
+blank after its backslash to mend (U15), and no second layout of folders for the scripts (U16). The script of the second
+stage reads the 332K by mistake (U17); this takes ALLaVA's captions, as the guide says. ALLaVA's own files stand for
+CuMo's conversion of them, cumo_pft_allava.json (U18). A picture that can't be read drops its record, counted; the
+scripts train on a black one in its place (U20). ALLaVA's archives are read when they are whole (U28), and at one commit
+once they are pinned (U29).
 """
 
 from datakit.stage import Step
@@ -30,4 +30,4 @@ STEPS = {"llava558k": ARCHIVES, "allava": ARCHIVES, "llava332k": ARCHIVES}
 MIXES = {"pretrain": "llava558k", "prefinetune": "allava.captions", "finetune": "llava332k"}
 
 # TRAINING, by stage, comes here with the trainer's recipes. The projector's stage uses the chat template phi35
-# there, not LLaVA's plain one.
+# there, not LLaVA's plain one (docs/upstreams.md U19).

@@ -5,8 +5,8 @@ mix of 665K instructions (scripts/v1_5/pretrain.sh and finetune.sh of haotian-li
 
 Differs from upstream: archives are read by their indexes and not unpacked; a record that can't be trained on (an
 empty answer, a picture that is gone or broken) is dropped with its reason, where upstream stops or masks the whole
-sample (upstream.md E18, E19); several pictures of one turn stay several (E23); sizes are the hub's, not those of
-LLaVA's docs (E28). Keys are row numbers, since upstream's ids are not unique.
+sample (docs/upstreams.md U2, U3, U58); several pictures of one turn stay several (U4); sizes are the hub's, not those
+of LLaVA's docs (U54). Keys are row numbers, since upstream's ids are not unique (U56).
 """
 
 from datakit.stage import Step

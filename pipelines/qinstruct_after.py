@@ -2,7 +2,8 @@
 
 One stage, `finetune`: projector and language model of liuhaotian/llava-v1.5-7b (or 13b) on Q-Instruct alone.
 
-Differs from the guide as `qinstruct_mix` does (upstream.md E1, E20). No projector is needed, for the model has one.
+Differs from the guide as `qinstruct_mix` does: its links are to pages (docs/upstreams.md U1), and get_mm_projectors.sh
+(U82), which it leaves out, isn't needed here, for the model has a projector.
 """
 
 from datakit.stage import Step

@@ -3,10 +3,10 @@
 One stage, `finetune`: projector and language model of LLaVA-1.5, from its pretrained projector, on Q-Instruct and the
 665K mix together, Q-Instruct first as in upstream's `jq -s add` (the order that is trained in is the stream's).
 
-Differs from the guide: files are taken from resolve/ and a web page in place of JSON is refused (upstream.md E1);
-the two JSONs are never in memory at once, and nothing of either is rewritten. The guide leaves out
-get_mm_projectors.sh, which fetches the projector that this starts from (E20): the first stage of `llava15` makes
-one. Upstream's scripts need two working folders at once; ours need none.
+Differs from the guide: files are taken from resolve/ and a web page in place of JSON is refused (docs/upstreams.md U1);
+the two JSONs are never in memory at once (U84), and nothing of either is rewritten. The guide leaves out
+get_mm_projectors.sh, which fetches the projector that this starts from (U82): the first stage of `llava15` makes
+one. Upstream's scripts need two working folders at once (U83); ours need none.
 """
 
 from datakit.stage import Step

@@ -4,9 +4,10 @@ In order: `pretrain` trains the upper half of the vision tower, the projector an
 `finetune` projector and language model on the mix.
 
 VILA uses a cleaned copy (the dataset `sharegpt4v_vila`): its README says that captions which name a file (sa_XXXX) or
-repeat themselves were left out, and its script for it is not published. The step `clean` does what that sentence says
-by two rules of our own, to all but the mix; the numbers need not be upstream's. SAM's and four smaller collections of
-pictures come from forms and drives only: bring them with `datakit adopt`, or go `--without`.
+repeat themselves were left out (docs/upstreams.md U90), and its script for it is not published (U93). The step `clean`
+does what that sentence says by two rules of our own, to all but the mix; the numbers need not be upstream's. SAM's and
+four smaller collections of pictures come from forms and drives only: bring them with `datakit adopt`, or go
+`--without`.
 """
 
 from datakit.stage import Step

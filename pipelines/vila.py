@@ -6,24 +6,28 @@ and ShareGPT4V's mix in VILA's cut, 738K, in which LLaVA-1.5's is contained. A m
 once each, without weights (llava/data/datasets_mixture.py).
 
 Differs from the guide and its scripts (data_prepare/ of NVlabs/VILA), and why:
-- CC3M: chat.json is taken from resolve/, not from the page that the guide links (E1); pictures from its zip.
-- MMC4-core is lost, and the form that gave access to it is of no use any more (upstream.md E7). `--fallback` takes
+- CC3M: chat.json is taken from resolve/, not from the page that the guide links (docs/upstreams.md U1); pictures from
+  its zip.
+- MMC4-core is lost, and the form that gave access to it is of no use any more (U71). `--fallback` takes
   mmc4-core-ff in its place, the set without pictures that show faces. Nothing is replaced without being asked.
-- 23,085 shards, not 23,098 - 14 (E8); by number, not by the alphabet (E9); no arguments that crash when left out (E10).
-- Every URL has an outcome, what failed can be tried again, and a kill loses minutes (E12); no pickles, which run
-  code when they are opened. No counts to copy by hand (E11), no tail to drop (E13).
+- 23,085 shards, not 23,098 - 14 (U72); by number, not by the alphabet (U73); no arguments that crash when left out
+  (U74).
+- Every URL has an outcome, what failed can be tried again, and a kill loses minutes (U22); no pickles, which run
+  code when they are opened. No counts to copy by hand (U75), no tail to drop (U24).
 - COYO: 25 million rows are fetched, not the 149.4 million of which upstream's scripts keep the pictures and its
-  training uses 25: which 25 is our reading, as the recipe `coyo25m` says. Ties, order and floor as in `coyo_vila`.
+  training uses 25: which 25 is our reading (U38), as the recipe `coyo25m` says. Ties, order and floor as in
+  `coyo_vila`.
 - Pictures of COYO and MMC4 have VILA's sizes to the pixel, by another filter: SSIM 0.97, see `coyo_vila`.
 - MMC4: a picture stands before the sentence of its `matched_text_index`, as in VILA's loader; before the one that the
   similarity matrix gives it only where a document lacks these.
-- FLAN: the stride is whole numbers; upstream's float32 repeats rows and can run past the end (E14). Only the row groups
-  that hold a chosen row are read, where upstream has 378 million strings in memory and downloads 70 GB of unused JSON.
-- M3IT: its JSON Lines are read, not its loader script, which new `datasets` refuse; a line break stands between
-  instruction and input, which upstream glues (E15; `m3it_glued` is upstream's form). Visual dialogues are turns.
-- ShareGPT4V has its own folder, not COYO's (E16). The names of upstream's mixtures that don't exist (E17) are not
+- FLAN: the stride is whole numbers; upstream's float32 has uneven steps and can run past the end (U40). Only the row
+  groups that hold a chosen row are read, where upstream has 378 million strings in memory (U41) and downloads 70 GB of
+  unused JSON (U39).
+- M3IT: its JSON Lines are read, not its loader script, which new `datasets` refuse (U61); a line break stands between
+  instruction and input, which upstream glues (U63; `m3it_glued` is upstream's form). Visual dialogues are turns.
+- ShareGPT4V has its own folder, not COYO's (U91). The names of upstream's mixtures that don't exist (U26) are not
   needed. The copy that VILA cleaned is taken as it is; `sharegpt4v` has our rules for the original.
-- A document with a dead picture is dropped whole, as upstream does; `mmc4_keep` has the other policy.
+- A document with a dead picture is dropped whole, as upstream does (U76); `mmc4_keep` has the other policy.
 """
 
 from datakit.stage import Step

@@ -1,4 +1,4 @@
-"""The recipes: what each makes is a golden file, every number has its source, every known defect its place."""
+"""The recipes: what each makes is a golden file, and every number has its source."""
 
 import ast
 import json
@@ -222,104 +222,9 @@ def test_mixes_that_cannot_be_made_are_told_with_recipe_and_name(own, mixes, kin
     assert "'mine'" in str(caught.value)
 
 
-# Where each defect of the guides and the official scripts is taken care of (the numbers are upstream.md's):
-# `FILE::TEST`, `manifest NAME: WORDS` of its problems, `recipe NAME: WORDS` of its docstring, or why it doesn't apply.
-
-DEFECTS = {
-    "E1": ["recipe vila: not from the page", "tests/test_bad_input.py::test_html_in_place_of_json_is_told_as_such"],
-    "E2": [
-        "recipe libmoe: no `?download=true`",
-        "tests/datakit/test_downloads.py::test_addresses_that_differ_in_their_query_land_apart",
-    ],
-    "E3": ["recipe libmoe: nothing is fetched twice", "tests/datakit/test_downloads.py::test_a_file_is_fetched_once"],
-    "E4": [
-        "recipe libmoe: textvqa/train_images",
-        "tests/test_manifests.py::test_textvqa_and_ocr_vqa_are_found_as_their_archives_have_them",
-    ],
-    "E5": ["recipe libmoe: stray blank"],
-    "E6": ["recipe libmoe: no second layout"],
-    "E7": ["recipe vila: MMC4-core is lost", "tests/test_run.py::test_a_lost_dataset_is_replaced_only_when_asked_for"],
-    "E8": [
-        "recipe vila: 23,085 shards",
-        "tests/test_recipes.py::test_mmc4_has_23_085_shards_less_those_that_core_ff_lacks",
-    ],
-    "E9": [
-        "recipe vila: not by the alphabet",
-        "tests/datakit/test_annotations.py::test_one_zip_a_shard_is_read_without_those_that_upstream_never_had",
-    ],
-    "E10": ["recipe vila: no arguments that crash"],
-    "E11": ["recipe vila: No counts to copy"],
-    "E12": ["recipe vila: Every URL has an outcome", "tests/test_run.py::test_a_run_that_was_killed_goes_on"],
-    "E13": [
-        "recipe vila: no tail to drop",
-        "tests/test_chain.py::test_what_is_packed_and_what_is_dropped_add_up_to_what_came",
-    ],
-    "E14": [
-        "recipe vila: the stride is whole numbers",
-        "tests/datakit/test_sampled.py::test_all_steps_are_even_where_float32_has_steps_of_352_to_384",
-    ],
-    "E15": [
-        "recipe m3it_glued: upstream's form",
-        "tests/test_recipes.py::test_m3it_and_mmc4_differ_from_their_other_forms_in_one_field",
-    ],
-    "E16": ["recipe vila: its own folder"],
-    "E17": ["recipe vila: that don't exist"],
-    "E18": [
-        "recipe llava15: an empty answer",
-        "manifest llava665k: at least one answer is empty",
-        "manifest llava665k: ids are not unique",
-    ],
-    "E19": [
-        "manifest llava665k: some are .gif or .png",
-        "tests/test_manifests.py::test_textvqa_and_ocr_vqa_are_found_as_their_archives_have_them",
-    ],
-    "E20": ["recipe qinstruct_mix: get_mm_projectors.sh"],
-    "E21": ["recipe icm_msft: 156,884"],
-    "E22": ["does not apply: chat templates are the trainer's (trainer/chat.py), which has none of Llama 3"],
-    "E23": [
-        "recipe llava15: several pictures of one turn",
-        "tests/datakit/test_readers.py::test_several_marks_in_a_turn_stay_several",
-    ],
-    "E24": [
-        "recipe libmoe: train on a black one",
-        "tests/test_chain.py::test_what_is_packed_and_what_is_dropped_add_up_to_what_came",
-    ],
-    "E25": [
-        "recipe libmoe: read when they are whole",
-        "tests/datakit/test_archives.py::test_a_zip_cut_anywhere_is_refused",
-    ],
-    "E26": ["recipe dense_connector: in place of data"],
-    "E27": [
-        "manifest allava: holds on to one commit",
-        "tests/datakit/test_downloads.py::test_a_hub_file_that_has_changed_begins_anew",
-    ],
-    "E28": ["recipe llava15: sizes are the hub's"],
-}
-
-
-def test_every_defect_of_the_guides_is_handled_or_shown_not_to_apply():
-    assert list(DEFECTS) == [f"E{n}" for n in range(1, 29)]
-    assert all(DEFECTS.values())
-
-
-@pytest.mark.parametrize("place", sorted({place for places in DEFECTS.values() for place in places}))
-def test_the_place_where_a_defect_is_handled_is_there(place):
-    kind, _, rest = place.partition(" ")
-    name, _, words = rest.partition(": ")
-    if kind == "manifest":
-        assert any(words in problem for problem in manifest.load(name).problems)
-    elif kind == "recipe":
-        assert words in " ".join(pipeline.load(name).__doc__.split())
-    elif "::" in place:
-        file, _, test = place.partition("::")
-        assert f"def {test}(" in (ROOT / file).read_text()
-    else:
-        assert place.startswith("does not apply: ")
-
-
 def test_mmc4_has_23_085_shards_less_those_that_core_ff_lacks():
     rows = manifest.load("mmc4").annotations
 
     assert rows.shards == 23_099
-    assert len(rows.absent) == 16  # the 14 that never were, and two more that core-ff lacks (mmc4 issue 16)
+    assert len(rows.absent) == 16  # the 14 that never were, and two more that core-ff lacks (docs/upstreams.md U72)
     assert len(rows.numbers()) == 23_083

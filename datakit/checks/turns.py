@@ -1,7 +1,7 @@
-"""What is wrong or odd in a row of LLaVA's form, and what LLaVA's own trainer does with it (upstream.md C.6).
+"""What is wrong or odd in a row of LLaVA's form, and what LLaVA's own trainer does with it (docs/upstreams.md U2).
 
-An empty value masks the whole sample, roles that don't alternate stop the training, several marks of a turn become
-one, and a sample without a word stops the sampler.
+An empty value masks the whole sample, roles that don't alternate stop the training (U6), several marks of a turn
+become one (U4), and a sample without a word stops the sampler (U7).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """M3IT: rows of `inputs`, `outputs` and pictures in base64, with instructions that stand in a file beside.
 
-Upstream's loader draws an instruction for each row anew whenever it runs. Here it is drawn by XXH3 of the file's name,
-the row's number and nothing else, so that a listing can be made again; numbers run through all files of the dataset.
-It comes before `inputs`, with the separator of the listing between; an empty one glues them, as VILA's script does.
+Upstream's loader draws an instruction for each row anew whenever it runs (docs/upstreams.md U62). Here it is drawn by
+XXH3 of the file's name, the row's number and nothing else, so that a listing can be made again; numbers run through all
+files of the dataset. It comes before `inputs`, with the separator of the listing between; an empty one glues them, as
+VILA's script does (U63).
 
 The rest is what VILA's loader makes of a row (llava/data/dataset.py, LazyVFlanDataset): pictures first, eight at the
 most, `<image>` in the text taken out. A question with `Image Descriptions` is a dialog whose turns stand in it and

@@ -201,7 +201,7 @@ def chosen(n: int, k: int, start: int = 0, stop: int | None = None) -> list[int]
     """Numbers `start` to `stop` of k of the rows 0 to n - 1: the first, the last, and others at even steps.
 
     In whole numbers. VILA's float32 linspace has steps of 352 to 384 rows where 378 are due, and ends behind the last
-    row for half of all n (sft/preprocess_flan.py).
+    row for half of all n (sft/preprocess_flan.py; docs/upstreams.md U40).
     """
     places = range(k)[start:stop]
     return [i * (n - 1) // (k - 1) for i in places] if k > 1 else [0 for _ in places]

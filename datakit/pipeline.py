@@ -1,13 +1,22 @@
 """Pipeline: what we make of a dataset, one Python file in `pipelines/` for each paper's recipe.
 
-A recipe file has `STEPS`, a dictionary from dataset names to tuples of Step. A part of a dataset, `allava.captions`,
-has the steps under its own name, else those under `allava`; `"*"` stands for any other dataset. It may have `MIXES`,
-what a paper's stages train on, as mix expressions in the order of training; and `TRAINING`, which the trainer reads.
+A recipe file may have `MIXES`, what a paper's stages train on, as mix expressions in the order of training; `STEPS`, a
+dictionary that says by dataset what is made otherwise than its manifest's own recipe makes it; and `TRAINING`, which
+the trainer reads. The steps of a dataset are the first of these that there is, for `allava.captions`:
+
+1. `STEPS["allava.captions"]`: those of this part of a dataset;
+2. `STEPS["allava"]`: those of a dataset, also for each of its parts that isn't named itself;
+3. `STEPS["*"]`: those of any other dataset, whether MIXES names it or not;
+4. the steps of the recipe that its manifest names (`recipe = "instruct"`), if MIXES names the dataset or a part of it,
+   or if it stands for a lost dataset that MIXES names. Any other dataset has no steps in this recipe.
+
+Steps are written out as a tuple of Step, or as what differs from another recipe's: `like("instruct", Step(...))`.
 The steps are always `list` first, then choices, `fetch`, and `pack` last.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
 
 from datakit import catalogue, mix, usercode
@@ -18,20 +27,40 @@ from datakit.record import KEY
 from datakit.stage import Step
 
 
+@dataclass(frozen=True)
+class Like:
+    """The steps of another recipe and what differs from them, as `like` takes them."""
+
+    recipe: str
+    but: tuple[Step, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+def like(recipe: str, *but: Step, without: tuple[str, ...] = ()) -> Like:
+    """The steps that another recipe has for the same dataset, but for what is said here.
+
+    A step stands in the place of the one of its name. One of a new name is one more choice, just before `fetch`.
+    `without` names steps to leave out.
+
+        like("instruct", Step(name="half", stage=StratifiedShare(share=0.5)))    one more choice
+        like("vila", Step(name="pack", stage=Pack(missing="drop_image")))        packed in another way
+    """
+    return Like(recipe, but, without)
+
+
 def load(name: str) -> ModuleType:
     """The module of a recipe. Raises UsageError for an unknown name, ManifestError for a file that can't be run."""
     return usercode.load(catalogue.find("pipelines", f"{name}.py"))
 
 
-def steps(recipe: str, manifest: Manifest) -> tuple[Step, ...]:
-    """The steps that a recipe has for a dataset. Raises UsageError when it has none."""
-    table = getattr(load(recipe), "STEPS", None)
-    if not isinstance(table, dict):
-        raise UsageError(f"recipe {recipe!r} has no data steps (it may be one for the trainer)")
-    names = (manifest.name, manifest.name.partition(".")[0], "*")
-    found = next((table[name] for name in names if name in table), None)
-    if found is None:
-        raise UsageError(f"recipe {recipe!r} has no steps for {manifest.name!r}. {nearest(manifest.name, table)}")
+def steps(recipe: str, manifest: Manifest, *, via: tuple[str, ...] = ()) -> tuple[Step, ...]:
+    """The steps that a recipe has for a dataset; `via` are the recipes that led to this one, each by the next.
+
+    Raises UsageError when it has none, ManifestError for steps that can't be run.
+    """
+    found = _written(recipe, manifest)
+    if isinstance(found, Like):
+        found = _merged(found, manifest, (*via, recipe))
     if not isinstance(found, tuple) or not all(isinstance(step, Step) for step in found):
         raise ManifestError(f"recipe {recipe!r}: STEPS of {manifest.name!r} should be a tuple of Step, not {found!r}")
     order = [step.name for step in found]
@@ -40,6 +69,70 @@ def steps(recipe: str, manifest: Manifest) -> tuple[Step, ...]:
             f"recipe {recipe!r}: the steps of a dataset are 'list', choices, 'fetch' and 'pack', not {order}"
         )
     return tuple(found)
+
+
+def _written(recipe: str, manifest: Manifest) -> object:
+    """What a recipe file says of a dataset, by the order in this module's docstring. Raises UsageError when nothing."""
+    module = load(recipe)
+    if not hasattr(module, "STEPS") and not hasattr(module, "MIXES"):
+        raise UsageError(f"recipe {recipe!r} has no data steps (it may be one for the trainer)")
+    table = getattr(module, "STEPS", {})
+    if not isinstance(table, dict):
+        raise ManifestError(f"recipe {recipe!r}: STEPS should be a dictionary from datasets to steps, not {table!r}")
+    whole = manifest.name.partition(".")[0]
+    for name in (manifest.name, whole, "*"):
+        if name in table:
+            return table[name]
+    mixed = _mixed(recipe) if hasattr(module, "MIXES") else set()
+    if whole in mixed or whole in map(_stand_in, mixed):
+        return Like(manifest.recipe)
+    raise UsageError(
+        f"recipe {recipe!r} has no steps for {manifest.name!r}. {nearest(manifest.name, {*table, *mixed})}"
+    )
+
+
+def _mixed(recipe: str) -> set[str]:
+    """The datasets that the mixes of a recipe name, whole or in part."""
+    known = catalogue.names("manifests")
+    return {name.partition(".")[0] for text in mixes(recipe).values() for name, _ in mix.parse(text, known)}
+
+
+def _stand_in(dataset: str) -> str:
+    """The dataset that may be taken in place of a lost one; "" when there is none."""
+    about = manifests.load(dataset)
+    return about.fallback if about.lost else ""
+
+
+def _merged(said: Like, manifest: Manifest, via: tuple[str, ...]) -> tuple[Step, ...]:
+    """The steps of another recipe with what `via[-1]` has otherwise. Raises ManifestError when they can't be had."""
+    whose = f"recipe {via[-1]!r}: the steps of {manifest.name!r}"
+    if (
+        not isinstance(said.recipe, str)
+        or not isinstance(said.without, tuple)
+        or not all(isinstance(step, Step) for step in said.but)
+    ):
+        raise ManifestError(f'{whose} should be like("RECIPE", Step(...), without=("STEP",)), not {said!r}')
+    if said.recipe in via:
+        circle = " -> ".join([*via, said.recipe])
+        raise ManifestError(
+            f"{whose} are written out nowhere, for each recipe points to the next: {circle}. Write them out in one"
+        )
+    try:
+        usual = steps(said.recipe, manifest, via=via)
+    except UsageError as error:
+        raise ManifestError(f"{whose} are like those of {said.recipe!r}, but {error}") from error
+    names = [step.name for step in usual]
+    if unknown := [name for name in said.without if name not in names]:
+        raise ManifestError(
+            f"{whose}: {said.recipe!r} has no step {unknown[0]!r} to leave out. {nearest(unknown[0], names)}"
+        )
+    kept = [step for step in usual if step.name not in said.without]
+    choices = [step for step in said.but if step.name not in {step.name for step in kept}]
+    merged: list[Step] = []
+    for step in kept:
+        merged += choices if step.name == "fetch" else []
+        merged += [other for other in said.but if other.name == step.name] or [step]
+    return tuple(merged)
 
 
 def mixes(recipe: str) -> dict[str, str]:

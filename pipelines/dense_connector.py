@@ -9,19 +9,6 @@ mgm_generation_pure_text.json isn't merged in, for mgm_instruction.json holds it
 instructions are where the README's tree has them, not its list. The rest is as in `llava15`.
 """
 
-from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
-
-ARCHIVES = (
-    Step(name="list", stage=Listing()),
-    Step(name="fetch", stage=Locate()),
-    Step(name="pack", stage=Pack()),
-)
-
-STEPS = {"llava558k": ARCHIVES, "llava665k": ARCHIVES, "mgm": ARCHIVES}
-
 MIXES = {
     "pretrain": "llava558k",
     "finetune": "llava665k",

@@ -6,18 +6,13 @@ Differs from the guide as `icm_msft` does (upstream.md E21): no mix here, whatev
 says, and records with a broken path are dropped and counted.
 """
 
+from datakit.pipeline import like
 from datakit.stage import Step
-from datakit.stages.listing import Listing
 from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
 
 STEPS = {
-    "icm": (
-        Step(name="list", stage=Listing()),
-        # upstream.md D13: of the 172,465 questions, which stand together, the converter breaks 156,884 paths, 91 %
-        Step(name="fetch", stage=Locate(), tolerates=0.95),
-        Step(name="pack", stage=Pack()),
-    )
+    # upstream.md D13: of the 172,465 questions, which stand together, the converter breaks 156,884 paths, 91 %
+    "icm": like("instruct", Step(name="fetch", stage=Locate(), tolerates=0.95))
 }
 
 MIXES = {"finetune": "icm"}

@@ -10,25 +10,6 @@ which is the trainer's side. Upstream's converter breaks the picture's path in 1
 those are dropped as `missing` and counted, for what they meant can't be told; `datakit check icm` counts them.
 """
 
-from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
-
-STEPS = {
-    "icm": (
-        Step(name="list", stage=Listing()),
-        # upstream.md D13: of the 172,465 questions, which stand together, the converter breaks 156,884 paths, 91 %
-        Step(name="fetch", stage=Locate(), tolerates=0.95),
-        Step(name="pack", stage=Pack()),
-    ),
-    "llava665k": (
-        Step(name="list", stage=Listing()),
-        Step(name="fetch", stage=Locate()),
-        Step(name="pack", stage=Pack()),
-    ),
-}
-
 MIXES = {"finetune": "icm+llava665k"}
 
 # TRAINING, by stage, comes here with the trainer's recipes.

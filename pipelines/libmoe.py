@@ -14,19 +14,6 @@ train on a black one in its place (E24). ALLaVA's archives are read when they ar
 they are pinned (E27).
 """
 
-from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
-
-ARCHIVES = (
-    Step(name="list", stage=Listing()),
-    Step(name="fetch", stage=Locate()),
-    Step(name="pack", stage=Pack()),
-)
-
-STEPS = {"llava558k": ARCHIVES, "allava": ARCHIVES, "llava332k": ARCHIVES}
-
 MIXES = {"pretrain": "llava558k", "prefinetune": "allava.captions", "finetune": "llava332k"}
 
 # TRAINING, by stage, comes here with the trainer's recipes. The projector's stage uses the chat template phi35

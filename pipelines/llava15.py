@@ -9,19 +9,6 @@ sample (upstream.md E18, E19); several pictures of one turn stay several (E23); 
 LLaVA's docs (E28). Keys are row numbers, since upstream's ids are not unique.
 """
 
-from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
-
-ARCHIVES = (
-    Step(name="list", stage=Listing()),
-    Step(name="fetch", stage=Locate()),
-    Step(name="pack", stage=Pack()),
-)
-
-STEPS = {"llava558k": ARCHIVES, "llava665k": ARCHIVES}
-
 MIXES = {"pretrain": "llava558k", "finetune": "llava665k"}
 
 # TRAINING, by stage, comes here with the trainer's recipes.

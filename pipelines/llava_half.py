@@ -5,17 +5,11 @@ again by anybody: half of the records of each folder of pictures, and of those w
 keys. It isn't upstream's half and isn't claimed to be.
 """
 
+from datakit.pipeline import like
 from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
 from datakit.stages.share import StratifiedShare
 
 STEPS = {
-    "llava665k": (
-        Step(name="list", stage=Listing()),
-        Step(name="half", stage=StratifiedShare(share=0.5)),  # half, as the name llava_v1_5_mix665k_half.json says
-        Step(name="fetch", stage=Locate()),
-        Step(name="pack", stage=Pack()),
-    )
+    # half, as the name llava_v1_5_mix665k_half.json says
+    "llava665k": like("instruct", Step(name="half", stage=StratifiedShare(share=0.5)))
 }

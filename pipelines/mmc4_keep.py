@@ -6,19 +6,8 @@ and the sentences are matched again; of a document without a matrix, the others 
 any picture left is dropped.
 """
 
+from datakit.pipeline import like
 from datakit.stage import Step
-from datakit.stages.fetch import Fetch
-from datakit.stages.listing import Listing
 from datakit.stages.pack import Pack
 
-SOURCE = "NVlabs/VILA data_prepare/mmc4/mmc4_downloader.py"
-
-STEPS = {
-    "mmc4": (
-        Step(name="list", stage=Listing()),
-        # SOURCE: shorter side > 336 becomes 336, the other int() of it, JPEG of Pillow's quality 75. Documents with a
-        # dead picture count: half of them are usual (mmc4 issue 14, and rot since); 90 % is a network down.
-        Step(name="fetch", stage=Fetch(max_short_side_px=336, quality=75, rounding="down"), tolerates=0.9),
-        Step(name="pack", stage=Pack(missing="drop_image")),
-    )
-}
+STEPS = {"mmc4": like("vila", Step(name="pack", stage=Pack(missing="drop_image")))}

@@ -5,19 +5,6 @@ One stage, `finetune`: projector and language model of liuhaotian/llava-v1.5-7b 
 Differs from the guide as `qinstruct_mix` does (upstream.md E1, E20). No projector is needed, for the model has one.
 """
 
-from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
-
-STEPS = {
-    "qinstruct": (
-        Step(name="list", stage=Listing()),
-        Step(name="fetch", stage=Locate()),
-        Step(name="pack", stage=Pack()),
-    )
-}
-
 MIXES = {"finetune": "qinstruct"}
 
 # TRAINING, by stage, comes here with the trainer's recipes. Batches are not grouped by modality in this script.

@@ -9,19 +9,6 @@ get_mm_projectors.sh, which fetches the projector that this starts from (E20): t
 one. Upstream's scripts need two working folders at once; ours need none.
 """
 
-from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
-
-ARCHIVES = (
-    Step(name="list", stage=Listing()),
-    Step(name="fetch", stage=Locate()),
-    Step(name="pack", stage=Pack()),
-)
-
-STEPS = {"qinstruct": ARCHIVES, "llava665k": ARCHIVES}
-
 MIXES = {"finetune": "qinstruct+llava665k"}
 
 # TRAINING, by stage, comes here with the trainer's recipes.

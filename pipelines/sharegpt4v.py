@@ -9,26 +9,13 @@ by two rules of our own, to all but the mix; the numbers need not be upstream's.
 pictures come from forms and drives only: bring them with `datakit adopt`, or go `--without`.
 """
 
+from datakit.pipeline import like
 from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
 from datakit.stages.rules import DropText
 
-CLEANED = (
-    Step(name="list", stage=Listing()),
-    Step(name="clean", stage=DropText(rules=("sa_id", "repetition"))),
-    Step(name="fetch", stage=Locate()),
-    Step(name="pack", stage=Pack()),
-)
-
 STEPS = {
-    "sharegpt4v": CLEANED,
-    "sharegpt4v.sft": (
-        Step(name="list", stage=Listing()),
-        Step(name="fetch", stage=Locate()),
-        Step(name="pack", stage=Pack()),
-    ),
+    "sharegpt4v": like("instruct", Step(name="clean", stage=DropText(rules=("sa_id", "repetition")))),
+    "sharegpt4v.sft": like("instruct"),
 }
 
 MIXES = {"pretrain": "sharegpt4v.pretrain", "finetune": "sharegpt4v.sft"}

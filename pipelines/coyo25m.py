@@ -1,9 +1,9 @@
 """COYO, the 25 million pairs that VILA trained on, as far as that is documented (arXiv:2312.07533).
 
 VILA's scripts keep the best fifth of each shard above the floor (the recipe `coyo_vila`), 149.4 million pairs. Its
-training uses 25 million, "ranked by CLIP" (NVlabs/VILA issue 207); which ones is in no script. Our reading: the
-same ranking and the same floor, with a share that gives 25 million of the whole. That they are upstream's
-25 million is not claimed. The rest is as in `coyo_vila`.
+training uses 25 million, "ranked by CLIP" (NVlabs/VILA issue 207), and no script says which. Our reading is the same
+ranking and the same floor, with the share that gives 25 million of the whole; we don't claim that these are upstream's
+25 million. The rest is as in `coyo_vila`.
 """
 
 from datakit.pipeline import like

@@ -2,11 +2,11 @@
 
 In order, with LLaVA-1.5: `pretrain` trains the connector on 558K captions, `finetune` connector and language model on
 the 665K mix. With Mini-Gemini: `mgm_pretrain` (1.2 million: LLaVA's 558K and ALLaVA's captions) and `mgm_finetune`
-(1.5 million). `--stage pretrain` and so on make one of them only.
+(1.5 million). `--stage NAME` makes only one of them. Every dataset is made by its manifest's own recipe, `instruct`.
 
 The guide links two other guides in place of data (upstream.md E26); here are the data. Of Mini-Gemini's:
-mgm_generation_pure_text.json isn't merged in, for mgm_instruction.json holds it already; ALLaVA's pictures of the
-instructions are where the README's tree has them, not its list. The rest is as in `llava15`.
+mgm_generation_pure_text.json isn't merged in, because mgm_instruction.json holds it already; ALLaVA's pictures of the
+instructions are looked up where the tree in the README has them, not where its list does. The rest is as in `llava15`.
 """
 
 MIXES = {

@@ -1,4 +1,4 @@
-"""ICM-Instruct, strategy CSFT: a finished LLaVA-1.5 learns content moderation. Research only.
+"""ICM-Instruct (arXiv:2412.18216), strategy CSFT: a finished LLaVA-1.5 learns content moderation. Research only.
 
 One stage, `finetune`: projector and language model of llava-v1.5 on ICM-Instruct alone.
 

@@ -1,7 +1,8 @@
-"""ICM-Instruct, strategy MSFT: content moderation mixed with LLaVA's 665K. Research only.
+"""ICM-Instruct (arXiv:2412.18216), strategy MSFT: content moderation mixed with LLaVA's 665K. Research only.
 
 One stage, `finetune`: projector and language model on ICM-Instruct and the 665K mix together, ICM first as in
-upstream's `jq -s add`.
+upstream's `jq -s add`. Each is made by its manifest's own recipe: `icm_csft`, which tolerates ICM's broken paths, and
+`instruct`.
 
 Differs from the guide: files are taken from resolve/ (upstream.md E1), and the mix is that of this strategy: the
 guide has the sentence about icm_llava_train_mix.json under the other one (E21). Both strategies call one script that

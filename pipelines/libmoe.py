@@ -3,7 +3,8 @@
 In order: `pretrain` trains the projector on 558K captions; `prefinetune` the whole dense model on ALLaVA's captions,
 708,140 of them; `finetune` the experts on LLaVA-332K, the half of the 665K mix that LibMoE publishes. Its later
 version takes the full mix: `datakit build-mix --fetch llava665k`. For a half whose rule is known, use
-`datakit build-mix --fetch llava665k --recipe llava_half`.
+`datakit build-mix --fetch llava665k --recipe llava_half`. Every dataset is made by its manifest's own recipe,
+`instruct`.
 
 Differs from the guide: files keep their names, no `?download=true` in them (upstream.md E2); nothing is fetched twice
 (E3); TextVQA's pictures are found under textvqa/train_images, as the JSON says (E4); no shell line with a stray blank

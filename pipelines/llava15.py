@@ -1,7 +1,8 @@
 """LLaVA-1.5 (arXiv:2310.03744): 558K captions align the projector, the 665K mix tunes the model.
 
 In order: `pretrain` trains the projector on LLaVA-Pretrain 558K, `finetune` projector and language model on the
-mix of 665K instructions (scripts/v1_5/pretrain.sh and finetune.sh of haotian-liu/LLaVA).
+mix of 665K instructions (scripts/v1_5/pretrain.sh and finetune.sh of haotian-liu/LLaVA). Each dataset is made by its
+manifest's own recipe, `instruct`.
 
 Differs from upstream: archives are read by their indexes and not unpacked; a record that can't be trained on (an
 empty answer, a picture that is gone or broken) is dropped with its reason, where upstream stops or masks the whole

@@ -1,8 +1,8 @@
 """Half of LLaVA's 665K by a stated rule, for LibMoE's third stage: `datakit fetch llava665k --recipe llava_half`.
 
-LibMoE publishes its own half, 332K (the dataset `llava332k`), and nowhere says how it was drawn. This one can be made
-again by anybody: half of the records of each folder of pictures, and of those without one, chosen by a hash of their
-keys. It isn't upstream's half and isn't claimed to be.
+LibMoE (arXiv:2411.00918) publishes its own half, 332K (the dataset `llava332k`), and nowhere says how it was drawn.
+Anybody can make this one again: half of the records of each folder of pictures, and half of those without a picture,
+chosen by a hash of their keys. It isn't upstream's half and isn't claimed to be. The rest is as in `instruct`.
 """
 
 from datakit.pipeline import like

@@ -1,4 +1,4 @@
-"""M3IT with instruction and input glued together, as VILA's script does it.
+"""M3IT (arXiv:2306.04387) with instruction and input glued together, as VILA's script does it.
 
 NVlabs/VILA data_prepare/sft/preprocess_m3it.py joins them without any sign between (upstream.md E15), which runs the
 last word of one into the first of the other. The recipe `vila` puts a line break there; this is upstream's form.

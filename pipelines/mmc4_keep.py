@@ -1,9 +1,9 @@
-"""MMC4 documents that keep what is left of their pictures.
+"""MMC4 (arXiv:2304.06939) with documents that keep what is left of their pictures.
 
-VILA's scripts drop a whole document for one dead picture (the steps of `vila`): with 85 % of the pictures alive and
-four of them, every second document goes. Here only the picture goes: its row of the similarity matrix is left out
-and the sentences are matched again; of a document without a matrix, the others stay where they are. A document without
-any picture left is dropped.
+VILA's scripts, and so the recipe `vila`, drop a whole document for one dead picture: where 85 % of the pictures are
+alive, that is every second document of four pictures. Here only the dead picture goes: its row of the similarity matrix
+is left out and the sentences are matched again; in a document without a matrix the other pictures stay where they are.
+A document that lost all of its pictures is dropped. The rest is as in `vila`.
 """
 
 from datakit.pipeline import like

@@ -1,6 +1,7 @@
 """Q-Instruct, strategy "after" (arXiv:2311.06783): a finished LLaVA-1.5 learns low-level vision.
 
-One stage, `finetune`: projector and language model of liuhaotian/llava-v1.5-7b (or 13b) on Q-Instruct alone.
+One stage, `finetune`: projector and language model of liuhaotian/llava-v1.5-7b (or 13b) on Q-Instruct alone,
+which is made by its manifest's own recipe, `instruct`.
 
 Differs from the guide as `qinstruct_mix` does (upstream.md E1, E20). No projector is needed, for the model has one.
 """

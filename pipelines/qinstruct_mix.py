@@ -1,7 +1,8 @@
 """Q-Instruct, strategy "mix" (arXiv:2311.06783): low-level vision beside LLaVA's 665K from the start.
 
 One stage, `finetune`: projector and language model of LLaVA-1.5, from its pretrained projector, on Q-Instruct and the
-665K mix together, Q-Instruct first as in upstream's `jq -s add` (the order that is trained in is the stream's).
+665K mix together, Q-Instruct first as in upstream's `jq -s add` (the order that is trained in is the stream's). Both
+are made by their manifests' own recipe, `instruct`.
 
 Differs from the guide: files are taken from resolve/ and a web page in place of JSON is refused (upstream.md E1);
 the two JSONs are never in memory at once, and nothing of either is rewritten. The guide leaves out

@@ -1,16 +1,18 @@
 """Pipeline: what we make of a dataset, one Python file in `pipelines/` for each paper's recipe.
 
 A recipe file may have `MIXES`, what a paper's stages train on, as mix expressions in the order of training; `STEPS`, a
-dictionary that says by dataset what is made otherwise than its manifest's own recipe makes it; and `TRAINING`, which
-the trainer reads. The steps of a dataset are the first of these that there is, for `allava.captions`:
+dictionary from datasets to the steps that make them otherwise than their manifests' own recipes do; and `TRAINING`,
+which the trainer reads. The steps of a dataset, say `allava.captions`, are the first of these that the recipe has:
 
-1. `STEPS["allava.captions"]`: those of this part of a dataset;
-2. `STEPS["allava"]`: those of a dataset, also for each of its parts that isn't named itself;
-3. `STEPS["*"]`: those of any other dataset, whether MIXES names it or not;
-4. the steps of the recipe that its manifest names (`recipe = "instruct"`), if MIXES names the dataset or a part of it,
-   or if it stands for a lost dataset that MIXES names. Any other dataset has no steps in this recipe.
+1. `STEPS["allava.captions"]`, for this part of the dataset only;
+2. `STEPS["allava"]`, for the dataset and for each part of it that STEPS doesn't name;
+3. `STEPS["*"]`, for any other dataset, also one that MIXES doesn't name;
+4. the steps of the recipe that the dataset's manifest names (`recipe = "instruct"`), if MIXES names the dataset or a
+   part of it, or a lost dataset that it stands for.
 
-Steps are written out as a tuple of Step, or as what differs from another recipe's: `like("instruct", Step(...))`.
+For any other dataset the recipe has no steps.
+
+Steps are a tuple of Step, or what differs from another recipe's steps: `like("instruct", Step(...))`.
 The steps are always `list` first, then choices, `fetch`, and `pack` last.
 """
 
@@ -37,9 +39,9 @@ class Like:
 
 
 def like(recipe: str, *but: Step, without: tuple[str, ...] = ()) -> Like:
-    """The steps that another recipe has for the same dataset, but for what is said here.
+    """The steps that another recipe has for the same dataset, except for what is given here.
 
-    A step stands in the place of the one of its name. One of a new name is one more choice, just before `fetch`.
+    A step takes the place of the one of its name; with a new name it is one more choice, just before `fetch`.
     `without` names steps to leave out.
 
         like("instruct", Step(name="half", stage=StratifiedShare(share=0.5)))    one more choice
@@ -58,11 +60,13 @@ def steps(recipe: str, manifest: Manifest, *, via: tuple[str, ...] = ()) -> tupl
 
     Raises UsageError when it has none, ManifestError for steps that can't be run.
     """
-    found = _written(recipe, manifest)
+    found = _entry(recipe, manifest)
     if isinstance(found, Like):
-        found = _merged(found, manifest, (*via, recipe))
+        found = _steps_like(found, manifest, (*via, recipe))
     if not isinstance(found, tuple) or not all(isinstance(step, Step) for step in found):
-        raise ManifestError(f"recipe {recipe!r}: STEPS of {manifest.name!r} should be a tuple of Step, not {found!r}")
+        raise ManifestError(
+            f"recipe {recipe!r}: STEPS of {manifest.name!r} should be a tuple of Step or like(...), not {found!r}"
+        )
     order = [step.name for step in found]
     if len(order) < 3 or len(set(order)) != len(order) or [order[0], *order[-2:]] != ["list", "fetch", "pack"]:
         raise ManifestError(
@@ -71,8 +75,8 @@ def steps(recipe: str, manifest: Manifest, *, via: tuple[str, ...] = ()) -> tupl
     return tuple(found)
 
 
-def _written(recipe: str, manifest: Manifest) -> object:
-    """What a recipe file says of a dataset, by the order in this module's docstring. Raises UsageError when nothing."""
+def _entry(recipe: str, manifest: Manifest) -> object:
+    """What a recipe file has for a dataset, by the rules above. Raises UsageError when that is nothing."""
     module = load(recipe)
     if not hasattr(module, "STEPS") and not hasattr(module, "MIXES"):
         raise UsageError(f"recipe {recipe!r} has no data steps (it may be one for the trainer)")
@@ -83,7 +87,7 @@ def _written(recipe: str, manifest: Manifest) -> object:
     for name in (manifest.name, whole, "*"):
         if name in table:
             return table[name]
-    mixed = _mixed(recipe) if hasattr(module, "MIXES") else set()
+    mixed = _datasets_of_mixes(recipe) if hasattr(module, "MIXES") else set()
     if whole in mixed or whole in map(_stand_in, mixed):
         return Like(manifest.recipe)
     raise UsageError(
@@ -91,7 +95,7 @@ def _written(recipe: str, manifest: Manifest) -> object:
     )
 
 
-def _mixed(recipe: str) -> set[str]:
+def _datasets_of_mixes(recipe: str) -> set[str]:
     """The datasets that the mixes of a recipe name, whole or in part."""
     known = catalogue.names("manifests")
     return {name.partition(".")[0] for text in mixes(recipe).values() for name, _ in mix.parse(text, known)}
@@ -103,7 +107,7 @@ def _stand_in(dataset: str) -> str:
     return about.fallback if about.lost else ""
 
 
-def _merged(said: Like, manifest: Manifest, via: tuple[str, ...]) -> tuple[Step, ...]:
+def _steps_like(said: Like, manifest: Manifest, via: tuple[str, ...]) -> tuple[Step, ...]:
     """The steps of another recipe with what `via[-1]` has otherwise. Raises ManifestError when they can't be had."""
     whose = f"recipe {via[-1]!r}: the steps of {manifest.name!r}"
     if (

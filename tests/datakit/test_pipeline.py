@@ -124,7 +124,7 @@ def test_a_step_of_the_same_name_takes_the_place_of_the_other_and_the_rest_stays
         ('like("instruct", Pack())', 'should be like("RECIPE", Step(...), without=("STEP",))'),
         ("like(steps(0.1)[1])", 'should be like("RECIPE", Step(...), without=("STEP",))'),
         ('like("instruct", *steps(1)[1:2], *steps(2)[1:2])', "not ['list', 'top', 'top', 'fetch', 'pack']"),
-        ('"instruct"', "should be a tuple of Step"),
+        ('"instruct"', "should be a tuple of Step or like(...)"),
     ],
 )
 def test_steps_that_cannot_be_had_are_told_with_recipe_and_dataset_or_order(own, written, says):

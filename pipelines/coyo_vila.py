@@ -1,8 +1,9 @@
 """COYO as VILA used it: the fifth of each shard whose caption fits its picture best (arXiv:2312.07533).
 
-Differs from the authors' scripts: pictures stay JPEG (they store base64 in pickles), the order is upstream's
-(theirs is by completion), ties are broken by key, a shard with fewer than a fifth above the floor gives what
-it has (their script stops; docs/upstreams.md U37), the tail isn't dropped (U24), and TLS is checked (U23).
+Differs from the authors' scripts: pictures stay JPEG (they store base64 in pickles), rows keep COYO's order (theirs
+is that in which downloads end), ties are broken by key, a shard with fewer than a fifth above the floor gives what it
+has (their script stops; docs/upstreams.md U37), the tail isn't dropped (U24), and certificates of https are checked
+(U23).
 
 Pictures have VILA's sizes to the pixel. They are shrunk by OpenCV's area filter, though, and theirs by Pillow's bicubic
 one: on four photographs, both written as JPEG of quality 75, the SSIM on luma is 0.97 on average and 0.96 at least

@@ -2,25 +2,13 @@
 
 In order, with LLaVA-1.5: `pretrain` trains the connector on 558K captions, `finetune` connector and language model on
 the 665K mix. With Mini-Gemini: `mgm_pretrain` (1.2 million: LLaVA's 558K and ALLaVA's captions) and `mgm_finetune`
-(1.5 million). `--stage pretrain` and so on make one of them only.
+(1.5 million). `--stage NAME` makes only one of them. Every dataset is made by its manifest's own recipe, `instruct`.
 
 The guide links two other guides in place of data (docs/upstreams.md U27); here are the data. Of Mini-Gemini's:
-mgm_generation_pure_text.json isn't merged in, for mgm_instruction.json holds it already (U67); ALLaVA's pictures of
-the instructions are where the README's tree has them, not its list (U68). The rest is as in `llava15`.
+mgm_generation_pure_text.json isn't merged in, because mgm_instruction.json holds it already (U67); ALLaVA's pictures
+of the instructions are looked up where the tree in the README has them, not where its list does (U68). The rest is as
+in `llava15`.
 """
-
-from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
-
-ARCHIVES = (
-    Step(name="list", stage=Listing()),
-    Step(name="fetch", stage=Locate()),
-    Step(name="pack", stage=Pack()),
-)
-
-STEPS = {"llava558k": ARCHIVES, "llava665k": ARCHIVES, "mgm": ARCHIVES}
 
 MIXES = {
     "pretrain": "llava558k",

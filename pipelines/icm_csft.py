@@ -1,4 +1,4 @@
-"""ICM-Instruct, strategy CSFT: a finished LLaVA-1.5 learns content moderation. Research only.
+"""ICM-Instruct (arXiv:2412.18216), strategy CSFT: a finished LLaVA-1.5 learns content moderation. Research only.
 
 One stage, `finetune`: projector and language model of llava-v1.5 on ICM-Instruct alone.
 
@@ -6,21 +6,15 @@ Differs from the guide as `icm_msft` does: no mix here, whatever the sentence un
 (docs/upstreams.md U47), and records with a broken path are dropped and counted (U44).
 """
 
+from datakit.pipeline import like
 from datakit.stage import Step
-from datakit.stages.listing import Listing
 from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
 
 STEPS = {
-    "icm": (
-        Step(name="list", stage=Listing()),
-        # docs/upstreams.md U44: the converter breaks 156,884 of 172,465 paths of questions, which stand together: 91 %
-        Step(name="fetch", stage=Locate(), tolerates=0.95),
-        Step(name="pack", stage=Pack()),
-    )
+    # docs/upstreams.md U44: the converter breaks 156,884 of 172,465 paths of questions, which stand together: 91 %
+    "icm": like("instruct", Step(name="fetch", stage=Locate(), tolerates=0.95))
 }
 
 MIXES = {"finetune": "icm"}
 
-# TRAINING, by stage, comes here with the trainer's recipes. Upstream names 13b in the script and 7B in the guide
-# (docs/upstreams.md U48).
+# TRAINING, by stage, comes here with the trainer's recipes. Upstream names 13b in the script and 7B in the guide.

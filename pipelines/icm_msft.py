@@ -1,7 +1,8 @@
-"""ICM-Instruct, strategy MSFT: content moderation mixed with LLaVA's 665K. Research only.
+"""ICM-Instruct (arXiv:2412.18216), strategy MSFT: content moderation mixed with LLaVA's 665K. Research only.
 
 One stage, `finetune`: projector and language model on ICM-Instruct and the 665K mix together, ICM first as in
-upstream's `jq -s add`.
+upstream's `jq -s add`. Each is made by its manifest's own recipe: `icm_csft`, which tolerates ICM's broken paths, and
+`instruct`.
 
 Differs from the guide: files are taken from resolve/ (docs/upstreams.md U1), and the mix is that of this strategy: the
 guide has the sentence about icm_llava_train_mix.json under the other one (U47). Both strategies call one script that
@@ -9,25 +10,6 @@ starts from llava-v1.5-13b where the guide says 7B (U48); mixing from the start 
 instead, which is the trainer's side. Upstream's converter breaks the picture's path in 156,884 of its 323,932 records
 (U44): those are dropped as `missing` and counted, for what they meant can't be told; `datakit check icm` counts them.
 """
-
-from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
-
-STEPS = {
-    "icm": (
-        Step(name="list", stage=Listing()),
-        # docs/upstreams.md U44: the converter breaks 156,884 of 172,465 paths of questions, which stand together: 91 %
-        Step(name="fetch", stage=Locate(), tolerates=0.95),
-        Step(name="pack", stage=Pack()),
-    ),
-    "llava665k": (
-        Step(name="list", stage=Listing()),
-        Step(name="fetch", stage=Locate()),
-        Step(name="pack", stage=Pack()),
-    ),
-}
 
 MIXES = {"finetune": "icm+llava665k"}
 

@@ -3,7 +3,8 @@
 In order: `pretrain` trains the projector on 558K captions; `prefinetune` the whole dense model on ALLaVA's captions,
 708,140 of them; `finetune` the experts on LLaVA-332K, the half of the 665K mix that LibMoE publishes. Its later
 version takes the full mix: `datakit build-mix --fetch llava665k`. For a half whose rule is known, use
-`datakit build-mix --fetch llava665k --recipe llava_half`.
+`datakit build-mix --fetch llava665k --recipe llava_half`. Every dataset is made by its manifest's own recipe,
+`instruct`.
 
 Differs from the guide: files keep their names, no `?download=true` in them (docs/upstreams.md U12); nothing is fetched
 twice (U13); TextVQA's pictures are found under textvqa/train_images, as the JSON says (U14); no shell line with a stray
@@ -13,19 +14,6 @@ CuMo's conversion of them, cumo_pft_allava.json (U18). A picture that can't be r
 scripts train on a black one in its place (U20). ALLaVA's archives are read when they are whole (U28), and at one commit
 once they are pinned (U29).
 """
-
-from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
-
-ARCHIVES = (
-    Step(name="list", stage=Listing()),
-    Step(name="fetch", stage=Locate()),
-    Step(name="pack", stage=Pack()),
-)
-
-STEPS = {"llava558k": ARCHIVES, "allava": ARCHIVES, "llava332k": ARCHIVES}
 
 MIXES = {"pretrain": "llava558k", "prefinetune": "allava.captions", "finetune": "llava332k"}
 

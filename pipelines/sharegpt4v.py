@@ -4,32 +4,19 @@ In order: `pretrain` trains the upper half of the vision tower, the projector an
 `finetune` projector and language model on the mix.
 
 VILA uses a cleaned copy (the dataset `sharegpt4v_vila`): its README says that captions which name a file (sa_XXXX) or
-repeat themselves were left out (docs/upstreams.md U90), and its script for it is not published (U93). The step `clean`
-does what that sentence says by two rules of our own, to all but the mix; the numbers need not be upstream's. SAM's and
-four smaller collections of pictures come from forms and drives only: bring them with `datakit adopt`, or go
-`--without`.
+repeat themselves were left out (docs/upstreams.md U90), and the script for it is not published (U93). The step `clean`
+does what that sentence says, by two rules of our own, to all but the mix; it need not leave out the same captions as
+upstream. The pictures of SAM and of four smaller collections come only from forms and drives: bring them with `datakit
+adopt`, or go `--without`.
 """
 
+from datakit.pipeline import like
 from datakit.stage import Step
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
 from datakit.stages.rules import DropText
 
-CLEANED = (
-    Step(name="list", stage=Listing()),
-    Step(name="clean", stage=DropText(rules=("sa_id", "repetition"))),
-    Step(name="fetch", stage=Locate()),
-    Step(name="pack", stage=Pack()),
-)
-
 STEPS = {
-    "sharegpt4v": CLEANED,
-    "sharegpt4v.sft": (
-        Step(name="list", stage=Listing()),
-        Step(name="fetch", stage=Locate()),
-        Step(name="pack", stage=Pack()),
-    ),
+    "sharegpt4v": like("instruct", Step(name="clean", stage=DropText(rules=("sa_id", "repetition")))),
+    "sharegpt4v.sft": like("instruct"),  # the mix stays as it is
 }
 
 MIXES = {"pretrain": "sharegpt4v.pretrain", "finetune": "sharegpt4v.sft"}

@@ -30,22 +30,14 @@ Differs from the guide and its scripts (data_prepare/ of NVlabs/VILA), and why:
 - A document with a dead picture is dropped whole, as upstream does (U76); `mmc4_keep` has the other policy.
 """
 
+from datakit.pipeline import like
 from datakit.stage import Step
-from datakit.stages.choose import ClipTop
-from datakit.stages.extract import Extract
 from datakit.stages.fetch import Fetch
 from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
 from datakit.stages.pack import Pack
 from datakit.stages.sampled import SampledListing
 
 SOURCE = "NVlabs/VILA data_prepare/"
-
-ARCHIVES = (
-    Step(name="list", stage=Listing()),
-    Step(name="fetch", stage=Locate()),
-    Step(name="pack", stage=Pack()),
-)
 
 DOCUMENTS = (
     Step(name="list", stage=Listing()),
@@ -57,28 +49,13 @@ DOCUMENTS = (
 )
 
 STEPS = {
-    "cc3m595k": ARCHIVES,
-    "coyo": (  # as in the recipe coyo25m
-        Step(name="list", stage=Listing()),
-        # 25 million by NVlabs/VILA issue 207, of the 746,972,269 rows by COYO's README; SOURCE: clip_sim > 0.6
-        Step(name="top25m", stage=ClipTop(share=25_000_000 / 746_972_269, floor=0.60)),
-        # SOURCE coyo/coyo_downloader.py: size_limit = 336, int(), JPEG quality 75. 90 % failing is a network down.
-        Step(name="fetch", stage=Fetch(max_short_side_px=336, quality=75, rounding="down"), tolerates=0.9),
-        Step(name="pack", stage=Pack()),
-    ),
+    "coyo": like("coyo25m"),
     "mmc4_core": DOCUMENTS,
     "mmc4": DOCUMENTS,
-    "flan": (
-        Step(name="list", stage=SampledListing(n_rows=1_000_000)),  # SOURCE sft/preprocess_flan.py: 1M of about 378M
-        Step(name="fetch", stage=Locate()),
-        Step(name="pack", stage=Pack()),
-    ),
-    "m3it": (
-        Step(name="list", stage=Listing(separator="\n")),
-        Step(name="fetch", stage=Extract()),
-        Step(name="pack", stage=Pack()),
-    ),
-    "sharegpt4v_vila": ARCHIVES,
+    # SOURCE sft/preprocess_flan.py: 1M of about 378M
+    "flan": like("instruct", Step(name="list", stage=SampledListing(n_rows=1_000_000))),
+    "m3it": like("inline", Step(name="list", stage=Listing(separator="\n"))),
+    "sharegpt4v_vila": like("instruct"),
 }
 
 MIXES = {

@@ -3,13 +3,11 @@
 import ast
 import json
 import os
-import re
 from pathlib import Path
 
 import pytest
 
 from datakit import catalogue, manifest, mix, pipeline
-from datakit.errors import ManifestError, UsageError
 from datakit.fingerprint import canonical, plain
 
 ROOT = Path(__file__).parents[1]
@@ -19,15 +17,15 @@ FILES = sorted((ROOT / "pipelines").glob("[a-z]*.py"))
 
 
 def table(name, what):
-    return getattr(pipeline.load(name), what, None)
+    return getattr(pipeline.load(name), what, {})
 
 
-DATA = [path.stem for path in FILES if table(path.stem, "STEPS") is not None]
-PAPERS = [name for name in DATA if table(name, "MIXES") is not None]
+DATA = [path.stem for path in FILES if table(path.stem, "STEPS") or table(path.stem, "MIXES")]
+PAPERS = [name for name in DATA if table(name, "MIXES")]
 
 
 def datasets(recipe):
-    """The datasets that a recipe has steps for: those of its mixes, and those that it names itself."""
+    """The datasets that a recipe has steps for: those of its mixes, and those that its STEPS name."""
     if set(table(recipe, "STEPS")) == {"*"}:  # for any: what the catalogue makes by it, else one such dataset
         return [name for name in catalogue.names("manifests") if manifest.load(name).recipe == recipe] or ["m3it"]
     named = [name for name in table(recipe, "STEPS") if name != "*"]
@@ -123,6 +121,14 @@ def test_a_papers_docstring_names_its_stages_in_order(recipe):
     assert places == sorted(places)
 
 
+@pytest.mark.parametrize("recipe", PAPERS)
+def test_steps_of_a_paper_say_nothing_that_the_manifests_own_recipe_says_already(recipe):
+    for name in table(recipe, "STEPS"):
+        about = manifest.load(name)
+
+        assert about.recipe == recipe or pipeline.steps(recipe, about) != pipeline.steps(about.recipe, about)
+
+
 # What one recipe made, another takes as it is
 
 
@@ -160,66 +166,6 @@ def test_25_million_of_coyo_are_25_million():
     (choice,) = [step.stage for step in pipeline.steps("coyo25m", manifest.load("coyo")) if step.name == "top25m"]
 
     assert round(choice.share * manifest.load("coyo").expected["rows"]) == 25_000_000
-
-
-# How steps and mixes are found
-
-RECIPE = """
-from datakit.stage import Step
-from datakit.stages.choose import ClipTop
-from datakit.stages.listing import Listing
-from datakit.stages.locate import Locate
-from datakit.stages.pack import Pack
-
-def steps(share):
-    return (
-        Step(name="list", stage=Listing()),
-        Step(name="top", stage=ClipTop(share=share, floor=0)),
-        Step(name="fetch", stage=Locate()),
-        Step(name="pack", stage=Pack()),
-    )
-"""
-
-
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """Writes a recipe of the user's own, `mine`."""
-    (tmp_path / "pipelines").mkdir()
-    monkeypatch.setenv("DATAKIT_CATALOGUE", str(tmp_path))
-    return lambda text: (tmp_path / "pipelines/mine.py").write_text(RECIPE + text)
-
-
-def test_a_part_of_a_dataset_has_its_own_steps_before_the_datasets_before_any(own):
-    own('STEPS = {"allava.captions": steps(0.1), "allava": steps(0.2), "*": steps(0.3)}')
-
-    found = {
-        name: pipeline.steps("mine", manifest.load(name))[1].stage.share
-        for name in ("allava.captions", "allava.text", "allava", "qinstruct")
-    }
-
-    assert found == {"allava.captions": 0.1, "allava.text": 0.2, "allava": 0.2, "qinstruct": 0.3}
-
-
-@pytest.mark.parametrize(
-    ("mixes", "kind", "says"),
-    [
-        ("", UsageError, "names no mixes"),
-        ("MIXES = {}", ManifestError, "should be a dictionary"),
-        ("MIXES = 'coyo'", ManifestError, "should be a dictionary"),
-        ("MIXES = {'a': 1}", ManifestError, "should be a dictionary"),
-        ("MIXES = {'Stage 1': 'coyo'}", ManifestError, "name of a stage"),
-        ("MIXES = {'sft': 'qinstrukt'}", ManifestError, "Did you mean 'qinstruct'"),
-        ("MIXES = {'sft': 'allava.caption'}", ManifestError, "Did you mean 'captions'"),
-        ("MIXES = {'sft': 'coyo+coyo'}", ManifestError, "stands twice"),
-    ],
-)
-def test_mixes_that_cannot_be_made_are_told_with_recipe_and_name(own, mixes, kind, says):
-    own(f"STEPS = {{'*': steps(1)}}\n{mixes}")
-
-    with pytest.raises(kind, match=re.escape(says)) as caught:
-        pipeline.mixes("mine")
-
-    assert "'mine'" in str(caught.value)
 
 
 def test_mmc4_has_23_085_shards_less_those_that_core_ff_lacks():

@@ -6,6 +6,7 @@ import posixpath
 import re
 from pathlib import Path
 
+from datakit import catalogue, manifest
 from datakit import mix as mixes
 from datakit.errors import Incomplete, UsageError, nearest, shortlist
 from datakit.fingerprint import fingerprint
@@ -15,7 +16,7 @@ from datakit.mix import Mix, MixPart, MixShard
 from datakit.run import Run
 from datakit.shards import ranges
 from datakit.stage import Tell, silent
-from datakit.store import Store
+from datakit.store import Store, publish_file
 from datakit.web import downloads
 from datakit.web.downloads import Downloaded
 from datakit.web.transfers import hub_files
@@ -139,10 +140,24 @@ def pin(run: Run) -> Pinned:
     return pinned
 
 
-def _pinnable(manifest: Manifest) -> list[str]:
+def write_pins(run: Run, path: Path | None = None) -> tuple[Path, Pinned]:
+    """Pins a dataset in a `.sums` file, the one beside its manifest unless another is named; returns it and the pins.
+
+    Raises DownloadError when the dataset is lost.
+    """
+    if run.manifest.lost:
+        run.permit()
+    pinned = pin(run)
+    name = run.manifest.name
+    path = path or catalogue.find("manifests", f"{name}.toml").with_suffix(".sums")
+    publish_file(path, manifest.sums(name, pinned).encode())
+    return path, pinned
+
+
+def _pinnable(about: Manifest) -> list[str]:
     """The addresses that upstream is asked about; not those that only a person can get."""
-    rows = [] if manifest.annotations.glob else [manifest.address(file) for file in manifest.shard_files()]
-    sources = [manifest.at_commit(a) for s in manifest.images.sources.values() if not s.obtain for a in s.archives()]
+    rows = [] if about.annotations.glob else [about.address(file) for file in about.shard_files()]
+    sources = [about.at_commit(a) for s in about.images.sources.values() if not s.obtain for a in s.archives()]
     return [address for address in (rows[:1] if len(rows) > _MANY else rows) + sources if "file://" not in address]
 
 

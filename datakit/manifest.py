@@ -101,6 +101,11 @@ class Pinned(msgspec.Struct, frozen=True):
     commits: dict[str, str] = {}
     files: dict[str, tuple[int | None, str | None]] = {}
 
+    @property
+    def unhashed(self) -> int:
+        """Files whose hash isn't known."""
+        return sum(digest is None for _, digest in self.files.values())
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     title: str
@@ -158,6 +163,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             for part, archive in enumerate(source.archives()):
                 named[name if source.parts is None else f"{name}.{part}"] = self.at_commit(archive)
         return named
+
+    def sources_of(self, address: str) -> list[str]:
+        """The sources of pictures that have an archive at that address, as `addresses` gives it."""
+        sources = self.images.sources.items()
+        return [name for name, source in sources if address in map(self.at_commit, source.archives())]
 
     def expect(self, address: str) -> tuple[int | None, str | None]:
         """Size and sha256 by which a file is checked, None where nothing was pinned."""

@@ -27,16 +27,16 @@ FLOORS = [
     },
     {"ledger", "images", "archives", "jsonfile", "web", "interleaved", "parquetrows"},
     {"manifest", "mix", "tables", "claims", "interop", "webdataset"},
-    {"holdings"},
+    {"holdings", "overview"},
     {"readers", "stage", "stream"},
     {"annotations"},
     {"stages", "settings"},
     {"run", "pipeline", "pool"},
-    {"runner"},
-    {"audit", "verify", "progress", "retry", "forecast"},
+    {"runner", "description"},
+    {"audit", "verify", "progress", "retry", "forecast", "availability"},
     {"clean", "repair"},
     {"builder", "checks", "export", "plan", "add"},
-    {"miniature"},
+    {"miniature", "mending"},
     {"demo"},
     {"commands"},
     {"cli"},
@@ -99,6 +99,13 @@ def test_only_the_store_and_the_downloads_open_files_for_writing():
                 writers.add(path.relative_to(ROOT / "datakit").parts[0])
 
     assert writers <= {"store.py", "web", "miniature"}
+
+
+def test_commands_print_what_others_compute():
+    for path in (ROOT / "datakit/commands").glob("*.py"):
+        computing = {"json", "msgspec", "orjson", "numpy", "pyarrow", "collections", "posixpath"} & imported(path)
+
+        assert not computing, f"{path} imports {computing}: say_json prints, the rest belongs to a module beside"
 
 
 def test_help_and_list_load_nothing_heavy():

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datakit.commands.options import ACCEPT, WITHOUT, load_settings, named, open_run, placed
-from datakit.errors import Incomplete
 from datakit.terminal import say, say_json
 
 if TYPE_CHECKING:
     from datakit.checks import Report
     from datakit.export import Exported, Format
-    from datakit.run import Run
 
 
 @click.command()
@@ -46,30 +44,21 @@ def check(
     --repair turns on what can be mended surely: a picture whose name has another extension in its archive is found
     by the rest of its name, and its row says so in `repairs`. --no-repair turns it off.
     """
-    from datakit import audit, checks
+    from datakit.mending import check_and_mend
     from datakit.progress import Progress
     from datakit.shards import parse_shards
 
-    settings = load_settings(**place)
-    run = open_run(settings, name, limit=limit, without=named(without), accept=accept)
-    run.permit()
-    audit.note(run, accepted=run.choices.accepted)  # --without is of this look only
-    if repair is False and run.choices.repairs:
-        audit.note(run, repairs=())
-        run = open_run(settings, name, limit=limit, without=named(without))
+    run = open_run(load_settings(**place), name, limit=limit, without=named(without), accept=accept)
     with Progress(run.folder) as progress:
         chosen = parse_shards(shards) if shards is not None else None
-        report = checks.check(run, full=full, shards=chosen, tell=progress.tell)
-    mends = repair and "extension" in report.found
-    mended = report.mend() if mends else 0
-    if mends:
-        audit.note(run, repairs=tuple(sorted({*run.choices.repairs, "extension"})))
+        checked = check_and_mend(run, repair=repair, full=full, shards=chosen, tell=progress.tell)
+    report = checked.report
     if as_json:
-        say_json({**report.plain(), "repaired": mends})
+        say_json({**report.plain(), "repaired": repair and checked.turned_on})
     else:
         _show(report)
-        if mends:
-            _show_mended(run, mended)
+        if checked.mended is not None:
+            _show_mended(name, checked.mended, needs_rebuild=checked.needs_rebuild)
         elif repair:
             say("there is nothing that --repair would mend")
         elif report.repairable:
@@ -79,8 +68,7 @@ def check(
 
 
 def _show(report: Report) -> None:
-    kept = report.rows - report.dropped - report.left_out
-    say(f"{report.dataset}: {report.rows:,} rows, {kept:,} are kept as things are")
+    say(f"{report.dataset}: {report.rows:,} rows, {report.kept:,} are kept as things are")
     found = report.findings()
     wide = max((len(one.what) for one in found), default=0)
     for one in found:
@@ -94,13 +82,12 @@ def _show(report: Report) -> None:
         say("nothing is wrong with it")
 
 
-def _show_mended(run: Run, rows: int) -> None:
+def _show_mended(name: str, rows: int, *, needs_rebuild: bool) -> None:
     """What the repair does, and how to have it."""
-    fetched = any(run.ledger(step).commits() for step in run.steps[1:])
-    again = " --rebuild, for it was fetched without" if fetched else ""
+    again = " --rebuild, for it was fetched without" if needs_rebuild else ""
     say(
         f"repair extension is on: a picture that its archive has under another extension is found, and its row says so "
-        f"in `repairs`. That keeps {rows:,} rows more, from the next `datakit fetch {run.manifest.name}` on{again}"
+        f"in `repairs`. That keeps {rows:,} rows more, from the next `datakit fetch {name}` on{again}"
     )
 
 
@@ -128,8 +115,6 @@ def export(name: str, form: Format, out: str, no_images: bool, limit: int | None
     run = open_run(load_settings(**place), name, limit=limit)
     builder.check_fetched([run])
     part = builder.part(run, 1)
-    if not part.samples:
-        raise Incomplete(f"nothing of {name!r} is packed yet: run `datakit build-mix {name}`")
     with Progress(run.folder) as progress:
         own = run.manifest.annotations.attributes
         done = write(run.store, part, Store(out), form=form, attributes=own, pictures=not no_images, tell=progress.tell)

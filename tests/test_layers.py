@@ -121,6 +121,14 @@ def test_help_and_list_load_nothing_heavy():
         subprocess.run([sys.executable, "-c", code, command], check=True, capture_output=True)
 
 
+def test_importing_datakit_loads_nothing_else():
+    code = "import sys; before = set(sys.modules); import datakit; print(*sorted(set(sys.modules) - before))"
+
+    got = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+    assert got.stdout == "datakit\n"
+
+
 def test_no_file_is_too_long_to_finish_in_one_sitting():
     long = {
         str(path.relative_to(ROOT)): n

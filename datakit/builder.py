@@ -6,6 +6,7 @@ import posixpath
 import re
 from pathlib import Path
 
+from datakit import catalogue, manifest
 from datakit import mix as mixes
 from datakit.build import Build
 from datakit.done import Done
@@ -13,7 +14,7 @@ from datakit.errors import Incomplete, UsageError, nearest, shortlist
 from datakit.manifest import Manifest, Pinned
 from datakit.mix import Mix, MixPart, MixShard
 from datakit.shards import ranges
-from datakit.store import Store
+from datakit.store import Store, publish_file
 from datakit.web import downloads
 from datakit.web.downloads import Downloaded
 from datakit.web.transfers import hub_files
@@ -40,7 +41,7 @@ def check_fetched(builds: list[Build]) -> None:
     if missing:
         commands = " ; ".join(f"datakit fetch {build.typed}" for build in missing)
         raise Incomplete(
-            f"nothing of {', '.join(repr(build.manifest.name) for build in missing)} is fetched yet. Run\n"
+            f"nothing of {', '.join(repr(build.manifest.name) for build in missing)} is fetched yet. Build\n"
             f"  {commands}\n"
             "or `datakit build-mix` with --fetch, which downloads, too"
         )
@@ -57,7 +58,7 @@ def part(build: Build, repeats: int) -> MixPart:
     if undone:
         raise Incomplete(
             f"shards {ranges(undone)} of {build.manifest.name!r} are packed, but what they were packed from was lost "
-            f"or changed. Run `datakit fetch {build.manifest.name} --shards {ranges(undone)}`, then this again"
+            f"or changed. Build `datakit fetch {build.manifest.name} --shards {ranges(undone)}`, then this again"
         )
     shards = [
         MixShard(
@@ -138,10 +139,24 @@ def pin(build: Build) -> Pinned:
     return pinned
 
 
-def _pinnable(manifest: Manifest) -> list[str]:
+def write_pins(build: Build, path: Path | None = None) -> tuple[Path, Pinned]:
+    """Pins a dataset in a `.sums` file, the one beside its manifest unless another is named; returns it and the pins.
+
+    Raises DownloadError when the dataset is lost.
+    """
+    if build.manifest.lost:
+        build.permit()
+    pinned = pin(build)
+    name = build.manifest.name
+    path = path or catalogue.find("manifests", f"{name}.toml").with_suffix(".sums")
+    publish_file(path, manifest.sums(name, pinned).encode())
+    return path, pinned
+
+
+def _pinnable(about: Manifest) -> list[str]:
     """The addresses that upstream is asked about; not those that only a person can get."""
-    rows = [] if manifest.annotations.glob else [manifest.address(file) for file in manifest.shard_files()]
-    sources = [manifest.at_commit(a) for s in manifest.images.sources.values() if not s.obtain for a in s.archives()]
+    rows = [] if about.annotations.glob else [about.address(file) for file in about.shard_files()]
+    sources = [about.at_commit(a) for s in about.images.sources.values() if not s.obtain for a in s.archives()]
     return [address for address in (rows[:1] if len(rows) > _MANY else rows) + sources if "file://" not in address]
 
 

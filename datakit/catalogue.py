@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,11 @@ def folders(kind: Kind) -> list[Path]:
 def own() -> list[Path]:
     """The user's catalogues, there or not; `datakit add` writes into the first."""
     return [Path(p).expanduser() for p in os.environ.get("DATAKIT_CATALOGUE", "catalogue").split(os.pathsep) if p]
+
+
+def set_own(folders: Iterable[str]) -> None:
+    """Makes these the user's catalogues, in this process and, through the environment, in those that it starts."""
+    os.environ["DATAKIT_CATALOGUE"] = os.pathsep.join(folders)
 
 
 def names(kind: Kind) -> list[str]:

@@ -46,6 +46,10 @@ class Superfluous:
     files: list[File] = field(default_factory=list)  # downloads last, tables and tars by step
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
 
 def superfluous(build: Build) -> Superfluous:
     """What can go of a dataset: tables and tars whose next step is done, and downloads that nothing needs any more.

@@ -82,9 +82,10 @@ def cli(verbose: bool) -> None:
     datakit build-mix llava665k+qinstruct     packed WebDataset tars of both, one mix
     """
     if Path("datakit.toml").is_file():
-        from datakit import settings
+        from datakit import catalogue, settings
 
-        settings.load()  # it may name a catalogue of the user's own
+        if (folders := settings.load().catalogue) is not None:
+            catalogue.set_own(folders)
     terminal.listen(logging.INFO if verbose else logging.WARNING)
 
 

@@ -6,7 +6,6 @@ without a traceback and exits with `exit_code`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -83,6 +82,8 @@ def shortlist(values: Iterable[object], most: int = 5) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`Did you mean …?` for a name that isn't known, or the list of what is."""
+    import difflib  # only for messages
+
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from datakit import mix as mixes
 from datakit.archives.members import clean_name
 from datakit.attributes import arrow, column_value
-from datakit.errors import MixError, UsageError, shortlist
+from datakit.errors import Incomplete, MixError, UsageError, shortlist
 from datakit.fingerprint import changes
 from datakit.interleaved import INTERLEAVED
 from datakit.ledger import wrong_bytes
@@ -94,8 +94,10 @@ def export(
 ) -> Exported:
     """Writes a dataset's packed tars into a folder, with the attributes that its manifest names as keys or columns.
 
-    Raises UsageError when something else is in the folder.
+    Raises UsageError when something else is in the folder, Incomplete when nothing of the dataset is packed.
     """
+    if not part.samples:
+        raise Incomplete(f"nothing of {part.dataset!r} is packed yet: run `datakit build-mix {part.dataset}`")
     if form == "hf" and not pictures:
         raise UsageError("--no-images is for --format llava: rows of a datasets folder hold their pictures")
     tars = [shard for shard in part.shards if shard.samples]

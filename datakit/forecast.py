@@ -98,6 +98,11 @@ class Forecast:
             return Range(0, 0, 0)
         return Range(*(self.urls / per_s for per_s in (self.per_s.value, self.per_s.high, self.per_s.low)))
 
+    @property
+    def fits(self) -> bool | None:
+        """Whether there is room for what is fetched and packed; None where nobody knows, as in a bucket."""
+        return None if self.free_bytes is None else self.free_bytes >= 2 * self.disk_bytes.value
+
     def plain(self) -> dict[str, Any]:
         def three(one: Range) -> list[float]:
             return [round(one.value, 4), round(one.low, 4), round(one.high, 4)]

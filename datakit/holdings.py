@@ -117,6 +117,11 @@ def holdings(store: Store) -> list[Holding]:
     return [one for one in found if one.before or store.size(f"{one.folder}/{MANIFEST}") is not None]
 
 
+def holds(store: Store, name: str) -> bool:
+    """Whether a root holds a dataset, or a trial, of that name."""
+    return any(name in (one.folder, one.dataset) for one in holdings(store))
+
+
 def write_manifest(store: Store, folder: str, manifest: Manifest) -> None:
     """Notes by which manifest a dataset's folder is worked on."""
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"

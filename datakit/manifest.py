@@ -58,11 +58,11 @@ class Annotations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Whether only the repository knows which files there are."""
         return isinstance(self.files, str) and "*" in self.files
 
-    def listed(self) -> list[str]:
-        """The files, by shard unless they are cut; a glob as it is."""
+    def listed(self, most: int | None = None) -> list[str]:
+        """The files, or the first `most` of them, by shard unless they are cut; a glob as it is."""
         if isinstance(self.files, list):
-            return self.files
-        return [self.files.format(shard=k) for k in self.numbers()] if self.shards else [self.files]
+            return self.files[:most]
+        return [self.files.format(shard=k) for k in self.numbers()[:most]] if self.shards else [self.files]
 
     def numbers(self) -> list[int]:
         """The shards there are when a file is one."""
@@ -100,6 +100,11 @@ class Pinned(msgspec.Struct, frozen=True):
 
     commits: dict[str, str] = {}
     files: dict[str, tuple[int | None, str | None]] = {}
+
+    @property
+    def unhashed(self) -> int:
+        """Files whose hash isn't known."""
+        return sum(digest is None for _, digest in self.files.values())
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,6 +174,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             for part, archive in enumerate(source.archives()):
                 named[name if source.parts is None else f"{name}.{part}"] = self.at_commit(archive)
         return named
+
+    def sources_of(self, address: str) -> list[str]:
+        """The sources of pictures that have an archive at that address, as `addresses` gives it."""
+        sources = self.images.sources.items()
+        return [name for name, source in sources if address in map(self.at_commit, source.archives())]
 
     def expect(self, address: str) -> tuple[int | None, str | None]:
         """Size and sha256 by which a file is checked, None where nothing was pinned."""
@@ -340,7 +350,7 @@ def _check_files(manifest: Manifest, wrong: Wrong) -> None:
         if not KEY.fullmatch(subset) or not named or unknown:
             what = f"expected some of `files`, under a name of a-z, 0-9, _ and -, not {shortlist(unknown) or subset!r}"
             raise wrong(["annotations", "subsets", subset], what)
-    files = rows.listed()[:100]  # of a template the first hundred show how all are
+    files = rows.listed(100)  # of a template the first hundred show how all are
     if not manifest.hub and (bare := [file for file in files if "://" not in file]):
         raise wrong(["hub"], f"no repository is named, so {bare[0]!r} should be a full address")
     for file in files:

@@ -50,6 +50,11 @@ class MixPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     samples: int  # before repeating
     shards: list[MixShard]
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its tars."""
+        return sum(shard.size_bytes for shard in self.shards)
+
 
 class Mix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is trained on: datasets, how often, in which tars."""
@@ -59,6 +64,16 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     fingerprint: str
     samples: int  # in one epoch, repeats counted
     parts: list[MixPart]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its tars, each once."""
+        return sum(part.size_bytes for part in self.parts)
+
+    @property
+    def n_tars(self) -> int:
+        """Each once."""
+        return sum(len(part.shards) for part in self.parts)
 
     def entries(self) -> list[MixShard]:
         """Tars of one epoch, repeats spelled out, in the order that positions are computed from."""

@@ -16,7 +16,7 @@ from typing import Any
 from datakit import catalogue, manifest, mix, pipeline
 from datakit.build import Build
 from datakit.done import Done
-from datakit.errors import DatakitError, DownloadError, UsageError, nearest
+from datakit.errors import DatakitError, DownloadError, Incomplete, UsageError, nearest
 from datakit.fingerprint import changes
 from datakit.fingerprint import plain as plainly
 from datakit.ledger import by_step
@@ -155,6 +155,29 @@ def shards_of(build: Build, wanted: list[int] | None) -> list[int] | None:
     if not found:
         raise UsageError(f"{build.manifest.name!r} has none of these shards; its numbers run from 0 to {max(numbers)}")
     return found
+
+
+def without_by_dataset(
+    recipe: str, datasets: Iterable[str], without: tuple[str, ...] | None
+) -> dict[str, tuple[str, ...] | None]:
+    """Which of the sources to do without each dataset of a recipe has; None for each where none was said.
+
+    Raises UsageError for a source that none of the datasets has.
+    """
+    sources = {dataset: manifest.load(dataset).images.sources for dataset in dict.fromkeys(datasets)}
+    if without is None:
+        return dict.fromkeys(sources)
+    every = {source for names in sources.values() for source in names}
+    if unknown := set(without) - every:
+        raise UsageError(f"no dataset of {recipe!r} has a source {min(unknown)!r}. {nearest(min(unknown), every)}")
+    return {dataset: tuple(source for source in without if source in names) for dataset, names in sources.items()}
+
+
+def require_no_obstacles(recipe: str, builds: Iterable[Build], *, rebuild: bool = False) -> None:
+    """Raises Incomplete that lists all that would stop a run of these datasets."""
+    if walls := obstacles(builds, rebuild=rebuild):
+        told = [wall.replace("\n", "\n    ") for wall in walls]
+        raise Incomplete("\n  - ".join([f"recipe {recipe!r} can't be run yet, and nothing was downloaded:", *told]))
 
 
 def obstacles(builds: Iterable[Build], *, rebuild: bool = False) -> list[str]:

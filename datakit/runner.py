@@ -44,6 +44,11 @@ class Report:
     dropped: Counter[str]
     faults: Counter[str]
 
+    @property
+    def failed(self) -> Counter[str]:
+        """The faults of rows that were kept all the same."""
+        return Counter({reason: n for reason, n in self.faults.items() if reason not in self.dropped})
+
 
 def execute(
     build: Build,

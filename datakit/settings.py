@@ -51,6 +51,7 @@ class Settings:
     hosts: Hosts
     jobs: int
     limits: Limits
+    catalogue: tuple[str, ...] | None  # folders that datakit.toml names; None where it doesn't, or the environment does
 
 
 def load(
@@ -63,10 +64,11 @@ def load(
     folder: Path | None = None,
     **numbers: int | None,
 ) -> Settings:
-    """Flags over environment over file. Raises UsageError or ManifestError, naming what is wrong where."""
+    """Flags over environment over file. Raises UsageError or ManifestError, naming what is wrong where.
+
+    Only reads: `catalogue.set_own` makes the catalogue that is returned the one that is looked in.
+    """
     file = read_file((folder or Path.cwd()) / FILE)
-    if "catalogue" in file and "DATAKIT_CATALOGUE" not in environ:
-        os.environ["DATAKIT_CATALOGUE"] = os.pathsep.join(file["catalogue"])
     mirror_text = ",".join(mirrors) or environ.get("DATAKIT_MIRRORS") or ",".join(file.get("mirrors", []))
     allow_text = ",".join(allow_hosts) or environ.get("DATAKIT_ALLOW_HOSTS") or ",".join(file.get("allow_hosts", []))
 
@@ -93,6 +95,7 @@ def load(
             per_host_per_s=number("per_host_per_s", int(Limits.per_host_per_s)),
             robots=robots or _switch("robots", environ.get("DATAKIT_ROBOTS"), file.get("robots", False)),
         ),
+        catalogue=tuple(file["catalogue"]) if "catalogue" in file and "DATAKIT_CATALOGUE" not in environ else None,
     )
 
 

@@ -10,6 +10,18 @@ from datakit.build import Build
 from datakit.done import Done
 from datakit.fingerprint import changes
 from datakit.shards import ranges
+from datakit.web.outcomes import may_pass
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Rows that a step dropped, or pictures that it couldn't have, for one reason."""
+
+    what: str  # "dropped" or "failed"
+    reason: str
+    rows: int
+    share: float  # of the rows that came into the step, 0 to 1
+    may_pass: bool  # whether `fetch --retry` may help
 
 
 @dataclass
@@ -27,6 +39,14 @@ class StepStatus:
     faults: Counter[str] = field(default_factory=Counter)
     by_url: bool = False  # so that `fetch --retry` may help
     differs: list[str] = field(default_factory=list)  # fields in which the folder's recipe isn't today's
+
+    def losses(self) -> list[Loss]:
+        """What was lost, and why: rows that were dropped, then faults of rows that were kept, each by number."""
+        came = max(1, self.rows + self.dropped.total())
+        failed = Counter({reason: n for reason, n in self.faults.items() if reason not in self.dropped})
+        return [Loss("dropped", reason, n, n / came, False) for reason, n in self.dropped.most_common()] + [
+            Loss("failed", reason, n, n / came, self.by_url and may_pass(reason)) for reason, n in failed.most_common()
+        ]
 
     def plain(self) -> dict[str, Any]:
         missing = None if self.missing is None else ranges(self.missing)

@@ -9,7 +9,6 @@ and a reader who has left, such as `head`, is no error.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -41,6 +40,8 @@ def _escaped(code: int) -> str:
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON in which no character is one that a terminal would obey."""
+    import json  # `datakit --help` prints none
+
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # such can only stand in its strings
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from datakit.shards import shard_of
 from datakit.store import Store
 from datakit.web import derived
 from datakit.web.sidecars import said_of
+from datakit.work import Progress
 
 PLAN, CHOICES = "plan.json", "choices.json"
 
@@ -63,6 +65,42 @@ class Made:
     step: str
     shard: str | None = None
     part: str | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What reading the files of a root has shown."""
+
+    whole: int  # files
+    broken: list[Broken]
+
+    def cures(self, *, repaired: bool, root: str | None = None) -> list[str]:
+        """The commands that mend what is broken, in the order to run them in; `root` is typed with each.
+
+        What isn't `repaired` yet has to be forgotten first, but for mixes, which are only written anew.
+        """
+        forget = not repaired and any(not one.where.startswith("mixes/") for one in self.broken)
+        known = dict.fromkeys(cure for one in self.broken for cure in one.cures)
+        ordered = sorted(known, key=lambda cure: not cure.startswith("datakit fetch"))
+        every = ["datakit verify --repair"] * forget + ordered
+        return [f"{cure} --root {shlex.quote(root)}" for cure in every] if root else every
+
+    def plain(self) -> dict[str, Any]:
+        broken = [{"file": one.where, "problem": one.what, "cure": " && ".join(one.cures)} for one in self.broken]
+        return {"whole": self.whole, "broken": broken}
+
+
+def findings(store: Store, name: str | None = None, *, progress: Progress | None = None) -> Findings:
+    """Reads the files of a root, or of one dataset, and tells of each."""
+    whole, broken = 0, []
+    for one in verify(store, name):
+        if isinstance(one, Broken):
+            broken.append(one)
+        else:
+            whole += 1
+        if progress is not None:
+            progress.rows("verify", 1)
+    return Findings(whole, broken)
 
 
 def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:

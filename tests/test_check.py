@@ -249,6 +249,29 @@ def test_repair_of_all_faults_exits_with_0(mine):
     assert types().code == 0
 
 
+def test_a_repair_of_what_was_fetched_without_it_needs_a_rebuild_and_can_be_turned_off(mine):
+    types = mine([row(0), row(1)], {"0.png": picture("PNG"), "1.jpg": picture()})
+    fetched = types("fetch mine --tolerate 1")
+
+    mended = types("check mine --repair")
+    off = types("check mine --no-repair --json")
+
+    assert fetched.code == 0
+    assert "from the next `datakit fetch mine` on --rebuild, for it was fetched without" in mended.out
+    assert (off.code, counts(off)) == (1, {"extension": 1})
+    assert "repairs" not in json.loads((types.root / "mine/choices.json").read_text())
+
+
+def test_what_is_fetched_and_not_packed_is_not_exported(mine):
+    types = mine([row(0)], {"0.jpg": picture()})
+    types("fetch mine")
+
+    out = types(f"export mine --format llava --out {types.root}/../out")
+
+    assert out.code == 1
+    assert "nothing of 'mine' is packed yet: run `datakit build-mix mine`" in out.err
+
+
 def test_a_trial_looks_at_the_first_rows(mine):
     got = mine([row(n) for n in range(20)], {"0.jpg": picture()})("check mine --limit 3 --json")
 

@@ -27,18 +27,18 @@ FLOORS = [
     },
     {"ledger", "images", "archives", "jsonfile", "web", "interleaved", "parquetrows"},
     {"manifest", "mix", "tables", "claims", "interop", "webdataset"},
-    {"holdings"},
+    {"holdings", "overview"},
     {"readers", "stream", "work", "choices"},
     {"annotations", "stage"},
     {"stages", "settings"},
     {"build", "pipeline", "pool"},
     {"done", "opening", "partfiles"},
     {"making"},
-    {"runner", "status"},
-    {"verify", "progress", "retry", "forecast"},
+    {"runner", "status", "description"},
+    {"verify", "progress", "retry", "forecast", "availability"},
     {"clean", "repair"},
     {"builder", "checks", "export", "plan", "add"},
-    {"miniature"},
+    {"miniature", "mending"},
     {"demo"},
     {"commands"},
     {"cli"},
@@ -103,6 +103,13 @@ def test_only_the_store_and_the_downloads_open_files_for_writing():
     assert writers <= {"store.py", "web", "miniature"}
 
 
+def test_commands_print_what_others_compute():
+    for path in (ROOT / "datakit/commands").glob("*.py"):
+        computing = {"json", "msgspec", "orjson", "numpy", "pyarrow", "collections", "posixpath"} & imported(path)
+
+        assert not computing, f"{path} imports {computing}: say_json prints, the rest belongs to a module beside"
+
+
 def test_help_and_list_load_nothing_heavy():
     code = (
         "import sys, runpy\n"
@@ -114,6 +121,14 @@ def test_help_and_list_load_nothing_heavy():
     )
     for command in ("--help", "list"):
         subprocess.run([sys.executable, "-c", code, command], check=True, capture_output=True)
+
+
+def test_importing_datakit_loads_nothing_else():
+    code = "import sys; before = set(sys.modules); import datakit; print(*sorted(set(sys.modules) - before))"
+
+    got = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+    assert got.stdout == "datakit\n"
 
 
 def test_no_file_is_too_long_to_finish_in_one_sitting():

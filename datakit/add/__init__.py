@@ -19,6 +19,8 @@ from datakit.record import KEY
 from datakit.store import publish_file
 from datakit.terminal import json_text
 
+_KINDS = ("format", "files", "columns", "kept", "pictures", "licence")  # of notes
+
 
 @dataclass
 class Found:
@@ -37,10 +39,22 @@ class Found:
     problems: list[str] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)  # (what, text)
 
+    def notes_by_kind(self) -> list[tuple[str, str]]:
+        """The notes as they are read: what it is, where, what of it is kept, and on which terms."""
+        return sorted(self.notes, key=lambda note: _KINDS.index(note[0]))
+
     def note(self, what: str, text: str, *, problem: bool = False) -> None:
         self.notes.append((what, text))
         if problem:
             self.problems.append(text)
+
+
+def place(folder: str | None) -> tuple[Path, bool]:
+    """The catalogue that is written to, the user's first unless one is named; and whether commands look there."""
+    own = catalogue.own() or [Path("catalogue")]
+    if folder is None:
+        return own[0], True
+    return Path(folder), Path(folder).absolute() in [p.absolute() for p in own]
 
 
 def check(name: str, folder: Path, *, force: bool = False) -> Path:

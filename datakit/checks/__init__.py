@@ -119,6 +119,11 @@ class Report:
             self.found.values(), key=lambda f: (order.index(f.effect) if f.effect in order else 3, -f.count, f.name)
         )
 
+    @property
+    def kept(self) -> int:
+        """Rows that are kept as things are."""
+        return self.rows - self.dropped - self.left_out
+
     def mend(self) -> int:
         """Counts what --repair keeps as kept; returns how many rows that are."""
         rows, self.repairable = self.repairable, 0

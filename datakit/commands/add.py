@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from datakit import catalogue
 from datakit.commands.options import load_settings
 from datakit.errors import UsageError
 from datakit.terminal import say
@@ -45,7 +44,7 @@ def add(
         raise UsageError("say what to add: either --hub OWNER/REPO, or --json FILE with --images DIR")
     if (hub is None and pattern is not None) or (json_file is None and images is not None):
         raise UsageError("--file goes with --hub, and --images with --json")
-    place, seen = _place(folder)
+    place, seen = adding.place(folder)
     adding.check(name, place, force=force)
     if hub is not None:
         found = repository.look(hub, pattern, load_settings().hosts)
@@ -53,20 +52,9 @@ def add(
         found = files.look(Path(str(json_file)), Path(images) if images else None)
     path = adding.write(name, found, place, force=force)
     say(f"{path}: {found.title}")
-    for what, text in sorted(found.notes, key=lambda note: _ORDER.index(note[0])):
+    for what, text in found.notes_by_kind():
         say(f"  {what:9} {text}")
     say("Look it over, then run")
     if not seen:
         say(f"  export DATAKIT_CATALOGUE={shlex.quote(str(place.absolute()))}")
     say(f"  datakit fetch {name}\n  datakit build-mix {name}")
-
-
-_ORDER = ("format", "files", "columns", "kept", "pictures", "licence")
-
-
-def _place(folder: str | None) -> tuple[Path, bool]:
-    """The catalogue that is written to, and whether commands look there by themselves."""
-    own = catalogue.own() or [Path("catalogue")]
-    if folder is None:
-        return own[0], True
-    return Path(folder), Path(folder).absolute() in [p.absolute() for p in own]

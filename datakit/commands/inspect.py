@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datakit.commands.options import ACCEPT, WITHOUT, load_settings, named, open_build, placed
-from datakit.errors import Incomplete
 from datakit.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from datakit.build import Build
     from datakit.checks import Report
     from datakit.export import Exported, Format
 
@@ -46,31 +44,21 @@ def check(
     --repair turns on what can be mended surely: a picture whose name has another extension in its archive is found
     by the rest of its name, and its row says so in `repairs`. --no-repair turns it off.
     """
-    from datakit import checks
-    from datakit.choices import write_choices
+    from datakit.mending import check_and_mend
     from datakit.progress import ProgressBars
     from datakit.shards import parse_shards
 
-    settings = load_settings(**place)
-    build = open_build(settings, name, limit=limit, without=named(without), accept=accept)
-    build.permit()
-    write_choices(build.store, build.folder, accepted=build.choices.accepted)  # --without is of this look only
-    if repair is False and build.choices.repairs:
-        write_choices(build.store, build.folder, repairs=())
-        build = open_build(settings, name, limit=limit, without=named(without))
+    build = open_build(load_settings(**place), name, limit=limit, without=named(without), accept=accept)
     with ProgressBars(build.folder) as progress:
         chosen = parse_shards(shards) if shards is not None else None
-        report = checks.check(build, full=full, shards=chosen, progress=progress)
-    mends = repair and "extension" in report.found
-    mended = report.mend() if mends else 0
-    if mends:
-        write_choices(build.store, build.folder, repairs=tuple(sorted({*build.choices.repairs, "extension"})))
+        checked = check_and_mend(build, repair=repair, full=full, shards=chosen, progress=progress)
+    report = checked.report
     if as_json:
-        say_json({**report.plain(), "repaired": mends})
+        say_json({**report.plain(), "repaired": repair and checked.turned_on})
     else:
         _show(report)
-        if mends:
-            _show_mended(build, mended)
+        if checked.mended is not None:
+            _show_mended(name, checked.mended, needs_rebuild=checked.needs_rebuild)
         elif repair:
             say("there is nothing that --repair would mend")
         elif report.repairable:
@@ -80,8 +68,7 @@ def check(
 
 
 def _show(report: Report) -> None:
-    kept = report.rows - report.dropped - report.left_out
-    say(f"{report.dataset}: {report.rows:,} rows, {kept:,} are kept as things are")
+    say(f"{report.dataset}: {report.rows:,} rows, {report.kept:,} are kept as things are")
     found = report.findings()
     wide = max((len(one.what) for one in found), default=0)
     for one in found:
@@ -95,13 +82,12 @@ def _show(report: Report) -> None:
         say("nothing is wrong with it")
 
 
-def _show_mended(build: Build, rows: int) -> None:
+def _show_mended(name: str, rows: int, *, needs_rebuild: bool) -> None:
     """What the repair does, and how to have it."""
-    fetched = any(build.ledger(step).commits() for step in build.steps[1:])
-    again = " --rebuild, for it was fetched without" if fetched else ""
+    again = " --rebuild, for it was fetched without" if needs_rebuild else ""
     say(
         f"repair extension is on: a picture that its archive has under another extension is found, and its row says so "
-        f"in `repairs`. That keeps {rows:,} rows more, from the next `datakit fetch {build.manifest.name}` on{again}"
+        f"in `repairs`. That keeps {rows:,} rows more, from the next `datakit fetch {name}` on{again}"
     )
 
 
@@ -129,8 +115,6 @@ def export(name: str, form: Format, out: str, no_images: bool, limit: int | None
     build = open_build(load_settings(**place), name, limit=limit)
     builder.check_fetched([build])
     part = builder.part(build, 1)
-    if not part.samples:
-        raise Incomplete(f"nothing of {name!r} is packed yet: run `datakit build-mix {name}`")
     with ProgressBars(build.folder) as progress:
         own = build.manifest.annotations.attributes
         done = write(

@@ -2,54 +2,45 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from datakit.commands.options import load_settings, open_build, paced, placed
-from datakit.errors import ManifestError
 from datakit.terminal import one_line, say, say_json
 
 if TYPE_CHECKING:
+    from datakit.availability import Availability
     from datakit.build import Build
     from datakit.forecast import Forecast
+    from datakit.manifest import Manifest
 
 
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """The datasets of the catalogue, and the recipes for `datakit run`."""
-    from datakit import catalogue, manifest
+    from datakit import overview
 
-    found, wrong = [], False
-    for name in catalogue.names("manifests"):
-        try:
-            found.append(manifest.load(name))
-        except ManifestError as error:  # one mistake doesn't hide the others
-            wrong = True
-            say(error, err=True, label="error:")
+    datasets, wrong = overview.datasets()
+    for error in wrong:
+        say(error, err=True, label="error:")
     if as_json:
-        say_json([{"name": m.name, "title": m.title, "recipe": m.recipe, "licence": m.licence} for m in found])
-        sys.exit(int(wrong))
-    wide = max((len(m.name) for m in found), default=4)
-    for one in found:
-        licence = one.licence.partition("(")[0].partition(";")[0].strip()
-        note = "  LOST" if one.lost else "  TERMS" if one.accept else ""
-        say(f"{one.name:{wide}}  {one_line(one.title)}  [{one_line(licence)}]{note}")
+        say_json(overview.plain(datasets))
+        sys.exit(int(bool(wrong)))
+    wide = max((len(dataset.name) for dataset in datasets), default=4)
+    for dataset in datasets:
+        licence = dataset.licence.partition("(")[0].partition(";")[0].strip()
+        note = "  LOST" if dataset.lost else "  TERMS" if dataset.accept else ""
+        say(f"{dataset.name:{wide}}  {one_line(dataset.title)}  [{one_line(licence)}]{note}")
     say("\nRecipes for `datakit run`:")
-    for name in catalogue.names("pipelines"):
-        try:
-            told = catalogue.mixes(name)
-        except ManifestError as error:
-            wrong = True
-            say(error, err=True, label="error:")
-            continue
-        if told is not None:
-            say(f"{name:{wide}}  {told}")
-    sys.exit(int(wrong))
+    recipes, unread = overview.recipes()
+    for error in unread:
+        say(error, err=True, label="error:")
+    for name, first_line in recipes.items():
+        say(f"{name:{wide}}  {first_line}")
+    sys.exit(int(bool(wrong or unread)))
 
 
 @click.command()
@@ -57,26 +48,21 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(name: str, as_json: bool) -> None:
     """What a dataset is: licence, files, steps, problems."""
-    from datakit import manifest, pipeline
-    from datakit.fingerprint import plain
+    from datakit.description import describe
 
-    about = manifest.load(name)
-    steps = pipeline.steps(about.recipe, about)
-    described = [{"step": s.name, **s.stage.identity(about)} for s in steps]
+    found = describe(name)
     if as_json:
-        import msgspec
-
-        say_json({**msgspec.to_builtins(about), "steps": plain(described)})
+        say_json(found.plain())
         return
+    about = found.manifest
     say("\n".join(filter(None, [about.title, about.homepage, about.citation])) + "\n")
     say(f"licence   {one_line(about.licence)}")
     for label, text in (("accept", about.accept), ("lost", about.lost), ("instead", about.fallback)):
         if text:
             say(f"{label:9} {text}")
-    pinned = about.pinned.commits.get(about.hub)
-    note = "" if pinned or about.revision != "main" else "  (not pinned; `datakit pin` pins it)"
     if about.hub:
-        say(f"hub       {about.hub} at {pinned or about.revision}{note}")
+        note = "  (not pinned; `datakit pin` pins it)" if found.hub_moves else ""
+        say(f"hub       {about.hub} at {found.hub_revision}{note}")
     rows = about.annotations
     for file in rows.files if isinstance(rows.files, list) else [rows.files]:
         number = f" x {len(rows.numbers())}" if rows.shards else ""
@@ -96,7 +82,7 @@ def info(name: str, as_json: bool) -> None:
     for problem in about.problems:
         say(f"known     {problem}")
     say(f"recipe    {about.recipe}")
-    for step in described:
+    for step in found.steps:
         fields = {k: v for k, v in step.items() if k not in ("step", "stage", "version", "sources") and v is not None}
         say(f"  {step['step']:6}  {step['stage']} " + ", ".join(f"{k} {v}" for k, v in fields.items()))
 
@@ -111,7 +97,6 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
     from datakit.shards import ranges
     from datakit.status import status as status_of
     from datakit.store import Store
-    from datakit.web.outcomes import may_pass
 
     settings = load_settings(**place)
     if name:
@@ -133,12 +118,9 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
         say(f"{line}; {one.rows:,} rows")
         for field in one.differs:
             say(f"    made by another recipe: {field}")
-        came = max(1, one.rows + sum(one.dropped.values()))
-        failed = Counter({reason: n for reason, n in one.faults.items() if reason not in one.dropped})
-        for what, counts in (("dropped", one.dropped), ("failed", failed)):
-            for reason, n in counts.most_common():
-                again = "  --retry may help" if what == "failed" and one.by_url and may_pass(reason) else ""
-                say(f"    {what:8} {reason:18} {n:>12,}  {n / came:6.1%}{again}")
+        for loss in one.losses():
+            again = "  --retry may help" if loss.may_pass else ""
+            say(f"    {loss.what:8} {loss.reason:18} {loss.rows:>12,}  {loss.share:6.1%}{again}")
 
 
 @click.command()
@@ -164,8 +146,11 @@ def doctor(
     settings = load_settings(**flags)
     build = open_build(settings, name, recipe=recipe)
     if build.manifest.images.by != "url":
-        _archives(build, as_json)
-        return
+        from datakit.availability import availability
+
+        files = availability(build)
+        say_json(files.plain()) if as_json else _show_availability(build.manifest, files)
+        sys.exit(int(not files.obtainable))
     from datakit.forecast import forecast
 
     with ProgressBars(build.folder, noun="URLs") as progress:
@@ -201,8 +186,7 @@ def _show_forecast(build: Build, found: Forecast, jobs: int) -> None:
     line = f"    disk      {size_text(disk.value)}  ({size_text(disk.low)} to {size_text(disk.high)})"
     say(f"{line}, and as much again for `build-mix` until `clean`")
     if found.free_bytes is not None:
-        short = "  NOT ENOUGH" if found.free_bytes < 2 * disk.value else ""
-        say(f"    free      {size_text(found.free_bytes)}{short}")
+        say(f"    free      {size_text(found.free_bytes)}{'' if found.fits else '  NOT ENOUGH'}")
     if found.per_s.value:
         low, high = time_text(time_s.low), time_text(time_s.high)
         line = f"    time      {time_text(time_s.value)}" + (f"  ({low} to {high})" if low != high else "")
@@ -210,58 +194,21 @@ def _show_forecast(build: Build, found: Forecast, jobs: int) -> None:
     say("More machines: --slice I/N. What a sample can't show: how the network bears the load of days.")
 
 
-def _archives(build: Build, as_json: bool) -> None:
-    """What upstream says of each file of a dataset in archives, and whether there is room for them."""
-    import posixpath
-
-    from datakit.errors import DownloadError, shortlist
+def _show_availability(about: Manifest, found: Availability) -> None:
     from datakit.progress import size_text
-    from datakit.stages.locate import by_hand
-    from datakit.store import free_bytes
-    from datakit.web import downloads
-    from datakit.work import intact
 
-    work, sources = build.work(build.steps[0]), build.manifest.images.sources
-    given_up = {build.manifest.at_commit(a) for name in build.choices.without for a in sources[name].archives()}
-    found: list[dict[str, Any]] = []
-    for name, source, archives in by_hand(sources, work):
-        if name not in build.choices.without:
-            text = f"{shortlist(posixpath.basename(a) for a in archives)}. {source.obtain}"
-            found.append({"name": name, "address": source.archive, "here": False, "problem": text})
-        given_up |= {build.manifest.at_commit(archive) for archive in archives}
-    for label, address in build.manifest.addresses().items():
-        if address in given_up:
-            continue
-        path = work.local(address)
-        one: dict[str, Any] = {"name": label, "address": address, "here": intact(path)}
-        if one["here"]:
-            one["bytes"] = path.stat().st_size
-        else:
-            try:
-                one["bytes"] = downloads.head(address, hosts=build.hosts).size_bytes
-            except DownloadError as error:
-                one["problem"] = str(error)
-        found.append(one)
-    rows = build.manifest.annotations
-    missing = sum({one["address"]: one.get("bytes") or 0 for one in found if not one["here"]}.values())
-    free = free_bytes(build.store.downloads)
-    if as_json:
-        say_json({"files": found, "terms": build.terms, "bytes_to_download": missing, "free_bytes": free})
-    else:
-        for one in found:
-            size = size_text(one["bytes"]) if one.get("bytes") is not None else "size unknown"
-            state = one.get("problem") or ("here" if one["here"] else "can be had")
-            say(f"    {one['name']:24} {size:>12}  {state}")
-        if build.terms:
-            say(f"    terms: {build.terms}; --accept-licence accepts them")
-        if rows.glob:
-            whole = build.manifest.expected.get("bytes_about")
-            most = f" of {size_text(whole)}" if whole else ""
-            say(f"    {rows.files}: parts{most} are read, by ranges, and not kept")
-        short = "  NOT ENOUGH" if free < 2 * missing else ""
-        say(f"to download {size_text(missing)}, and about as much again for `build-mix`; free {size_text(free)}{short}")
-    if build.terms or any("problem" in one for one in found):
-        sys.exit(1)
+    for file in found.files:
+        size = size_text(file.size_bytes) if file.size_bytes is not None else "size unknown"
+        state = file.problem or ("here" if file.here else "can be had")
+        say(f"    {file.name:24} {size:>12}  {state}")
+    if found.terms:
+        say(f"    terms: {found.terms}; --accept-licence accepts them")
+    if about.annotations.glob:
+        whole = about.expected.get("bytes_about")
+        most = f" of {size_text(whole)}" if whole else ""
+        say(f"    {about.annotations.files}: parts{most} are read, by ranges, and not kept")
+    room = f"free {size_text(found.free_bytes)}{'' if found.fits else '  NOT ENOUGH'}"
+    say(f"to download {size_text(found.to_download)}, and about as much again for `build-mix`; {room}")
 
 
 @click.command()
@@ -280,34 +227,22 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
     settings = load_settings(**place)
     store = Store(settings.root)
     store.check()
-    if name and not any(name in (one.folder, one.dataset) for one in holdings.holdings(store)):
+    if name and not holdings.holds(store, name):
         open_build(settings, name.partition("@")[0])  # an unknown name is refused
-    found = []
     with ProgressBars(settings.root, noun="files") as progress:
-        for one in verifying.verify(store, name):
-            found.append(one)
-            progress.rows("verify", 1)
-    broken = [one for one in found if isinstance(one, verifying.Broken)]
-    whole = len(found) - len(broken)
-    forgotten = repairing.repair(store, broken) if repair and broken else []
+        found = verifying.findings(store, name, progress=progress)
+    forgotten = repairing.repair(store, found.broken) if repair and found.broken else []
     if as_json:
-        listed = [{"file": b.where, "problem": b.what, "cure": " && ".join(b.cures)} for b in broken]
-        say_json({"whole": whole, "broken": listed, "forgotten": forgotten})
+        say_json({**found.plain(), "forgotten": forgotten})
     else:
-        for one in broken:
+        for one in found.broken:
             say(f"{one.where}: {one.what}")
         for shard in forgotten:
             say(f"forgotten: {shard}")
-        say(f"{whole} files are whole, {len(broken)} are not")
-        if broken:
-            ours = any(not b.where.startswith("mixes/") for b in broken)
-            first = ["datakit verify --repair"] if ours and not repair else []
-            cures = dict.fromkeys(cure for b in broken for cure in b.cures)
-            ordered = sorted(cures, key=lambda cure: not cure.startswith("datakit fetch"))
-            if place["root"]:  # as it was typed; a root of the environment or the file needs no word
-                first, ordered = (
-                    [f"{one} --root {shlex.quote(place['root'])}" for one in lot] for lot in (first, ordered)
-                )
-            say("To mend it, build, one after the other:\n  " + "\n  ".join([*first, *ordered]))
-    if broken:
+        say(f"{found.whole} files are whole, {len(found.broken)} are not")
+        if found.broken:
+            # The root as it was typed; one of the environment or the file needs no word.
+            cures = found.cures(repaired=repair, root=place["root"])
+            say("To mend it, build, one after the other:\n  " + "\n  ".join(cures))
+    if found.broken:
         sys.exit(1)

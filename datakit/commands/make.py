@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -207,8 +206,7 @@ def _show_report(build: Build, report: Report, upto: str) -> None:
     if report.kept:
         done += f"; {len(report.kept)} shards were done before"
     say(done)
-    failed = Counter({reason: n for reason, n in report.faults.items() if reason not in report.dropped})
-    for what, counts in (("dropped", report.dropped), ("failed", failed)):
+    for what, counts in (("dropped", report.dropped), ("failed", report.failed)):
         if counts:
             say(f"  {what}: " + ", ".join(f"{reason} {n:,}" for reason, n in counts.most_common()))
 
@@ -217,9 +215,9 @@ def _show_mix(mix: Mix, where: str) -> None:
     from datakit.progress import size_text
 
     for part in mix.parts:
-        size = sum(shard.size_bytes for shard in part.shards)
         times = f" x {part.repeats}" if part.repeats > 1 else ""
-        say(f"  {part.dataset}{times}: {part.samples:,} samples in {len(part.shards)} tars, {size_text(size)}")
+        size = size_text(part.size_bytes)
+        say(f"  {part.dataset}{times}: {part.samples:,} samples in {len(part.shards)} tars, {size}")
     say(f"{where}: {mix.samples:,} samples an epoch, fingerprint {mix.fingerprint[:12]}")
 
 
@@ -246,8 +244,7 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
         say(f"{file.name}  {size_text(file.size_bytes)}")
     for note in found.notes:
         say(f"note: {note}")
-    total = size_text(sum(file.size_bytes for file in found.files))
-    say(f"{'would remove' if dry_run else 'removed'} {len(found.files)} files, {total}")
+    say(f"{'would remove' if dry_run else 'removed'} {len(found.files)} files, {size_text(found.size_bytes)}")
 
 
 @click.command()
@@ -272,11 +269,9 @@ def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
     say(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
     if done.path.is_symlink():
         say(f"it is read from {done.path.resolve()}: leave it there until the dataset is packed")
-    sources = build.manifest.images.sources
-    if given_up := [
-        s for s in build.choices.without if address in map(build.manifest.at_commit, sources[s].archives())
-    ]:
-        left = ",".join(s for s in build.choices.without if s not in given_up)
+    without = build.choices.without
+    if given_up := [source for source in build.manifest.sources_of(address) if source in without]:
+        left = ",".join(source for source in without if source not in given_up)
         say(f"{given_up[0]} was given up: `datakit fetch {name} --without '{left}' --rebuild` takes it up again")
 
 
@@ -291,19 +286,13 @@ def pin(name: str, out: str | None, **place: Any) -> None:
     """
     from pathlib import Path
 
-    from datakit import builder, catalogue, manifest
-    from datakit.store import publish_file
+    from datakit import builder
 
     build = open_build(load_settings(**place), name)
-    if build.manifest.lost:
-        build.permit()
-    pinned = builder.pin(build)
-    path = Path(out) if out else catalogue.find("manifests", f"{name}.toml").with_suffix(".sums")
-    publish_file(path, manifest.sums(name, pinned).encode())
-    unhashed = sum(digest is None for _, digest in pinned.files.values())
+    path, pinned = builder.write_pins(build, Path(out) if out else None)
     say(f"{path}: {len(pinned.commits)} commits, {len(pinned.files)} files")
-    if unhashed:
-        say(f"{unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")
+    if pinned.unhashed:
+        say(f"{pinned.unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")
 
 
 @click.command()

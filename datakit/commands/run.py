@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from datakit.commands.options import Task, working
-from datakit.errors import Incomplete, UsageError, nearest
+from datakit.errors import UsageError
 from datakit.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -30,10 +30,8 @@ def run(
     """Everything a paper trains on, by its recipe.
 
     Downloads, lists, chooses, fetches and packs each dataset of the recipe once, and writes a mix for each stage of
-    training. Run it again to go on after a kill.
+    training. Build it again to go on after a kill.
     """
-    import msgspec
-
     from datakit import plan
     from datakit.shards import parse_shards
 
@@ -44,33 +42,18 @@ def run(
     terms, stand_ins = plan.stages(name, only=only, fallback=fallback)
     wanted = parse_shards(shards) if shards is not None else None
     task = replace(task, recipe=name)
-    builds = _builds(task, [dataset for some in terms.values() for dataset, _ in some])
+    datasets = [dataset for some in terms.values() for dataset, _ in some]
+    without = plan.without_by_dataset(name, datasets, task.without)
+    builds = {dataset: task.build(dataset, without=sources) for dataset, sources in without.items()}
     chosen = {dataset: plan.shards_of(one, wanted) for dataset, one in builds.items()}
     if dry_run:
         found = plan.make(
             name, terms, builds, stand_ins=stand_ins, wanted=wanted, jobs=task.settings.jobs, rebuild=task.rebuild
         )
-        say_json(msgspec.to_builtins(found.plain())) if as_json else _show(found)
+        say_json(found.plain()) if as_json else _show(found)
         return
-    if walls := plan.obstacles(builds.values(), rebuild=task.rebuild):
-        told = [wall.replace("\n", "\n    ") for wall in walls]
-        raise Incomplete("\n  - ".join([f"recipe {name!r} can't be run yet, and nothing was downloaded:", *told]))
+    plan.require_no_obstacles(name, builds.values(), rebuild=task.rebuild)
     _make(name, terms, builds, chosen, task)
-
-
-def _builds(task: Task, datasets: list[str]) -> dict[str, Build]:
-    """A build of each dataset. Raises UsageError for a source to do without that none of them has."""
-    from datakit import manifest
-
-    has = {dataset: manifest.load(dataset).images.sources for dataset in dict.fromkeys(datasets)}
-    every = {source for sources in has.values() for source in sources}
-    if unknown := set(task.without or ()) - every:
-        raise UsageError(f"no dataset of {task.recipe!r} has a source {min(unknown)!r}. {nearest(min(unknown), every)}")
-    given = task.without
-    return {
-        dataset: task.build(dataset, without=given and tuple(one for one in given if one in sources))
-        for dataset, sources in has.items()
-    }
 
 
 def _make(
@@ -98,9 +81,8 @@ def _make(
     for stage, some in terms.items():
         mix_name = builder.mix_name(f"{name}-{stage}", task.limit)
         mix, where = builder.write(store, mix_name, [(builds[dataset], times) for dataset, times in some])
-        tars = [shard.size_bytes for part in mix.parts for shard in part.shards]
         parts = " + ".join(f"{p.dataset} {p.samples:,}{f' x {p.repeats}' * (p.repeats > 1)}" for p in mix.parts)
-        say(f"{stage}: {mix.samples:,} samples an epoch ({parts}), {size_text(sum(tars))} in {len(tars)} tars")
+        say(f"{stage}: {mix.samples:,} samples an epoch ({parts}), {size_text(mix.size_bytes)} in {mix.n_tars} tars")
         say(f"  {where}")
 
 

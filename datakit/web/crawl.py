@@ -95,7 +95,8 @@ class _Engine(Generic[T]):
         self._hosts, self._limits, self._work, self._light, self._spool = hosts, limits, work, light, spool
         self._out: SimpleQueue[list[Fetched[Any] | BaseException]] = SimpleQueue()
         self._pool = ThreadPoolExecutor(threads, "crawl-work")
-        self._window = Window(_with_handles(limits.window))
+        handles = _raise_handle_limit(4 * limits.window[1] + HANDLES_KEPT)  # of connections kept alive a while, too
+        self._window = Window(_affordable(limits.window, handles))
         self._ahead = AHEAD * self._window.most
         self._n_taken = 0  # written by the consumer alone
         self._starved = False  # whether the loop waits for the consumer
@@ -389,16 +390,20 @@ class _Engine(Generic[T]):
         return self._bytes.used * 4 >= self._limits.bytes_ahead and not self._spool.full
 
 
-def _with_handles(window: tuple[int, int]) -> tuple[int, int]:
-    """The bounds of the window with as many file handles as the system grants this process."""
+def _raise_handle_limit(wanted: int) -> int:
+    """Asks the system to let this process open so many files; returns how many it may, RLIM_INFINITY for any number."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * window[1] + HANDLES_KEPT  # connections that are kept alive for a while, too
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY:
+    return soft
+
+
+def _affordable(window: tuple[int, int], handles: int) -> tuple[int, int]:
+    """The bounds of the window that so many file handles permit."""
+    if handles == resource.RLIM_INFINITY:
         return window
-    most = max(1, min(window[1], (soft - HANDLES_KEPT) // 2))
+    most = max(1, min(window[1], (handles - HANDLES_KEPT) // 2))
     return min(window[0], most), most
 
 

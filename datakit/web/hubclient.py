@@ -33,13 +33,19 @@ _under: ContextVar[Hosts | None] = ContextVar("_under", default=None)
 
 @cache
 def hub_library() -> ModuleType:
-    """huggingface_hub, loaded when first needed."""
-    # Unless told not to when it is loaded, it looks for the program that calls it, and asks the hub for a list
-    # of such programs: a request that nobody asked for. Who wants it sets the variable to 0.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    """huggingface_hub, loaded when first needed; in this process its requests then go out as this module says.
+
+    Its telemetry is off unless HF_HUB_DISABLE_TELEMETRY says otherwise.
+    """
     import huggingface_hub
+    import huggingface_hub.constants
     import huggingface_hub.errors
     import huggingface_hub.utils
+
+    # Else it looks for the program that calls it, and asks the hub for a list of such programs: a request that nobody
+    # asked for. Who wants it sets the variable to 0.
+    if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
+        huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
 
     httpx: Any = sys.modules[huggingface_hub.errors.HfHubHTTPError.__mro__[1].__module__.partition(".")[0]]
     hooks = huggingface_hub.get_session().event_hooks  # offline mode, and an id for each request

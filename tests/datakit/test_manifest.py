@@ -150,3 +150,15 @@ def test_a_damaged_sums_file_is_told_with_its_line(tmp_path):
 
     with pytest.raises(ManifestError, match=r"mine\.sums:2: "):
         read(tmp_path, GOOD)
+
+
+def test_the_sources_of_an_archive_are_found_by_its_address_at_the_pinned_commit(tmp_path):
+    commit = "0" * 40
+    text = GOOD.replace("https://example.org/one.zip", "hub://datasets/owner/repo@main/{part}.zip") + "parts = 2\n"
+    (tmp_path / "mine.sums").write_text(f"commit owner/repo {commit}\nfile - - elsewhere\n")
+
+    about = read(tmp_path, text)
+
+    assert about.sources_of(f"hub://datasets/owner/repo@{commit}/1.zip") == ["one"]
+    assert about.sources_of("hub://datasets/owner/repo@main/1.zip") == []
+    assert about.pinned.unhashed == 1

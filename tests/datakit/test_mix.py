@@ -129,3 +129,9 @@ def test_a_mix_that_names_a_file_outside_its_root_is_refused(tmp_path, which, na
 )
 def test_a_mix_knows_the_command_that_makes_it_again(name, command):
     assert mix.command(mix.make(name, [part("coyo"), part("qinstruct", repeats=2)])) == command
+
+
+def test_tars_that_are_repeated_take_room_once():
+    made = mix.make("m", [part("coyo", repeats=3), part("qinstruct")])
+
+    assert (made.size_bytes, made.n_tars) == (4, 4)

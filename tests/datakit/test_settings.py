@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from datakit import settings
+from datakit import catalogue, settings
 from datakit.errors import ManifestError, UsageError
 
 
@@ -41,3 +43,28 @@ def test_a_mistake_in_the_file_is_told(tmp_path, text, says):
 def test_a_mistake_in_the_environment_is_told(tmp_path, environ):
     with pytest.raises(UsageError):
         load(tmp_path, "", environ)
+
+
+def test_settings_are_read_and_the_environment_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("DATAKIT_CATALOGUE", raising=False)
+    before = dict(os.environ)
+
+    found = load(tmp_path, 'catalogue = ["my", "ours"]')
+
+    assert found.catalogue == ("my", "ours")
+    assert dict(os.environ) == before
+
+
+def test_a_catalogue_of_the_environment_goes_before_that_of_the_file(tmp_path):
+    assert load(tmp_path, 'catalogue = ["my"]', {"DATAKIT_CATALOGUE": ""}).catalogue is None
+    assert load(tmp_path, "catalogue = []").catalogue == ()
+    assert load(tmp_path).catalogue is None
+
+
+def test_the_user_s_catalogues_are_those_that_were_set_here_and_in_processes_started_from_here(monkeypatch):
+    monkeypatch.setenv("DATAKIT_CATALOGUE", "before")
+
+    catalogue.set_own(["my", "ours"])
+
+    assert [str(folder) for folder in catalogue.own()] == ["my", "ours"]
+    assert os.environ["DATAKIT_CATALOGUE"] == f"my{os.pathsep}ours"

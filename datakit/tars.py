@@ -64,6 +64,8 @@ class TarWriter:
 
 
 class Member(NamedTuple):
+    """A file in a tar: its name, and the place and length of its bytes."""
+
     name: str
     offset: int
     size: int

@@ -234,7 +234,7 @@ cli(["fetch", "coyo", "--retry"], standalone_mode=False)
 
 
 @pytest.mark.parametrize("commits", [0, 1, 2, 3])
-def test_a_retry_that_was_killed_goes_on_and_ends_as_if_it_hadn_t_been(upstream, user, small_parts, tmp_path, commits):
+def test_a_retry_that_was_killed_goes_on_and_ends_as_if_it_hadn_t_been(upstream, user, small_parts, commits):
     user("fetch coyo --shards 0-3")
     kept = pictures(user.root)
     cured = cure(upstream, user.root)

@@ -79,6 +79,7 @@ def steps(out: Path) -> list[int]:
 
 
 def checkpoint(out: Path, step: int) -> Path:
+    """The folder of a step's checkpoint, there or not."""
     return out / "checkpoints" / f"step-{step:08d}"
 
 
@@ -173,6 +174,7 @@ def remove(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

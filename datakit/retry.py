@@ -7,7 +7,6 @@ stands. So the keys of all others, and their bytes, don't change, and `build-mix
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -31,8 +30,6 @@ from datakit.stages.fetch import Engine, Fetch
 from datakit.store import Sink
 from datakit.tables import Rows, TableWriter, with_places, write_log
 from datakit.web.outcomes import KNOWN, may_pass
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

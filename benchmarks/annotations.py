@@ -37,6 +37,7 @@ from datakit import __version__
 from datakit.build import Build
 from datakit.opening import open_build
 from datakit.runner import execute
+from datakit.stages.sampled import SampledListing
 from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
@@ -68,10 +69,10 @@ def adopt(root: Path, address: str, made: Path) -> Path:
 
 def run_of(root: Path, dataset: str, chosen: int = FLAN_CHOSEN) -> Build:
     run = open_build(Store(str(root)), dataset, hosts=Hosts())
-    if dataset != "flan":
+    first, *rest = run.steps
+    if not isinstance(first.stage, SampledListing):
         return run
-    first = replace(run.steps[0], stage=replace(run.steps[0].stage, n_rows=chosen))
-    return replace(run, steps=(first, *run.steps[1:]))
+    return replace(run, steps=(replace(first, stage=replace(first.stage, n_rows=chosen)), *rest))
 
 
 def making(root: Path, datasets: list[str], upto: str, jobs: int, chosen: int, answer: Any) -> None:

@@ -35,11 +35,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import cv2
 import numpy as np
@@ -97,8 +97,8 @@ WORKS = (*TARGETS, "codecs", "client", "huge")
 
 def limits(kind: str) -> Limits:
     """How ours is paced: as it comes for `web`, and without regard for the one host that all others ask."""
-    manners = {} if kind == "web" else {"per_host": 64, "per_host_per_s": 1e6}
-    return Limits(total_s=TIMEOUT_S, connect_s=TIMEOUT_S, read_s=TIMEOUT_S, **manners)
+    ours = Limits(total_s=TIMEOUT_S, connect_s=TIMEOUT_S, read_s=TIMEOUT_S)
+    return ours if kind == "web" else replace(ours, per_host=64, per_host_per_s=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +257,7 @@ def requesting(urls: list[str], answer: Any) -> None:
     answer.put({"ms": 1000 * cpu / len(urls), "per_s": len(urls) / spent, "ok": ok})
 
 
-def shrinking(n: int, resize: str, answer: Any) -> None:
+def shrinking(n: int, resize: images.Resize, answer: Any) -> None:
     """The measured process of `codecs`: pictures from memory, shrunk by as many processes as a crawl has."""
     bodies = webserver.pictures()
     with multiprocessing.get_context("fork").Pool(JOBS) as pool:
@@ -281,7 +281,7 @@ def compete(race: Race, chosen: list[str], web: Web, scratch: Path, args: argpar
     n = args.images or race.images
     urls = webserver.web_urls(web.port, n) if race.kind == "web" else web.urls(n)
     due = sum("/gone/" not in url and "/hang/" not in url for url in urls)
-    threads, tried = DEFAULT_THREADS, {}
+    threads, tried = DEFAULT_THREADS, dict[int, float]()
     if race.kind != "web" and not args.alone:
         threads, tried = best_threads(race, scratch, urls[: n // 4])
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (*chosen, "peer")}
@@ -321,6 +321,8 @@ def stored(folder: Path) -> list[Any]:
             for member in tar:
                 if member.name.endswith(".jpg") and (file := tar.extractfile(member)):
                     grey = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_GRAYSCALE)
+                    if grey is None:
+                        raise SystemExit(f"{member.name} of {path} is no picture")
                     found[member.name] = grey.astype(np.float64)
     return [found[name] for name in sorted(found)]
 
@@ -448,7 +450,7 @@ def main() -> int:
         if "codecs" in chosen:
             results["codecs"] = {
                 resize: [in_process(shrinking, args.images or 3000, resize)["per_s"] for _ in range(args.repeat)]
-                for resize in ("area", "linear")
+                for resize in get_args(images.Resize)
             }
         if "client" in chosen:
             urls = web.urls(args.images or 20_000)

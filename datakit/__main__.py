@@ -1,3 +1,5 @@
+"""`python -m datakit` is the command `datakit`."""
+
 from datakit.cli import main
 
 main()

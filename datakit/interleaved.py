@@ -26,6 +26,8 @@ INTERLEAVED = "interleaved"  # the attribute that tells a document from a pair, 
 
 
 class Document(NamedTuple):
+    """A document laid out as messages, with the images that its marks stand for."""
+
     messages: list[Message]
     order: list[int]  # the image of each mark, as its row in the matrix that was given
 

@@ -65,10 +65,6 @@ class Plan:
     rows_per_shard: int
     chunks: tuple[tuple[int, int, int], ...]  # (offset, size in bytes, first row)
 
-    @property
-    def n_shards(self) -> int:
-        return -(-self.n_rows // self.rows_per_shard)
-
 
 def chunks(path: Path | str, *, chunk_bytes: int = 1 << 20) -> Iterator[tuple[Chunk, list[Any]]]:
     """Every row of a file, in chunks of about `chunk_bytes`. Raises SourceError for all but whole objects."""

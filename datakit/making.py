@@ -246,4 +246,5 @@ def _joined(commits: list[Commit]) -> Commit:
 
 
 def maker() -> str:
+    """The versions that a commit is made by."""
     return f"datakit {__version__}, pyarrow {pa.__version__}"

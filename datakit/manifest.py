@@ -90,6 +90,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How rows name their pictures, and where those are."""
+
     by: Literal["url", "path", "inline", "folder", "none"]
     folder: str = ""  # absolute
     sources: dict[str, Source] = {}
@@ -108,6 +110,8 @@ class Pinned(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a remote dataset is: its TOML file, and what `datakit pin` wrote beside it."""
+
     title: str
     homepage: str
     licence: str

@@ -119,6 +119,7 @@ def _identity(parts: list[MixPart]) -> tuple[int, str]:
 
 
 def encode(mix: Mix) -> bytes:
+    """The text of a mix.json; the same mix always has the same bytes."""
     return msgspec.json.format(msgspec.json.encode(mix), indent=1) + b"\n"
 
 

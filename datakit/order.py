@@ -39,7 +39,6 @@ def permutation(n: int, *path: int) -> npt.NDArray[np.int64]:
 class Window:
     """Consecutive shards of an epoch, and the shuffled samples inside."""
 
-    number: int
     start: int  # position of its first sample in the epoch
     shards: npt.NDArray[np.int64]  # entries of the mix, in the epoch's order
     entry: npt.NDArray[np.int32]  # for each sample in order: which entry of the mix
@@ -85,4 +84,4 @@ class Order:
         entry = np.repeat(mine, sizes).astype(np.int32)
         row = np.concatenate([np.arange(n, dtype=np.int32) for n in sizes])
         shuffled = permutation(len(entry), self.seed, epoch, number)
-        return Window(number, start, mine, entry[shuffled], row[shuffled])
+        return Window(start, mine, entry[shuffled], row[shuffled])

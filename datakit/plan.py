@@ -314,8 +314,10 @@ def _shown(step: Step) -> dict[str, Any]:
 def _files(
     build: Build, shards: list[int] | None, part: float, left: float
 ) -> tuple[int | None, int | None, dict[str, int], int, int]:
-    """Of all files: how many, and the bytes of those whose size is known; of those that have to come: the bytes of
-    each, and of such as weren't asked about one by one; and how many there are of unknown size.
+    """What a dataset has to download.
+
+    Of all files: how many, and the bytes of those whose size is known. Of those that have to come: the bytes of each,
+    and of such as weren't asked about one by one. And how many there are of unknown size.
     """
     about = build.manifest
     work = build.work(build.steps[0])

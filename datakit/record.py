@@ -31,6 +31,8 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):  # neither can be in a cycle
+    """What one side says in one turn, texts and images in their order."""
+
     role: Role
     content: list[Part]
 
@@ -81,6 +83,7 @@ def encode(value: Any) -> bytes:
 
 
 def decode_messages(data: bytes | str) -> list[Message]:
+    """The messages of their JSON. Raises msgspec.DecodeError when it isn't one."""
     return _messages.decode(data)
 
 

@@ -7,7 +7,6 @@ stands. So the keys of all others, and their bytes, don't change, and `build-mix
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -32,8 +31,6 @@ from datakit.stages.fetch import Fetch
 from datakit.tables import Rows, with_places
 from datakit.web.outcomes import KNOWN, may_pass
 from datakit.work import Progress, Work
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

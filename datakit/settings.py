@@ -47,6 +47,8 @@ KINDS: dict[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
+    """What a command runs with: the root of all data, and the terms on which it connects and works."""
+
     root: str
     hosts: Hosts
     jobs: int

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
-
-from datakit.errors import SourceError
+from typing import BinaryIO
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -61,29 +58,3 @@ class TarWriter:
         self._held.append(_ZEROS + _ZEROS)
         self._at += 2 * BLOCK
         self._flush()
-
-
-class Member(NamedTuple):
-    name: str
-    offset: int
-    size: int
-
-
-def members(file: BinaryIO) -> Iterator[Member]:
-    """The members of a tar that datakit wrote. Raises SourceError when the tar is cut short or damaged."""
-    at = 0
-    while True:
-        file.seek(at)
-        block = file.read(BLOCK)
-        if block == _ZEROS:
-            if file.read(BLOCK) != _ZEROS:
-                raise SourceError(f"tar cut short at byte {at}: the end mark is incomplete")
-            return
-        if len(block) < BLOCK or block[257:262] != b"ustar":
-            raise SourceError(f"tar cut short or damaged at byte {at}")
-        total = sum(block[:148]) + 8 * 32 + sum(block[156:])
-        if int(block[148:154], 8) != total:
-            raise SourceError(f"tar header at byte {at} has a wrong checksum")
-        size = int(block[124:135], 8)
-        yield Member(block[:100].rstrip(b"\0").decode("ascii"), at + BLOCK, size)
-        at += BLOCK + size + -size % BLOCK

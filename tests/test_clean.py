@@ -201,7 +201,7 @@ def test_a_commit_that_names_files_elsewhere_is_damage_and_removes_nothing_there
     assert precious.exists()
 
 
-def test_a_table_that_names_a_picture_outside_the_root_is_refused(user, monkeypatch):
+def test_a_table_that_names_a_picture_outside_the_root_is_refused(user):
     from datakit.errors import SourceError
     from datakit.stages.pack import _Files
     from datakit.store import Store

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -74,15 +75,13 @@ def upstreams_rows(upstream, dataset):
 def repairs_of(built, dataset):
     """The `repairs` of every packed record, by row number."""
     from datakit.record import decode
-    from datakit.tars import members
 
     found = {}
-    for tar in sorted((built / dataset / "pack").glob("*.tar")):
-        with tar.open("rb") as file:
-            for member in list(members(file)):
+    for path in sorted((built / dataset / "pack").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
                 if member.name.endswith(".json"):
-                    file.seek(member.offset)
-                    record = decode(file.read(member.size))
+                    record = decode(tar.extractfile(member).read())
                     found[int(record.key.rpartition("-")[2])] = record.attrs.get("repairs") or []
     return found
 

@@ -1,6 +1,8 @@
 """The design's floors: a module imports only from lower ones, and the light commands load nothing heavy."""
 
 import ast
+import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +87,25 @@ def test_datakit_imports_neither_the_trainer_nor_a_recipe_nor_torch():
 def test_the_trainer_knows_only_the_stream_side_of_datakit():
     for path in (ROOT / "trainer").rglob("*.py"):
         assert rooms(path) <= TRAINER_MAY, path
+
+
+@pytest.mark.parametrize(("folder", "extra"), [("datakit", None), ("trainer", "train")])
+def test_what_a_folder_imports_is_what_its_requirements_list(folder, extra):
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "setup.cfg")
+    required = config["options"]["install_requires"]
+    listed = required if extra is None else config["options.extras_require"][extra]
+    names = {"opencv-python-headless": "cv2", "pillow": "PIL"}
+
+    def modules(lines: str) -> set[str]:
+        found = {re.match(r"[\w-]+", line)[0] for line in lines.split("\n") if line}
+        return {names.get(name, name) for name in found}
+
+    tops = {name.split(".")[0] for path in (ROOT / folder).rglob("*.py") for name in imported(path)}
+    tops -= {*sys.stdlib_module_names, "datakit", "trainer", "__future__"}
+
+    assert tops - modules(required) - modules(listed) == set()
+    assert modules(listed) - tops == set()
 
 
 def test_only_the_store_and_the_downloads_open_files_for_writing():

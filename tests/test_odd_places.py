@@ -20,7 +20,7 @@ JPEG = _made.getvalue()
 
 
 @pytest.mark.parametrize(
-    "name, text",
+    ("name", "text"),
     [
         ("manifests/odd.toml", f"title = {DIGITS}"),
         ("manifests/odd.toml", f"title = {'[' * 50_000}"),
@@ -89,7 +89,7 @@ def test_a_root_that_keeps_nothing_is_refused_with_what_is_possible(user, root, 
     assert "can't be a root" in got.err and "s3://BUCKET" in got.err
 
 
-def test_a_bucket_whose_client_is_not_installed_is_one_clear_error(tmp_path):
+def test_a_bucket_whose_client_is_not_installed_is_one_clear_error():
     done = subprocess.run(
         [sys.executable, "-m", "datakit", "status", "--root", "oci://bucket/x"],
         env=os.environ, capture_output=True, text=True, check=False,

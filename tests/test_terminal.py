@@ -185,7 +185,7 @@ def test_only_one_module_prints():
             ), f"{path}:{node.lineno}"
 
 
-def test_the_label_of_an_error_is_coloured_on_a_terminal_and_what_follows_is_not(tmp_path):
+def test_the_label_of_an_error_is_coloured_on_a_terminal_and_what_follows_is_not():
     primary, replica = pty.openpty()
     done = subprocess.Popen([sys.executable, "-m", "datakit", "info", NAMED], stderr=replica, stdout=replica)
     os.close(replica)

@@ -6,13 +6,13 @@ import random
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from users import settings, typed
 
-from datakit import tars
 from datakit.choices import read_choices, write_choices
 from datakit.ledger import Ledger
 from datakit.miniature import Answer, Asked, Miniature
@@ -84,8 +84,8 @@ def disagreements(root: Path) -> list[str]:
                 continue  # cleaned
             for row in pq.read_table(root / "coyo/fetch" / part.table.name).to_pylist():
                 for image in (image for image in row["images"] if image["outcome"] == "ok"):
-                    with (root / image["file"]).open("rb") as tar:
-                        named = {member.offset: member.name.partition(".")[0] for member in tars.members(tar)}
+                    with tarfile.open(root / image["file"]) as tar:
+                        named = {member.offset_data: member.name.partition(".")[0] for member in tar}
                     if named.get(image["offset"]) != row["key"]:
                         found.append(f"{part.name}: {row['key']}")
     return found

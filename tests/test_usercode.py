@@ -203,7 +203,7 @@ def test_a_file_that_is_edited_is_read_anew_in_the_same_process(tmp_path):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize(
-    "body, told",
+    ("body", "told"),
     [
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("raise type('Odd', (Exception,), {'__init__': lambda self, a, b: None})(1, 2)", "Odd"),
@@ -225,7 +225,7 @@ def test_a_mistake_in_a_stage_of_ones_own_is_told_with_its_line(mine, jobs, body
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    ("wrong", "told"),
     [
         ("return [1 for _ in rows.batches()]", "should be a generator"),
         ("yield from (batch.to_pylist() for batch in rows.batches())", "should yield pyarrow.RecordBatch"),
@@ -248,7 +248,7 @@ def test_a_stage_that_makes_something_else_is_told_what_was_expected(mine, wrong
 
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize(
-    "body, told",
+    ("body", "told"),
     [
         ("row['nothing']", "in read: KeyError: 'nothing'"),
         ("return 7", ": a reader answers with a Row"),
@@ -267,7 +267,7 @@ def test_a_mistake_in_a_reader_of_ones_own_is_one_clear_error(mine, pairs, jobs,
 
 
 @pytest.mark.parametrize(
-    "old, new, told",
+    ("old", "new", "told"),
     [
         ("VERSION = 3", "", "a reader has VERSION"),
         ('("images", REFS), ', "", "a reader has SCHEMA"),
@@ -334,7 +334,7 @@ def test_a_stage_that_cannot_be_sent_to_a_worker_is_told_so(mine):
 
 
 @pytest.mark.parametrize(
-    "body, told",
+    ("body", "told"),
     [
         ("__import__('os').kill(__import__('os').getpid(), 9)", "was killed, perhaps for want of memory"),
         ("__import__('os').abort()", "crashed (SIGABRT)"),

@@ -89,6 +89,9 @@ def test_a_user_of_the_wheel_adds_recipes_and_readers_that_work_in_every_process
 def test_the_wheel_holds_the_catalogue_the_trainer_and_no_tests(unpacked):
     held = {str(p.relative_to(unpacked)) for p in unpacked.rglob("*") if p.is_file()}
 
+    for name in ("datakit", "trainer"):
+        for path in (ROOT / name).rglob("*.py"):
+            assert str(path.relative_to(ROOT)) in held
     for name in ("manifests", "pipelines"):
         for path in (ROOT / name).iterdir():
             if path.suffix in (".toml", ".py", ".sums"):

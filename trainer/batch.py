@@ -6,11 +6,12 @@ Names of arrays end in their dimensions: B samples, T tokens, N pictures, C colo
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
@@ -42,8 +43,9 @@ class Pictures:
             image = self._middle(image)
         elif image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        pixels_HWC = np.asarray(image, np.float32) / np.float32(255)
-        pixels_HWC = (pixels_HWC - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        pixels_HWC: npt.NDArray[np.float32] = np.asarray(image, np.float32) / np.float32(255)
+        pixels_HWC = (pixels_HWC - mean) / std
         return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
 
     def _on_square(self, image: Image.Image) -> Image.Image:
@@ -101,13 +103,20 @@ class Batch:
         return int((self.labels_BT[:, 1:] != IGNORE).sum())
 
     def to(self, device: torch.device) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if torch.is_tensor(v)}
-        return replace(self, **moved)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.pin_memory() for k, v in tensors.items() if torch.is_tensor(v)})
+        """The same batch in memory that a GPU can copy from; DataLoader calls it by this name."""
+        return self._with_tensors(torch.Tensor.pin_memory)
+
+    def _with_tensors(self, of: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return replace(
+            self,
+            ids_BT=of(self.ids_BT),
+            labels_BT=of(self.labels_BT),
+            mask_BT=of(self.mask_BT),
+            pixels_NCHW=of(self.pixels_NCHW),
+        )
 
 
 def pad_batch(

@@ -106,7 +106,7 @@ class Chat:
         )
 
     def _messages(self, record: Record) -> list[dict[str, Any]]:
-        messages = msgspec.to_builtins(record.messages)
+        messages: list[dict[str, Any]] = msgspec.to_builtins(record.messages)
         for message in messages:
             for part in message["content"]:
                 if part["type"] == "text":

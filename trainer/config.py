@@ -91,7 +91,8 @@ class Training:
     def identity(self) -> dict[str, Any]:
         """The fields under which a run may go on, as JSON knows them."""
         fields = dataclasses.asdict(self)
-        return json.loads(json.dumps({k: v for k, v in fields.items() if k not in EXECUTION}))
+        identity: dict[str, Any] = json.loads(json.dumps({k: v for k, v in fields.items() if k not in EXECUTION}))
+        return identity
 
     def accumulation(self, processes: int) -> int:
         """Micro batches per step and process. Raises UsageError when the global batch doesn't divide."""
@@ -125,7 +126,7 @@ class Training:
         path = beside if beside.is_file() else Path(self.zero)
         try:
             text = path.read_text()
-            settings = json.loads(text)
+            settings: dict[str, Any] = json.loads(text)  # if it is an object, which is checked below
         except (OSError, ValueError) as error:
             known = sorted(p.name for p in Path(__file__).parent.glob("zero*.json"))
             raise UsageError(f"can't read ZeRO settings {self.zero!r}: {error}. {nearest(self.zero, known)}") from error
@@ -174,6 +175,5 @@ def _check_whole(field: str, value: object, least: int, most: int = 2**63) -> No
 
 
 def _check_number(field: str, value: object, bounds: str, fits: Callable[[float], bool]) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not fits(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not fits(value):
         raise UsageError(f"{field} of a recipe must be a number {bounds}, not {value!r}")

@@ -8,7 +8,7 @@ The last step of an epoch runs on into the next one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ class Examples(Dataset[Example]):
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """The positions of one process: ranges of `micro_batch`, `accumulation` of them a step."""
+    """The positions of one process: lists of `micro_batch`, `accumulation` of them a step."""
 
     first_step: int
     last_step: int  # not included
@@ -60,19 +60,19 @@ class Share:
     def __len__(self) -> int:
         return (self.last_step - self.first_step) * self.accumulation
 
-    def __iter__(self) -> Iterator[range]:
+    def __iter__(self) -> Iterator[list[int]]:
         share = self.micro_batch * self.accumulation
         for step in range(self.first_step, self.last_step):
             start = (step * self.processes + self.rank) * share
             for at in range(start, start + share, self.micro_batch):
-                yield range(at, at + self.micro_batch)
+                yield list(range(at, at + self.micro_batch))
 
 
-def loader(examples: Examples, share: Share, *, collate: Collate, workers: int) -> DataLoader[Batch]:
+def loader(examples: Examples, share: Share, *, collate: Collate, workers: int) -> Iterable[Batch]:
     """Micro batches of one process, in order. With `workers`, they are made by so many other processes."""
     return DataLoader(
         examples,
-        batch_sampler=share,  # any iterable of index lists
+        batch_sampler=share,
         collate_fn=collate,
         num_workers=workers,
         # Forked, they would inherit locks that threads of the collectives or of Arrow hold; from a fork server,

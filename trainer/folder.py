@@ -79,6 +79,7 @@ def steps(out: Path) -> list[int]:
 
 
 def checkpoint(out: Path, step: int) -> Path:
+    """The folder of a step's checkpoint, there or not."""
     return out / "checkpoints" / f"step-{step:08d}"
 
 
@@ -86,7 +87,7 @@ def read(out: Path, step: int) -> dict[str, Any]:
     """The stream.json of a checkpoint."""
     path = checkpoint(out, step) / "stream.json"
     try:
-        kept = json.loads(path.read_text())
+        kept: dict[str, Any] = json.loads(path.read_text())
         missing = {"processes", "stream", "identity"} - kept.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise damage(out, step, f"can't read stream.json: {error}") from error
@@ -120,9 +121,10 @@ def check_identity(out: Path, kept: dict[str, Any], mine: dict[str, Any]) -> Non
 def model_step(out: Path) -> int | None:
     """The step that the weights in `<out>/model` are of. None when there is no model, or none that says so."""
     try:
-        return json.loads((out / "model" / "training.json").read_text())["step"]
+        step = json.loads((out / "model" / "training.json").read_text())["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # it is saved again
+    return step if isinstance(step, int) else None
 
 
 def clean(out: Path, step: int) -> None:
@@ -172,6 +174,7 @@ def remove(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -182,9 +185,10 @@ def sync(path: Path) -> None:
 @contextmanager
 def writing(path: Path, *errors: type[Exception]) -> Iterator[None]:
     """Makes a StorageError of one sentence of what a full disk raises, also as one of `errors`."""
+    caught: tuple[type[Exception], ...] = (OSError, *errors)
     try:
         yield
-    except (OSError, *errors) as error:
+    except caught as error:
         if not isinstance(error, OSError) and not _NO_WRITE.search(str(error)):
             raise
         why = (str(error).splitlines() or [repr(error)])[0]

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from datakit.errors import UsageError
 from trainer.batch import Batch, Pictures
@@ -19,45 +23,36 @@ from trainer.chat import IGNORE, IMAGE
 from trainer.config import TOY_PATCH, Training
 from trainer.templates import TEMPLATES
 
+if TYPE_CHECKING:  # importing them imports torchvision: see `load_torchvision`
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-def _declare_torchvision_ops() -> None:
-    """Lets `import torchvision` work beside a CPU-only torch, where its compiled ops can't be loaded.
+PREFIXES = {"vision": "model.vision_tower.", "connector": "model.multi_modal_projector."}  # else "llm"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-    PyPI's torchvision is built for CUDA; transformers imports it wherever it is installed, and the import
-    fails because two operators have no schema.
+
+@cache  # the schemas live as long as the library that is returned
+def load_torchvision() -> torch.library.Library | None:
+    """Imports torchvision where it is installed, also beside a CPU-only torch, which can't load its compiled ops.
+
+    transformers imports it with the classes of a Llava. PyPI's torchvision is built for CUDA, and beside another
+    torch its import fails, because two operators have no schema. So call this before you import those classes.
+    Returns the library that the two schemas were added to; None where nothing had to be added.
     """
     if importlib.util.find_spec("torchvision") is None or torch.cuda.is_available():
-        return
+        return None
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
         boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        _TORCHVISION.append(torch.library.Library("torchvision", "DEF"))
-        _TORCHVISION[0].define(f"nms{boxes}")
-        _TORCHVISION[0].define(f"qnms{boxes}")
+        library = torch.library.Library("torchvision", "DEF")
+        library.define(f"nms{boxes}")
+        library.define(f"qnms{boxes}")
         importlib.import_module("torchvision")
-
-
-_TORCHVISION: list[torch.library.Library] = []  # the schemas live as long as this object
-_declare_torchvision_ops()
-
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil  # noqa: E402
-
-PREFIXES = {"vision": "model.vision_tower.", "connector": "model.multi_modal_projector."}  # else "llm"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return library
+    return None
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,9 @@ class Vlm:
 
 def build(training: Training) -> Vlm:
     """The recipe's model, what it doesn't train frozen. Raises UsageError when recipe and model disagree."""
+    load_torchvision()
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
     if training.model == "toy":
         model, processor = _toy(training)
     else:
@@ -106,6 +104,9 @@ def as_trained(pictures: Pictures) -> LlavaImageProcessorPil:
     does. And where torchvision is installed, transformers opens it as the class that resizes by torchvision,
     which may be off by 1 of 255 levels; `LlavaImageProcessorPil.from_pretrained` has the very pixels.
     """
+    load_torchvision()
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
     square = {"height": pictures.size, "width": pictures.size}
     cut = pictures.aspect == "square"
     return LlavaImageProcessorPil(
@@ -127,9 +128,9 @@ def part_of(weight: str) -> str:
 def image_tokens(config: LlavaConfig) -> int:
     """Tokens that stand for one picture: its patches, and CLIP's class token when all features are taken."""
     vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
+    patches: int = (vision.image_size // vision.patch_size) ** 2
     has_class_token = vision.model_type == "clip_vision_model"
-    return patches + (has_class_token and config.vision_feature_select_strategy == "full")
+    return patches + int(has_class_token and config.vision_feature_select_strategy == "full")
 
 
 def weight_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -158,6 +159,10 @@ def loss_sum(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def _toy(training: Training) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    load_torchvision()
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
     tokenizer = toy_tokenizer()
     vision = CLIPVisionConfig(
         hidden_size=32,

@@ -37,6 +37,7 @@ def join() -> None:
 
 
 def leave() -> None:
+    """Leaves the group that `join` joined."""
     dist.destroy_process_group()
 
 

@@ -97,6 +97,7 @@ def json_rows(found: Found, rows: list[Any], name: str, seen: Seen) -> str:
 
 
 def columns_text(columns: dict[str, str]) -> str:
+    """The columns, by their roles, as a line to show: `text -> messages, picture -> image`."""
     return ", ".join(f"{column} -> {role}" for role, column in columns.items())
 
 

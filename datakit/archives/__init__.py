@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datakit.archives.members import MAX_MEMBER_BYTES, ArchiveFile, Member, pieces, read
+from datakit.archives.members import ArchiveFile, Member, pieces, read
 from datakit.archives.tarwalk import BLOCK, is_header, tar_members
 from datakit.archives.zipwalk import zip_members
 from datakit.errors import ArchiveError
 from datakit.store import publish_file
 
-__all__ = ["Archive", "Index", "Member", "index", "index_path", "members", "pieces", "read", "write_index"]
+__all__ = ["Index", "Member", "index", "index_path", "members", "pieces", "read", "write_index"]
 
 _PICTURES = {ext: rank for rank, ext in enumerate(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"))}
 _OTHERS = {
@@ -206,36 +206,3 @@ class Index:
         crc = wide["crc32"][row]
         place = (wide["offset"][row], wide["stored_bytes"][row], wide["size_bytes"][row], self._method[row])
         return Member(self._name(row).decode(), *place, crc if crc >= 0 else None)
-
-
-class Archive:
-    """An archive and its index, opened together; the index is written when there is none that fits.
-
-    Members may be read from several threads, and in a worker process it opens its file anew.
-    """
-
-    def __init__(self, path: Path | str, index: Path | str | None = None) -> None:
-        self.path = Path(path)
-        place = Path(index) if index is not None else index_path(path)
-        if not place.exists():
-            write_index(path, place)
-        self.index = Index(place)
-        if self.index.archive_bytes != self.path.stat().st_size:  # the archive was fetched again
-            write_index(path, place)
-            self.index = Index(place)
-        self._file = self.path.open("rb", buffering=0)
-
-    def __reduce__(self) -> tuple[type[Archive], tuple[Path, Path]]:
-        return type(self), (self.path, self.index.path)
-
-    def __enter__(self) -> Archive:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def read(self, member: Member, *, max_bytes: int = MAX_MEMBER_BYTES) -> bytes:
-        return read(self._file, member, max_bytes=max_bytes)
-
-    def close(self) -> None:
-        self._file.close()

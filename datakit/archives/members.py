@@ -105,6 +105,7 @@ def _lie(member: Member, what: str) -> NoReturn:
 
 
 def pread(fd: int, n: int, at: int) -> bytes:
+    """`n` bytes from byte `at` of a file, fewer only at its end: the system may return less than there is."""
     data = os.pread(fd, n, at)
     if len(data) == n or not data:
         return data

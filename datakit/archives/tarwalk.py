@@ -5,8 +5,8 @@ A tar that ends without its end mark raises ArchiveError, so that half a downloa
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import ChainMap, Counter
+from collections.abc import Iterator, Mapping
 
 from datakit.archives.members import STORED, ArchiveFile, Member, clean_name
 
@@ -34,7 +34,43 @@ def _number(archive: ArchiveFile, field: bytes, at: int) -> int:
         archive.fail(at, f"a size that is no number, {field!r}")
 
 
+def _name_in(block: bytes) -> bytes:
+    """The name that a header itself has room for: 100 bytes, and a folder of 155 before it in a ustar header."""
+    name = block[:100].partition(b"\0")[0]
+    folder = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
+    return folder + b"/" + name if folder else name
+
+
+def _after_header(archive: ArchiveFile, block: bytes, at: int) -> int:
+    """Where the data of a member starts: after its header, and after the map if it is a sparse file."""
+    at += BLOCK
+    more = block[156:157] == b"S" and block[482]
+    while more:
+        more = (archive.at(at, BLOCK) or bytes(BLOCK))[504]
+        at += BLOCK
+    return at
+
+
+def _data_bytes(archive: ArchiveFile, block: bytes, at: int, pax: Mapping[bytes, bytes]) -> int:
+    """The length of a member's data: as a pax header before it says, or as it says itself."""
+    stated = _number(archive, block[124:136], at)
+    if block[156:157] in b"123456":
+        return 0  # links, devices and folders have no data, whatever they say
+    return _pax_size(archive, pax[b"size"], at) if b"size" in pax else stated
+
+
+def _extension(archive: ArchiveFile, kind: bytes, at: int, size: int) -> dict[bytes, bytes]:
+    """What a header that describes the next members says of them, by pax's keys."""
+    if size > _MAX_NAME_BYTES:
+        archive.fail(at, f"a tar extension header of {size} bytes")
+    body = archive.at(at, size)
+    if kind == b"L":  # GNU's long name; K is that of a link's target
+        return {b"path": body.rstrip(b"\0")}
+    return dict(_pax(archive, body, at)) if kind != b"K" else {}
+
+
 def tar_members(archive: ArchiveFile, skipped: Counter[str]) -> Iterator[Member]:
+    """The files of a tar in their order; `skipped` counts what is left out, by reason. Raises ArchiveError."""
     at, seen, ended = 0, 0, False
     shared: dict[bytes, bytes] = {}
     given: dict[bytes, bytes] = {}
@@ -56,32 +92,15 @@ def tar_members(archive: ArchiveFile, skipped: Counter[str]) -> Iterator[Member]
         ended = False  # tars joined by `cat` go on after the first one's end mark
         seen += 1
         kind = block[156:157]
-        size = _number(archive, block[124:136], at)
-        if kind in b"123456":
-            size = 0  # links, devices and folders have no data, whatever they say
-        elif b"size" in given or b"size" in shared:
-            size = _pax_size(archive, given.get(b"size", shared.get(b"size", b"")), at)
-        data_at = at + BLOCK
-        more = kind == b"S" and block[482]
-        while more:  # the map of a sparse file goes on
-            more = (archive.at(data_at, BLOCK) or bytes(BLOCK))[504]
-            data_at += BLOCK
-        end = data_at + size
-        at = end + -size % BLOCK
+        size = _data_bytes(archive, block, at, ChainMap(given, shared))
+        data_at = _after_header(archive, block, at)
+        at = data_at + size + -size % BLOCK
         if at > archive.size:
             archive.fail(archive.size, f"cut short, member {seen} needs bytes up to {at}")
         if kind in b"LKxXg":
-            if size > _MAX_NAME_BYTES:
-                archive.fail(data_at, f"a tar extension header of {size} bytes")
-            body = archive.at(data_at, size)
-            if kind == b"L":
-                given[b"path"] = body.rstrip(b"\0")
-            elif kind != b"K":
-                (shared if kind == b"g" else given).update(_pax(archive, body, data_at))
+            (shared if kind == b"g" else given).update(_extension(archive, kind, data_at, size))
             continue
-        raw = block[:100].partition(b"\0")[0]
-        prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
-        raw = given.get(b"path", prefix + b"/" + raw if prefix else raw)
+        raw = given[b"path"] if b"path" in given else _name_in(block)
         sparse = kind == b"S" or any(key.startswith(b"GNU.sparse") for key in given)
         given = {}
         if kind == b"5" or (kind == b"\0" and raw.endswith(b"/")):

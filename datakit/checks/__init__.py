@@ -72,6 +72,8 @@ NOTED = ("surrogate", "null_key")  # what only the record of a row says
 
 @dataclass(frozen=True)
 class Example:
+    """A row in which a thing was found, and the value that shows it."""
+
     where: str  # row 17, or shard 3 row 17
     id: str
     value: str

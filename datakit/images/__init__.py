@@ -32,13 +32,13 @@ import simplejpeg
 from datakit.errors import BadImage
 from datakit.images import jpegs
 from datakit.images.colours import Pixels, apply_profile, profile_effect
-from datakit.images.headers import jpeg_sof, orientation, size, sniff
+from datakit.images.headers import jpeg_sof, orientation, sniff
 from datakit.images.structure import MAX_FRAMES, Structure, walked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_FRAMES", "MAX_PIXELS", "Picture", "Resize", "Rounding", "inspect", "normalise", "size", "sniff"]
+__all__ = ["MAX_FRAMES", "MAX_PIXELS", "Picture", "Resize", "Rounding", "inspect", "normalise", "sniff"]
 
 Resize = Literal["area", "linear"]
 Rounding = Literal["nearest", "down"]

@@ -58,21 +58,6 @@ def sniffed(data: bytes) -> str:
     return str(kind)
 
 
-def size(data: bytes) -> tuple[str, int, int]:
-    """Type, width and height as the header states them; nothing is decoded.
-
-    The first kilobytes of a file will do, unless a JPEG carries much before its frame. Raises BadImage.
-    """
-    kind = sniffed(data)
-    try:
-        width, height = SIZES[kind](data)
-    except (struct.error, IndexError) as error:
-        raise BadImage("truncated", f"the {kind} header is cut short") from error
-    if width <= 0 or height <= 0:
-        raise BadImage("not_an_image", f"{kind} of {width} x {height} pixels")
-    return kind, width, height
-
-
 def steps(kind: str) -> Iterator[int]:
     """As many steps as a walk through a file may take, whatever lengths it states; one more raises BadImage."""
     yield from range(_MAX_STEPS)
@@ -227,11 +212,6 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     return found[256], found[257]
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    frame = jpeg_frame(data)
-    return frame.width, frame.height
-
-
 def _avif_size(data: bytes) -> tuple[int, int]:
     """The largest of the sizes that the `ispe` properties state: the whole, not a tile or a preview."""
     found = [struct.unpack(">II", m[1]) for m in _EXTENT.finditer(data, 0, 1 << 20)]
@@ -240,8 +220,7 @@ def _avif_size(data: bytes) -> tuple[int, int]:
     return max(found, key=lambda wh: wh[0] * wh[1])
 
 
-SIZES: dict[str, Any] = {
-    "jpg": _jpeg_size,
+SIZES: dict[str, Any] = {  # of a JPEG, `jpeg_sof` says it
     "png": lambda data: struct.unpack_from(">II", data, 16),
     "gif": lambda data: struct.unpack_from("<HH", data, 6),
     "webp": _webp_size,

@@ -141,8 +141,10 @@ class Output:
     """
 
     def __init__(self, folder: Path | None, *, hosts: Hosts | None = None, refused: Mapping[bytes, str] = {}) -> None:
-        """`open` is for folders of others. With `hosts` it is one of our own runs: URLs were asked for as `hosts.first`
-        gives them, and those `refused` (digest: outcome) never reached img2dataset; without a folder none did.
+        """`open` is for folders of others; with `hosts` it is one of our own runs.
+
+        Of ours, URLs were asked for as `hosts.first` gives them, and those `refused` (digest: outcome) never reached
+        img2dataset; without a folder none did.
         """
         self.counts: Counter[str] = Counter()
         self._hosts = hosts

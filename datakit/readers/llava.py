@@ -54,6 +54,8 @@ _PICTURE = Part(type="image")
 
 
 class Row(NamedTuple):
+    """What a row of the file says, before its pictures are looked up."""
+
     messages: list[Message]
     images: list[str]  # references, as upstream has them
     attrs: dict[str, Any]

@@ -26,6 +26,7 @@ PICTURE = re.compile(r"(?:(\d{1,18})\.)?(?:jpe?g|png|webp|gif)")
 
 
 def reading(about: About) -> Callable[[Any, int], Row | str]:
+    """The function that reads a sample: `read`, for a manifest has nothing to say about one."""
     return read
 
 

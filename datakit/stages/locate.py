@@ -240,6 +240,7 @@ _ENDINGS = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG", ".GIF", ".
 
 
 def plain_source(source: Source) -> dict[str, Any]:
+    """The fields of a source as values that JSON knows."""
     return {name: plain(getattr(source, name)) for name in source.__struct_fields__}
 
 
@@ -254,6 +255,7 @@ def _fits(index: Path, archive: Path, sha256: str) -> bool:
 
 @lru_cache(maxsize=128)  # ShareGPT4V has 61 archives
 def open_index(path: Path) -> archives.Index:
+    """The index of an archive, opened once in a process and kept. Raises ArchiveError."""
     return archives.Index.open(path)
 
 

@@ -274,24 +274,22 @@ def _alone(path: Path) -> Iterator[None]:
         lock.unlink(missing_ok=True)
 
 
-def adopt(path: Path, address: str, *, sha256: str | None = None) -> Downloaded:
+def adopt(path: Path, address: str) -> Downloaded:
     """Declares a file finished that came by another way and stands where its download would land.
 
-    `path` ends with `parse(address).folder`. Its hash is computed unless given, which is taken on trust.
+    `path` ends with `parse(address).folder`.
     """
     source = parse(address)
     if path.absolute().parts[-len(Path(source.folder).parts) :] != Path(source.folder).parts:
         raise UsageError(f"{str(path)!r} is not where {address!r} lands: move it to …/{source.folder}")
     if not path.is_file():
         raise UsageError(f"there is no file {str(path)!r}: put the file of {address!r} there first")
-    if sha256 is not None and not SHA256.fullmatch(sha256):
-        raise UsageError(f"{sha256!r} is no sha256: give 64 hex digits in lower case, or leave it out")
     if path.suffix.lower() in BINARY:
         check_not_html(path)
     with _alone(path):
         with storage_errors(path), path.open("rb") as file:
             os.fsync(file.fileno())  # before the sidecar, which may be all that a crash leaves otherwise
-            sha256 = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size_bytes = os.fstat(file.fileno()).st_size
         done = Downloaded(path=path, size_bytes=size_bytes, sha256=sha256, revision=_commit(source), etag=None)
         declare(done, address, by_hand=True)

@@ -72,6 +72,7 @@ def said_of(path: Path) -> dict[str, Any] | None:
 
 
 def part_of(path: Path) -> Path:
+    """Where a download lies until it is whole."""
     return path.with_name(path.name + ".part")
 
 
@@ -87,6 +88,7 @@ def forget_part(path: Path) -> None:
 
 
 def sidecar_of(path: Path) -> Path:
+    """The file beside a download that says it is finished, and what it was."""
     return path.with_name(path.name + ".download.json")
 
 
@@ -103,6 +105,7 @@ def declare(done: Downloaded, address: str, *, by_hand: bool = False) -> None:
 
 
 def check(name: object, expect: Expect, *, size_bytes: int | None = None, sha256: str | None = None) -> None:
+    """Raises DownloadError when a size or hash that is known isn't the one that was expected."""
     for what, got, due in (("size", size_bytes, expect.size_bytes), ("sha256", sha256, expect.sha256)):
         if got is not None and due is not None and got != due:
             raise DownloadError(

@@ -10,7 +10,6 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datakit import archives
-from datakit.archives import Archive, Index, Member, index, index_path, members, read, write_index
+from datakit.archives import Index, Member, index, index_path, members, read, write_index
 from datakit.errors import ArchiveError
 
 FILES = {
@@ -401,18 +400,6 @@ def test_the_same_archive_gives_the_same_index_bytes(tmp_path):
 def test_what_is_no_index_is_told(tmp_path):
     with pytest.raises(ArchiveError, match="not an archive's index"):
         Index.open(written(tmp_path, b"garbage"))
-
-
-def test_an_archive_makes_its_index_and_makes_it_again_when_it_changed(tmp_path):
-    path = written(tmp_path, zipped({"a": b"1"}))
-    with Archive(path) as archive, pickle.loads(pickle.dumps(archive)) as copy:  # noqa: S301
-        assert archive.read(archive.index.find("a")) == copy.read(copy.index.find("a")) == b"1"
-    written(tmp_path, zipped({"b": b"22"}))
-
-    with Archive(path) as archive, ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(archive.read, [archive.index.find("b")] * 50))
-
-    assert set(found) == {b"22"}
 
 
 SEEDS = [

@@ -688,12 +688,11 @@ def laid(folder, address, body=BODY):
     return path
 
 
-@pytest.mark.parametrize("sha256", [None, SHA256])
-def test_a_file_that_was_adopted_is_not_fetched(server, tmp_path, sha256):
+def test_a_file_that_was_adopted_is_not_fetched(server, tmp_path):
     url = server.at("/a.zip", ranged(BODY))
     path = laid(tmp_path, url)
 
-    adopted = adopt(path, url, sha256=sha256)
+    adopted = adopt(path, url)
     done = get(server, url, tmp_path, expect=Expect(size_bytes=len(BODY), sha256=SHA256))
 
     assert adopted == done
@@ -741,9 +740,7 @@ def test_a_file_is_adopted_at_its_place_only_and_must_be_one(tmp_path):
         adopt(elsewhere, url)
     with pytest.raises(UsageError, match="no file"):
         adopt(tmp_path / parse(url).folder, url)
-    with pytest.raises(UsageError, match="64 hex digits"):
-        adopt(laid(tmp_path, url), url, sha256="5")
     with pytest.raises(SourceError, match="web page"):
         adopt(page, "https://h.example/page.zip")
 
-    assert files(tmp_path) == ["a.zip", "a.zip", "page.zip"]
+    assert files(tmp_path) == ["a.zip", "page.zip"]

@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, features
 from pngs import resealed
 
 from datakit.errors import BadImage
-from datakit.images import inspect, normalise, size, sniff
+from datakit.images import inspect, normalise, sniff
 from datakit.web.hosts import Hosts, RefusedUrl, opted_out, retry_after_s
 from datakit.web.outcomes import Stop, target
 
@@ -240,21 +240,6 @@ def test_bytes_that_are_no_picture_are_bad_images(part):
     became = {check(rng.choice(heads) + rng.randbytes(rng.randrange(60)), rng) for _ in range(3000)}
 
     assert became <= REASONS
-
-
-@pytest.mark.parametrize("part", range(2))
-def test_random_bytes_have_no_size_or_one_of_two_numbers(part):
-    rng = random.Random(part)
-
-    for _ in range(5000):
-        head = rng.choice((b"", *(seed[:30] for seed in SEEDS.values())))
-        try:
-            kind, width, height = size(head[: rng.randrange(31)] + rng.randbytes(rng.randrange(80)))
-        except BadImage as error:
-            assert error.reason in REASONS
-        else:
-            assert kind
-            assert width > 0 < height
 
 
 # What servers and lists of URLs say

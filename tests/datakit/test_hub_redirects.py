@@ -132,7 +132,7 @@ def test_a_download_that_goes_on_is_not_led_elsewhere(hub, cdn, inside, tmp_path
     assert inside.visits == []
 
 
-def test_parts_of_a_file_are_not_read_from_elsewhere(hub, cdn, inside, tmp_path):
+def test_parts_of_a_file_are_not_read_from_elsewhere(hub, cdn, inside):
     hub.at(FILE, leads(f"http://{cdn.place}/blob", **LINKED))
     with RangedFile(HUB, hosts=Hosts(allowed=(cdn.place,))) as file:
         cdn.at("/blob", leads(f"http://{inside.place}/secret"))
@@ -159,7 +159,7 @@ def test_the_list_of_files_is_not_read_from_elsewhere(hub, cdn, inside):
     assert [visit.headers.get("authorization") for visit in cdn.visits] == [None]
 
 
-def test_a_repository_is_looked_into_under_the_user_s_settings(hub, cdn, tmp_path, monkeypatch):
+def test_a_repository_is_looked_into_under_the_user_s_settings(hub, cdn, tmp_path):
     info = json.dumps({"id": "owner/repo", "sha": COMMIT, "siblings": []}).encode()
     hub.at(INFO, leads(cdn.at(INFO, reply(info, Content_Type="application/json"))))
     hub.at(f"/api/datasets/owner/repo/tree/{COMMIT}", reply(b"[]", Content_Type="application/json"))

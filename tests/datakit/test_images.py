@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps
 from pngs import resealed
 
 from datakit.errors import BadImage
-from datakit.images import MAX_FRAMES, MAX_PIXELS, Picture, inspect, normalise, size, sniff
+from datakit.images import MAX_FRAMES, MAX_PIXELS, Picture, inspect, normalise, sniff
 
 REAL = Path(__file__).parents[2].parent / "shared" / "real" / "images"
 
@@ -102,20 +102,9 @@ def test_a_type_is_told_by_content(data, kind):
     assert sniff(data) == kind
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
-def test_the_size_is_read_from_the_header(kind):
-    data = saved(drawing(61, 35), kind)
-
-    assert size(data)[1:] == (61, 35)
-
-
 @pytest.mark.parametrize("options", [{"lossless": True}, {"exif": exif(1)}, {"save_all": True}])
 def test_every_kind_of_webp_header_gives_a_size(options):
-    assert size(saved(drawing(61, 35), "WEBP", **options)) == ("webp", 61, 35)
-
-
-def test_the_first_kilobyte_is_enough_for_a_size():
-    assert size(saved(drawing(400, 300), "JPEG")[:1000]) == ("jpg", 400, 300)
+    assert inspect(saved(drawing(61, 35), "WEBP", **options)) == ("webp", 61, 35)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def four_rows() -> list[tuple[dict, bytes | None]]:
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server():
     """A server that a policy has to allow, since it is on 127.0.0.1."""
     with unruly_server() as unruly:
         yield unruly

@@ -176,7 +176,7 @@ def test_a_tree_that_is_not_recursive_shows_folders(api):
     assert shown == ["README.md", "data"]
 
 
-def test_the_repository_has_one_commit_and_can_be_asked_for_by_it(shared, api, tmp_path):
+def test_the_repository_has_one_commit_and_can_be_asked_for_by_it(shared, api):
     commit = api.dataset_info(LLAVA).sha
 
     again = api.dataset_info(LLAVA, revision=commit, files_metadata=True)

@@ -81,7 +81,7 @@ def test_a_root_that_is_a_file_is_refused_with_a_way_on(tmp_path):
         Store(str(tmp_path / "file")).write("a", b"")
 
 
-def test_a_root_without_permission_is_refused_with_a_way_on(tmp_path):
+def test_a_root_without_permission_is_refused_with_a_way_on():
     with pytest.raises(StorageError, match=r"--root|can't use"):
         Store("/proc/datakit").write("a", b"")
 

@@ -3,8 +3,7 @@ import tarfile
 
 import pytest
 
-from datakit.errors import SourceError
-from datakit.tars import TarWriter, members
+from datakit.tars import TarWriter
 
 
 def written(samples):
@@ -42,24 +41,6 @@ def test_members_of_any_size_are_written_in_order(size):
     assert found == samples
     for at, (_, body) in zip(offsets, samples, strict=True):
         assert data[at : at + len(body)] == body
-
-
-def test_members_are_found_where_they_were_written():
-    data, offsets = written(SAMPLES)
-
-    found = list(members(io.BytesIO(data)))
-
-    assert [(m.name, m.offset, m.size) for m in found] == [
-        (name, offset, len(d)) for (name, d), offset in zip(SAMPLES, offsets, strict=True)
-    ]
-
-
-def test_a_tar_cut_at_any_block_is_refused():
-    data, _ = written(SAMPLES)
-
-    for cut in range(0, len(data), 256):
-        with pytest.raises(SourceError):
-            list(members(io.BytesIO(data[:cut])))
 
 
 def test_a_name_or_size_that_does_not_fit_is_refused():

@@ -15,7 +15,7 @@ import torch
 from datakit.errors import BadImage
 from trainer.batch import Collate, Example, Pictures, pad_batch
 from trainer.chat import IGNORE
-from trainer.model import CLIPImageProcessorPil
+from trainer.model import load_torchvision
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP
 
@@ -43,6 +43,9 @@ def example(ids: list[int], labels: list[int], n_images: int = 0) -> Example:
 @pytest.mark.parametrize("size", [(50, 40), (33, 47), (32, 32), (20, 90)])
 def test_square_pixels_are_those_of_clips_own_processor(size):
     image = noise(*size)
+    load_torchvision()
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
     theirs = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
     mine = pictures("square").pixels(png(image))

@@ -18,15 +18,7 @@ from datakit.errors import UsageError
 from trainer.batch import Collate, Example
 from trainer.chat import Chat
 from trainer.config import load
-from trainer.model import (
-    LlavaImageProcessorPil,
-    LlavaProcessor,
-    build,
-    image_tokens,
-    loss_sum,
-    part_of,
-    weight_groups,
-)
+from trainer.model import build, image_tokens, loss_sum, part_of, weight_groups
 
 TOY = load("toy")[1]
 
@@ -156,7 +148,10 @@ def test_a_recipe_with_another_image_size_than_the_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("aspect", ["pad", "square", "resize"])
 def test_the_saved_processor_prepares_pictures_as_training_did(tmp_path, aspect):
-    vlm = build(dataclasses.replace(TOY, image_aspect=aspect))
+    vlm = build(dataclasses.replace(TOY, image_aspect=aspect))  # first: the classes can be imported after it
+    from transformers import LlavaProcessor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8))
     trained = vlm.pictures.pixels(png(image))
     vlm.processor.save_pretrained(tmp_path)

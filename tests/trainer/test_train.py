@@ -30,7 +30,7 @@ from trainer import data
 from trainer.batch import Collate
 from trainer.chat import Chat
 from trainer.config import Training, load
-from trainer.model import LlavaForConditionalGeneration, LlavaProcessor, build, loss_sum, weight_groups
+from trainer.model import build, load_torchvision, loss_sum, weight_groups
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -125,6 +125,9 @@ def lines(out: Path, name: str) -> list[dict]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
+    load_torchvision()
+    from transformers import LlavaForConditionalGeneration
+
     return LlavaForConditionalGeneration.from_pretrained(out / "model").state_dict()
 
 
@@ -199,6 +202,9 @@ def test_the_newest_two_checkpoints_are_kept_and_nothing_half(whole):
 
 
 def test_the_model_that_comes_out_answers(whole):
+    load_torchvision()
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
     model = LlavaForConditionalGeneration.from_pretrained(whole / "model")
     processor = LlavaProcessor.from_pretrained(whole / "model")
     asked = [{"role": "user", "content": [{"type": "text", "text": "What is 3 + 1?"}]}]

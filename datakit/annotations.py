@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from datakit import archives, jsonfile
-from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError, shortlist
+from datakit.errors import DownloadError, Incomplete, ManifestError, NoSuchFile, SourceError, shortlist
 from datakit.fingerprint import fingerprint
 from datakit.manifest import Manifest
 from datakit.readers import About
@@ -203,11 +203,14 @@ def _limited(work: Work, n_rows: int) -> int:
 def _download(work: Work, file: str) -> Downloaded:
     try:
         return work.download(work.manifest.address(file))
-    except DownloadError as error:
-        if work.manifest.annotations.shards is None or " no file " not in f" {error} ":
+    except NoSuchFile as error:
+        if work.manifest.annotations.shards is None:
             raise
-        more = "If upstream never had it, leave it out with --shards, or write its number into annotations.absent"
-        raise DownloadError(f"{str(error).rstrip('.')}. {more} of the manifest") from error
+        said = str(error).removesuffix(".")
+        raise NoSuchFile(
+            f"{said}{'' if said.endswith('?') else '.'} If upstream never had it, leave it out with --shards, or write "
+            "its number into annotations.absent of the manifest"
+        ) from error
 
 
 def _planned(work: Work, file: str, sha256: str) -> _Kept:

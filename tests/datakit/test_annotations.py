@@ -1,14 +1,18 @@
 """Upstream's rows as they stand in files of several kinds."""
 
+import errno
 import io
 import json
 import os
+import re
 import zipfile
+from dataclasses import replace
 
 import pytest
+from unruly import reply, unruly_server
 
 from datakit import annotations, manifest
-from datakit.errors import DownloadError, Incomplete, ManifestError, UsageError
+from datakit.errors import DownloadError, Incomplete, ManifestError, NoSuchFile, UsageError
 from datakit.run import Run
 from datakit.stage import Work
 from datakit.store import Store
@@ -180,6 +184,43 @@ def test_one_zip_a_shard_is_read_without_those_that_upstream_never_had(tmp_path)
     assert ids(found, 2) == [(0, "s2-0"), (1, "s2-1")]
     assert annotations.inputs(found, 4) is None
     assert not list((tmp_path / "root").rglob("rows.jsonl"))
+
+
+NEVER_HAD = r"If upstream never had it, .* annotations\.absent"
+
+
+@pytest.mark.parametrize(("status", "hint"), [(404, True), (410, True), (403, False)])
+def test_a_shard_that_upstream_answers_not_to_have_may_be_left_out(tmp_path, status, hint):
+    with unruly_server() as server:
+        server.at("/docs_0.jsonl.zip", reply(b"", status))
+        text = SHARDS.replace("file://{at}", f"http://{server.place}")
+        found = replace(work(tmp_path, text), hosts=Hosts(allowed=(server.place,)))
+
+        with pytest.raises(DownloadError, match=f"HTTP {status}") as raised:
+            ids(found, 0)
+
+    assert bool(re.search(NEVER_HAD, str(raised.value))) is hint
+
+
+def test_a_file_of_this_machine_that_is_gone_may_be_left_out(tmp_path):
+    with pytest.raises(NoSuchFile, match=rf"has it moved\? {NEVER_HAD}"):
+        ids(work(tmp_path, SHARDS), 0)
+
+
+def test_a_file_with_an_odd_name_that_may_not_be_read_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    folder = tmp_path / "there is no file here"
+    folder.mkdir()
+    (folder / "docs_0.jsonl.zip").write_bytes(zipped(docs__jsonl=lines(1, "s")))
+    found = work(tmp_path, SHARDS.replace("{at}", folder.as_uri().removeprefix("file://")))
+
+    def forbidden(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(type(folder), "open", forbidden)
+    with pytest.raises(DownloadError, match="permissions") as raised:
+        ids(found, 0)
+
+    assert not re.search(NEVER_HAD, str(raised.value))
 
 
 def test_a_zip_with_two_documents_where_one_was_due_is_told_with_what_it_holds(tmp_path):

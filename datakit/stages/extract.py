@@ -21,6 +21,7 @@ from datakit import images, readers
 from datakit.annotations import about, numbered
 from datakit.archives.members import MAX_MEMBER_BYTES
 from datakit.errors import BadImage, SourceError
+from datakit.images.extensions import ENDINGS_IN_FOLDERS
 from datakit.manifest import Manifest
 from datakit.stage import Out, Stage, Work
 from datakit.stages.locate import with_repair
@@ -29,7 +30,6 @@ from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_p
 # The bytes of a reference, and whether they were found only by a repair; raises BadImage with the outcome.
 Find = Callable[[str], tuple[bytes, bool]]
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
-ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # tried in lower and upper case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +178,7 @@ class Folder:
             stem, dot, _ = ref.rpartition(".")
             if not self._repair or error.reason != "missing" or not dot:
                 raise
-            endings = [cased for ending in ENDINGS for cased in (ending, ending.upper())]
-            others = [stem + ending for ending in endings if is_file(Path(self._folder, stem + ending))]
+            others = [stem + ending for ending in ENDINGS_IN_FOLDERS if is_file(Path(self._folder, stem + ending))]
             if len(others) != 1:  # two would be a guess
                 raise
             return self._read(others[0]), True

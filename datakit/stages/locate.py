@@ -16,6 +16,7 @@ from msgspec import structs
 from datakit import archives
 from datakit.errors import ArchiveError, DownloadError, Incomplete, UsageError, nearest, shortlist
 from datakit.fingerprint import plain
+from datakit.images.extensions import ENDINGS_IN_ARCHIVES, EXTENSIONS_OF_A_STEM
 from datakit.manifest import Manifest, Source
 from datakit.stage import Out, Stage, Work, intact
 from datakit.store import locked
@@ -235,9 +236,6 @@ def with_repair(batch: pa.RecordBatch, mended: list[bool]) -> pa.RecordBatch:
     return batch.set_column(at, batch.schema.field(at), pa.array(repairs, batch.schema.field(at).type))
 
 
-_ENDINGS = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG", ".GIF", ".JPEG")
-
-
 def plain_source(source: Source) -> dict[str, Any]:
     return {name: plain(getattr(source, name)) for name in source.__struct_fields__}
 
@@ -260,7 +258,7 @@ def under_another_extension(index: archives.Index, source: Source, ref: str) -> 
     """The one member that differs from a reference in its extension; None when there are two: it would be a guess."""
     stem = ref.rpartition(".")[0]
     exact = structs.replace(source, any_extension=False)
-    found = [member for ending in _ENDINGS if (member := find(index, exact, stem + ending)) is not None]
+    found = [member for ending in ENDINGS_IN_ARCHIVES if (member := find(index, exact, stem + ending)) is not None]
     return found[0] if stem and len(found) == 1 else None
 
 
@@ -269,11 +267,11 @@ def find(index: archives.Index, source: Source, ref: str) -> archives.Member | N
     rest = ref.removeprefix(source.prefix)
     if source.inside == "*/":
         stem = rest.rpartition(".")[0]
-        others = [f"{stem}{ending}" for ending in _ENDINGS] if source.any_extension else []
+        others = [f"{stem}{ending}" for ending in ENDINGS_IN_ARCHIVES] if source.any_extension else []
         found = (index.find_any_folder(name) for name in [rest, *others])
         return next((member for member in found if member is not None), None)
     name = source.inside + rest
     member = index.find(name)
     if member is None and source.any_extension:
-        member = index.find_stem(name.rpartition(".")[0])
+        member = index.find_stem(name.rpartition(".")[0], EXTENSIONS_OF_A_STEM)
     return member

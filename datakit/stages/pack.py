@@ -24,6 +24,7 @@ from msgspec import Raw
 
 from datakit import archives, images, interleaved
 from datakit.errors import ArchiveError, BadImage, Incomplete, SourceError, UsageError, nearest
+from datakit.images.extensions import TYPES_IN_REPAIRS
 from datakit.manifest import Manifest
 from datakit.record import Message, Record, decode_messages, encode
 from datakit.stage import Out, Stage, Work
@@ -34,7 +35,6 @@ from datakit.web.downloads import check_unedited
 SAMPLES_PER_TAR = 5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
 Missing = Literal["drop_sample", "drop_image"]
 _HIDDEN = {"file", "offset", "stored_bytes", "method", "crc32", "checked", "outcome", "size_bytes", "ext", "status"}
-_TYPES = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "gif": "gif", "webp": "webp", "bmp": "bmp"}  # by extension
 _DROPPED = "images_dropped"  # the attribute of a document that lost pictures
 
 
@@ -156,7 +156,7 @@ class Pack(Stage):
         if image["checked"]:
             return images.Picture(data, image["ext"], image["width"], image["height"], False), False
         made = images.normalise(data, max_short_side_px=self.max_short_side_px, quality=self.quality)
-        said = _TYPES.get(image["ref"].rpartition(".")[2].lower())
+        said = TYPES_IN_REPAIRS.get(image["ref"].rpartition(".")[2].lower())
         return made, said is not None and said != images.sniff(data)
 
     def _write(self, row: dict[str, Any], pictures: list[images.Picture], work: Work, out: Out) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from datakit.shards import ranges, shard_name
 from datakit.stage import Out, Tell, Work, silent
 from datakit.stages.fetch import Engine, Fetch
 from datakit.store import Sink
-from datakit.tables import Rows, TableWriter, with_places, write_log
+from datakit.tables import LocatedPicture, Rows, TableWriter, with_places, write_log
 from datakit.web.outcomes import KNOWN, may_pass
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class Where:
     outcomes: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
 
-    def matches(self, place: dict[str, Any]) -> bool:
-        outcome: str = place["outcome"]
+    def matches(self, place: LocatedPicture) -> bool:
+        outcome = place["outcome"]
         if outcome == "ok":
             return False
         if not (any(fnmatchcase(outcome, p) for p in self.outcomes) if self.outcomes else may_pass(outcome)):

@@ -24,7 +24,7 @@ from datakit.errors import Incomplete, ManifestError, SourceError, shortlist
 from datakit.fingerprint import plain
 from datakit.manifest import Manifest
 from datakit.store import Sink, Store
-from datakit.tables import Rows
+from datakit.tables import Extent, Rows
 from datakit.tars import TarWriter
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
@@ -169,8 +169,8 @@ class Out:
             self._tar = TarWriter(self.sink)  # type: ignore[arg-type]
         return self._tar
 
-    def add(self, name: str, data: bytes) -> dict[str, Any]:
-        """Writes a picture into the tar; returns where its bytes stand, as tables.LOCATED has it."""
+    def add(self, name: str, data: bytes) -> Extent:
+        """Writes a picture into the tar; returns where its bytes stand."""
         offset = self.tar.add(name, data)
         return {
             "file": self.tar_name, "offset": offset, "stored_bytes": len(data), "size_bytes": len(data), "method": 0

@@ -25,7 +25,7 @@ from datakit.images.extensions import ENDINGS_IN_FOLDERS
 from datakit.manifest import Manifest
 from datakit.stage import Out, Stage, Work
 from datakit.stages.locate import with_repair
-from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
+from datakit.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
 
 # The bytes of a reference, and whether they were found only by a repair; raises BadImage with the outcome.
 Find = Callable[[str], tuple[bytes, bool]]
@@ -91,16 +91,17 @@ class Extract(Stage):
             yield with_places(with_repair(batch, mended), places, schema)
 
 
-def _place(key: str, at: int, n: int, ref: str, out: Out) -> tuple[dict[str, Any], bool]:
+def _place(key: str, at: int, n: int, ref: str, out: Out) -> tuple[LocatedPicture, bool]:
     """Where picture `at` of the `n` of a row stands, once it is written, or why it doesn't; and if by a repair."""
     try:
         data, repaired = out.source(ref)
         ext, width, height = images.inspect(data)
     except BadImage as error:
-        return {**NOWHERE, "ref": ref, "outcome": error.reason}, False
+        return located_picture(ref, error.reason), False
     name = f"{key}.{ext}" if n == 1 else f"{key}.{at}.{ext}"
-    about = {"ext": ext, "width": width, "height": height, "sha256": sha256(data).hexdigest(), "checked": False}
-    return {**NOWHERE, "ref": ref, "outcome": "ok", **out.add(name, data), **about}, repaired
+    digest, extent = sha256(data).hexdigest(), out.add(name, data)
+    place = located_picture(ref, "ok", **extent, checked=False, ext=ext, width=width, height=height, sha256=digest)
+    return place, repaired
 
 
 class _Inline:

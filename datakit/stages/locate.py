@@ -20,7 +20,7 @@ from datakit.images.extensions import ENDINGS_IN_ARCHIVES, EXTENSIONS_OF_A_STEM
 from datakit.manifest import Manifest, Source
 from datakit.stage import Out, Stage, Work, intact
 from datakit.store import locked
-from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
+from datakit.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
 from datakit.web import derived
 from datakit.web.downloads import check_unedited
 
@@ -165,22 +165,22 @@ class Finder:
         return "missing"
 
 
-def _place(ref: str, found: Found | str) -> dict[str, Any]:
+def _place(ref: str, found: Found | str) -> LocatedPicture:
     """Where a picture stands, or why it doesn't."""
     if isinstance(found, str):
-        return {**NOWHERE, "ref": ref, "outcome": found}
-    return {
-        **NOWHERE,
-        "ref": ref,
-        "outcome": "ok",
-        "file": found.file,
-        "offset": found.member.offset,
-        "stored_bytes": found.member.stored_bytes,
-        "size_bytes": found.member.size_bytes,
-        "method": found.member.method,
-        "crc32": found.member.crc32,
-        "checked": False,
-    }
+        return located_picture(ref, found)
+    member = found.member
+    return located_picture(
+        ref,
+        "ok",
+        file=found.file,
+        offset=member.offset,
+        stored_bytes=member.stored_bytes,
+        size_bytes=member.size_bytes,
+        method=member.method,
+        crc32=member.crc32,
+        checked=False,
+    )
 
 
 def known_sources(manifest: Manifest, names: Iterable[str]) -> None:

@@ -25,7 +25,7 @@ FLOORS = [
         "parquetchild",
         "attributes",
     },
-    {"ledger", "images", "archives", "jsonfile", "web", "interleaved", "parquetrows"},
+    {"ledger", "images", "archives", "jsonfile", "web", "interleaved", "parquetrows", "sealed"},
     {"manifest", "mix", "tables", "claims", "interop", "webdataset"},
     {"holdings"},
     {"readers", "stage", "stream"},

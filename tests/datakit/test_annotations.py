@@ -1,6 +1,7 @@
 """Upstream's rows as they stand in files of several kinds."""
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -322,3 +323,29 @@ def test_a_lost_dataset_says_what_may_stand_for_it(tmp_path):
 
     with pytest.raises(DownloadError, match=r"Its makers deleted it\. 'coyo' may stand for it"):
         run.permit()
+
+
+def test_a_plan_has_the_form_that_earlier_versions_read(tmp_path):
+    both = work(tmp_path, two_files(tmp_path))
+
+    annotations.prepare(both)
+
+    kept = json.loads((tmp_path / "root/mine/list/plan.json").read_bytes())
+    canonical = json.dumps(kept["files"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert list(kept) == ["files", "digest"]
+    assert kept["digest"] == hashlib.sha256(canonical.encode()).hexdigest()
+    assert [sorted(file) for file in kept["files"].values()] == [["plan", "sha256"]] * 2
+
+
+def test_a_damaged_plan_is_made_again_to_the_same_bytes(tmp_path):
+    both = work(tmp_path, two_files(tmp_path))
+    annotations.prepare(both)
+    plan = tmp_path / "root/mine/list/plan.json"
+    good = plan.read_bytes()
+    plan.write_bytes(good.replace(b'"n_rows":5', b'"n_rows":4'))
+
+    with pytest.raises(Incomplete, match="isn't listed yet"):
+        annotations.shards(both)
+    annotations.prepare(both)
+
+    assert plan.read_bytes() == good

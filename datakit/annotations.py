@@ -15,16 +15,14 @@ import posixpath
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from datakit import archives, jsonfile
-from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError, shortlist
-from datakit.fingerprint import fingerprint
+from datakit import archives, jsonfile, sealed
+from datakit.errors import DownloadError, Incomplete, ManifestError, NoSuchFile, SourceError, shortlist
 from datakit.manifest import Manifest
 from datakit.readers import About
 from datakit.refusals import storage_errors
@@ -45,13 +43,6 @@ class _Kept(msgspec.Struct, frozen=True):
     plan: jsonfile.Plan
 
 
-class _Plans(msgspec.Struct, frozen=True):
-    """plan.json: the plans by file, and their fingerprint."""
-
-    files: dict[str, _Kept]
-    digest: str
-
-
 def prepare(work: Work) -> None:
     """Downloads and plans JSON that is cut, and what stands beside files. Raises SourceError for what isn't whole."""
     rows = work.manifest.annotations
@@ -62,9 +53,8 @@ def prepare(work: Work) -> None:
             if file not in plans or plans[file].sha256 != sha256:
                 plans[file] = _planned(work, file, sha256)
         ours = {file: plans[file] for file in rows.listed()}
-        body = msgspec.json.encode(_Plans(ours, fingerprint(msgspec.to_builtins(ours))))
-        if work.store.read(f"{work.folder}/{_PLAN}") != body:
-            work.store.write(f"{work.folder}/{_PLAN}", body)
+        if _kept(work) != ours:
+            sealed.write(work.store, f"{work.folder}/{_PLAN}", "files", ours)
     if rows.beside:
         for file in rows.listed():
             _beside(work, file)
@@ -203,11 +193,14 @@ def _limited(work: Work, n_rows: int) -> int:
 def _download(work: Work, file: str) -> Downloaded:
     try:
         return work.download(work.manifest.address(file))
-    except DownloadError as error:
-        if work.manifest.annotations.shards is None or " no file " not in f" {error} ":
+    except NoSuchFile as error:
+        if work.manifest.annotations.shards is None:
             raise
-        more = "If upstream never had it, leave it out with --shards, or write its number into annotations.absent"
-        raise DownloadError(f"{str(error).rstrip('.')}. {more} of the manifest") from error
+        said = str(error).removesuffix(".")
+        raise NoSuchFile(
+            f"{said}{'' if said.endswith('?') else '.'} If upstream never had it, leave it out with --shards, or write "
+            "its number into annotations.absent of the manifest"
+        ) from error
 
 
 def _planned(work: Work, file: str, sha256: str) -> _Kept:
@@ -221,17 +214,7 @@ def _planned(work: Work, file: str, sha256: str) -> _Kept:
 
 def _kept(work: Work) -> dict[str, _Kept]:
     """The plans beside the listing; none when they aren't as they were written."""
-    data = work.store.read(f"{work.folder}/{_PLAN}")
-    return dict(_decoded(data)) if data else {}
-
-
-@lru_cache(maxsize=8)  # asked for each shard
-def _decoded(data: bytes) -> dict[str, _Kept]:
-    try:
-        plans = msgspec.json.decode(data, type=_Plans)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return {}
-    return plans.files if plans.digest == fingerprint(msgspec.to_builtins(plans.files)) else {}
+    return dict(sealed.read(work.store, f"{work.folder}/{_PLAN}", "files", dict[str, _Kept]) or {})
 
 
 # What stands inside an archive, and beside a file

@@ -181,7 +181,7 @@ class Seen:
         """Types by key, without those that the reader uses, and sentences on the keys that can't be kept."""
         others = {name: key for name, key in self._keys.items() if name not in taken}
         reasons = {name: why for name in others if (why := refused(name, taken))}
-        said = [f"{name!r} isn't kept: {why}" for name, why in list(reasons.items())[:5]]
+        said = [f"key {name!r} isn't kept: {why}" for name, why in list(reasons.items())[:5]]
         if len(reasons) > 5:
             said.append(f"{len(reasons) - 5:,} more keys aren't kept for such reasons")
         names = [name for name in others if name not in reasons]

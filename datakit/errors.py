@@ -41,6 +41,10 @@ class DownloadError(DatakitError):
     """A file could not be fetched: refused address, dead link, gate to be accepted, hash that differs."""
 
 
+class NoSuchFile(DownloadError):
+    """Whoever was asked for a file answers that there is none of this name, so another try won't help."""
+
+
 class StorageError(DatakitError):
     """The root can't be written or read: no space, no permission, a folder that is a file."""
 

@@ -13,7 +13,6 @@ Pictures are as `pack` stored them: a GIF called x.jpg is a JPEG now, under the 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from datakit.archives.members import clean_name
 from datakit.attributes import arrow, column_value
 from datakit.errors import Incomplete, MixError, UsageError, shortlist
 from datakit.fingerprint import changes
+from datakit.images.extensions import is_exported
 from datakit.interleaved import INTERLEAVED
 from datakit.ledger import wrong_bytes
 from datakit.mix import MixPart, MixShard
@@ -40,7 +40,6 @@ from datakit.work import Progress
 Format = Literal["llava", "hf"]
 ABOUT = "DATAKIT.json"  # what an export is of; written first. No dataset is called so
 _BY_KEY = "by-key"  # where pictures stand whose reference can't be a path
-_PICTURE = re.compile(r"\.(jpe?g|png|gif|webp|bmp|tiff?|avif)$", re.IGNORECASE)
 _GROUP_ROWS, _GROUP_BYTES = 100, 64 << 20  # of a row group; what the hub's viewer likes for rows with pictures
 _NAME_BYTES = 150  # of a file or folder; file systems allow 255, and a file that is being written has a longer one
 
@@ -246,8 +245,8 @@ def is_path(ref: str) -> bool:
         and ":" not in ref
         and folders[:1] != [_BY_KEY]
         and all(len(name.encode()) <= _NAME_BYTES and name[0] != "." for name in [*folders, file])
-        and _PICTURE.search(file) is not None
-        and not any(_PICTURE.search(name) for name in folders)
+        and is_exported(file)
+        and not any(is_exported(name) for name in folders)
     )
 
 

@@ -28,7 +28,7 @@ from datakit.pool import Call, run_calls
 from datakit.shards import ranges, shard_name
 from datakit.stage import Engine
 from datakit.stages.fetch import Fetch
-from datakit.tables import Rows, with_places
+from datakit.tables import LocatedPicture, Rows, with_places
 from datakit.web.outcomes import KNOWN, may_pass
 from datakit.work import Progress, Work
 
@@ -40,8 +40,8 @@ class Where:
     outcomes: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
 
-    def matches(self, place: dict[str, Any]) -> bool:
-        outcome: str = place["outcome"]
+    def matches(self, place: LocatedPicture) -> bool:
+        outcome = place["outcome"]
         if outcome == "ok":
             return False
         if not (any(fnmatchcase(outcome, p) for p in self.outcomes) if self.outcomes else may_pass(outcome)):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +53,88 @@ LOCATED = pa.list_(
     )
 )
 
-NOWHERE: dict[str, Any] = dict.fromkeys(LOCATED.value_type.names)  # a picture that there is nothing to say of
+
+class LocatedPicture(TypedDict):
+    """One picture after fetch, as LOCATED has it."""
+
+    ref: str
+    outcome: str
+    file: str | None
+    offset: int | None
+    stored_bytes: int | None
+    size_bytes: int | None
+    method: int | None
+    crc32: int | None
+    checked: bool | None
+    ext: str | None
+    width: int | None
+    height: int | None
+    sha256: str | None
+    final_url: str | None
+    status: int | None
+
+
+class Extent(TypedDict):
+    """Where the bytes of a picture stand in a file; the fields are LocatedPicture's."""
+
+    file: str
+    offset: int
+    stored_bytes: int
+    size_bytes: int
+    method: int
+
+
+def located_picture(
+    ref: str,
+    outcome: str,
+    *,
+    file: str | None = None,
+    offset: int | None = None,
+    stored_bytes: int | None = None,
+    size_bytes: int | None = None,
+    method: int | None = None,
+    crc32: int | None = None,
+    checked: bool | None = None,
+    ext: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    sha256: str | None = None,
+    final_url: str | None = None,
+    status: int | None = None,
+) -> LocatedPicture:
+    """A picture of which no more is known than what is given."""
+    return {
+        "ref": ref,
+        "outcome": outcome,
+        "file": file,
+        "offset": offset,
+        "stored_bytes": stored_bytes,
+        "size_bytes": size_bytes,
+        "method": method,
+        "crc32": crc32,
+        "checked": checked,
+        "ext": ext,
+        "width": width,
+        "height": height,
+        "sha256": sha256,
+        "final_url": final_url,
+        "status": status,
+    }
+
+
+def extent_of(picture: LocatedPicture) -> Extent:
+    """Where the bytes of a picture stand whose outcome is "ok". Raises SourceError when its table doesn't say."""
+    file, offset, method = picture["file"], picture["offset"], picture["method"]
+    stored_bytes, size_bytes = picture["stored_bytes"], picture["size_bytes"]
+    if file is None or offset is None or stored_bytes is None or size_bytes is None or method is None:
+        raise SourceError(
+            f"a table says that the picture {picture['ref']!r} is there, and not where its bytes stand: the stage that "
+            f"wrote it should give {', '.join(Extent.__annotations__)}"
+        )
+    return {
+        "file": file, "offset": offset, "stored_bytes": stored_bytes, "size_bytes": size_bytes, "method": method
+    }  # fmt: skip
+
 
 # The log beside a table of fetch: what differs from run to run, so it isn't part of what a commit vouches for.
 LOG = pa.schema(
@@ -80,12 +161,22 @@ PACKED = pa.list_(
 )
 
 
+class PackedPicture(TypedDict):
+    """One picture in a packed tar, as PACKED has it."""
+
+    offset: int
+    size_bytes: int
+    ext: str
+    width: int
+    height: int
+
+
 def with_images(schema: pa.Schema, images: pa.DataType) -> pa.Schema:
     """The schema with another type in its `images` column."""
     return schema.set(schema.get_field_index("images"), pa.field("images", images))
 
 
-def with_places(batch: pa.RecordBatch, places: list[list[dict[str, Any]]], schema: pa.Schema) -> pa.RecordBatch:
+def with_places(batch: pa.RecordBatch, places: list[list[LocatedPicture]], schema: pa.Schema) -> pa.RecordBatch:
     """The batch with where the pictures of each of its rows stand."""
     column = pa.array(places, LOCATED)
     return pa.RecordBatch.from_arrays(
@@ -98,7 +189,7 @@ def refs_of(batch: pa.RecordBatch) -> list[str]:
     return batch["images"].flatten().field("ref").to_pylist()  # type: ignore[no-any-return]
 
 
-def failures(pictures: list[dict[str, Any]]) -> list[str]:
+def failures(pictures: list[LocatedPicture]) -> list[str]:
     """Outcomes of a row's located pictures that can't be had."""
     return [picture["outcome"] for picture in pictures if picture["outcome"] != "ok"]
 

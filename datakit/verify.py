@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 import pyarrow.parquet as pq
 
-from datakit import claims, mix
+from datakit import claims, mix, sealed
 from datakit.errors import MixError, SourceError
 from datakit.fingerprint import fingerprint
 from datakit.holdings import MANIFEST, Holding, holdings
@@ -157,7 +157,7 @@ def _step(one: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str | Bro
         yield where
     if (data := one.store.read(f"{ledger.folder}/{PLAN}")) is not None:
         where = f"{ledger.folder}/{PLAN}"
-        yield where if _good_plan(data) else Broken(where, "the plan is damaged", cures, Made(one.folder, step))
+        yield where if sealed.is_whole(data) else Broken(where, "the plan is damaged", cures, Made(one.folder, step))
     cleaned = ledger.cleaned()
     for name in names:
         shard = shard_of(name)
@@ -235,16 +235,6 @@ def _agrees(tar: Any, row: dict[str, Any]) -> bool:
 def _at(file: Any, offset: int, size: int) -> bytes:
     file.seek(offset)
     return bytes(file.read(size))
-
-
-def _good_plan(data: bytes) -> bool:
-    """Whether a plan has its own digest."""
-    try:
-        said = msgspec.json.decode(data, type=dict[str, Any])
-        (plan,) = (value for name, value in said.items() if name != "digest")
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
-        return False
-    return said.get("digest") == fingerprint(plan)
 
 
 def cures_of(one: Holding, commands: dict[str, list[str]]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 from datakit.errors import SourceError
 from datakit.manifest import Manifest
 from datakit.store import Sink, Store
+from datakit.tables import Extent
 from datakit.tars import TarWriter
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
@@ -175,8 +176,8 @@ class Out:
             self._tar = TarWriter(self.sink)  # type: ignore[arg-type]
         return self._tar
 
-    def add(self, name: str, data: bytes) -> dict[str, Any]:
-        """Writes a picture into the tar; returns where its bytes stand, as tables.LOCATED has it."""
+    def add(self, name: str, data: bytes) -> Extent:
+        """Writes a picture into the tar; returns where its bytes stand."""
         offset = self.tar.add(name, data)
         return {
             "file": self.tar_name, "offset": offset, "stored_bytes": len(data), "size_bytes": len(data), "method": 0

@@ -12,6 +12,8 @@ from PIL import Image
 from users import settings, typed
 
 from datakit import attributes, manifest
+from datakit.add import Found
+from datakit.add.files import keep
 from datakit.attributes import MOST, Seen, column_value
 from datakit.errors import ManifestError
 from datakit.miniature import Miniature
@@ -310,6 +312,17 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
     max_leaves=5,
 )
+
+
+@pytest.mark.parametrize("name", ["messages.old", "it's\n", 'a "name"\n'])
+def test_a_key_that_cannot_be_kept_is_called_a_key_whatever_quotes_are_in_it(name):
+    seen, found = Seen(), Found(title="T", annotations={}, images={}, reader="hf", recipe="")
+    seen.add({name: 1})
+
+    keep(found, *seen.kinds(()))
+
+    (problem,) = found.problems
+    assert problem.startswith(f"key {name!r} isn't kept: ")
 
 
 @given(st.lists(VALUES, min_size=1, max_size=5))

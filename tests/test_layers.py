@@ -27,7 +27,7 @@ FLOORS = [
         "parquetchild",
         "attributes",
     },
-    {"ledger", "images", "archives", "jsonfile", "web", "interleaved", "parquetrows"},
+    {"ledger", "images", "archives", "jsonfile", "web", "interleaved", "parquetrows", "sealed"},
     {"manifest", "mix", "tables", "claims", "interop", "webdataset"},
     {"holdings", "overview"},
     {"readers", "stream", "work", "choices"},

@@ -107,7 +107,7 @@ def keep(found: Found, kinds: dict[str, str], refused: list[str]) -> None:
         found.annotations["attributes"] = kinds
         found.note("kept", shortlist((f"{name} ({kind})" for name, kind in kinds.items()), 12))
     for why in refused:
-        found.note("kept", f"key {why}" if why.startswith("'") else why, problem=True)
+        found.note("kept", why, problem=True)
 
 
 def refs_of(rows: Iterable[Any]) -> Iterator[str]:

@@ -195,7 +195,7 @@ def _hub_parquet(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
     found.note("columns", columns_text(named))
     others = {name: of_arrow(schema.field(name).type) for name in schema.names if name not in named.values()}
     reasons = {name: refused(name, ()) or "" if kind else "JSON has no such type" for name, kind in others.items()}
-    said = [f"{name!r} ({schema.field(name).type}) isn't kept: {why}" for name, why in reasons.items() if why]
+    said = [f"key {name!r} ({schema.field(name).type}) isn't kept: {why}" for name, why in reasons.items() if why]
     keep(found, {name: kind for name, kind in others.items() if kind and not reasons[name]}, said)
     held = named.get("image")
     found.images = {"by": "inline" if held else "none"}

@@ -14,7 +14,7 @@ import io
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from datakit.store import publish_file
 
 __all__ = ["Index", "Member", "index", "index_path", "members", "pieces", "read", "write_index"]
 
-_PICTURES = {ext: rank for rank, ext in enumerate(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"))}
 _OTHERS = {
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"version https://git-lfs": "a Git LFS pointer",
@@ -154,15 +153,19 @@ class Index:
         row = self._first(wanted)
         return self._member(row) if row < len(self) and self._name(row) == wanted else None
 
-    def find_stem(self, stem: str) -> Member | None:
-        """The member with this name and any extension: pictures before others, jpg before png, then by name."""
+    def find_stem(self, stem: str, preferred: Sequence[str]) -> Member | None:
+        """The member with this name and any extension: the preferred ones in their order, then others by name.
+
+        `preferred` are in lower case and stand for any case.
+        """
         wanted = stem.removeprefix("./").encode(errors="replace") + b"."
         best: tuple[int, int] | None = None
         row = self._first(wanted)
         while row < len(self) and (name := self._name(row)).startswith(wanted):
             ext = name[len(wanted) :]
             if b"." not in ext and b"/" not in ext:
-                rank = (_PICTURES.get(ext.decode(errors="replace").lower(), len(_PICTURES)), row)
+                lower = ext.decode(errors="replace").lower()
+                rank = (preferred.index(lower) if lower in preferred else len(preferred), row)
                 best = rank if best is None else min(best, rank)
             row += 1
         return None if best is None else self._member(best[1])

@@ -19,14 +19,13 @@ from datakit import archives, images, readers
 from datakit.archives.members import DEFLATED
 from datakit.build import Build
 from datakit.errors import ArchiveError, BadImage
+from datakit.images.extensions import TYPES, extension_of
 from datakit.images.headers import sniffed
 from datakit.stages.extract import Extract, Find, Folder, decoded
 from datakit.stages.locate import Finder, Locate, index_of, table_name
 from datakit.work import Progress, Work
 
 _HEAD_BYTES = 4096
-_KINDS = {"jpg": "jpg", "jpeg": "jpg", "jpe": "jpg", "png": "png", "gif": "gif", "webp": "webp", "bmp": "bmp"}
-_KINDS |= {"tif": "tiff", "tiff": "tiff", "avif": "avif"}
 _FEW = 0.1  # of the references into an archive: with fewer found it is taken for another one
 _ENOUGH = 5  # references, to judge an archive by
 
@@ -105,7 +104,7 @@ class _InArchives(Pictures):
             return
         self._asked[found.source] += 1
         self._found[found.source] += 1
-        if _suffix(ref) != _suffix(found.member.name):
+        if extension_of(ref) != extension_of(found.member.name):
             known = self._mended or not found.repaired
             yield ("extension_known" if known else "extension"), f"{ref} is {found.member.name}"
         file = self._files[found.file]
@@ -173,7 +172,7 @@ def content(data: bytes, name: str, ref: str, full: bool) -> Found:
     except BadImage as error:
         yield "unreadable", f"{ref}: {error}"
         return
-    said = _KINDS.get(_suffix(name))
+    said = TYPES.get(extension_of(name))
     if said is not None and said != kind:
         yield ("gif_named_jpg" if (said, kind) == ("jpg", "gif") else "other_type"), f"{ref} is {kind}"
 
@@ -187,8 +186,3 @@ def _head(file: BinaryIO, member: archives.Member) -> bytes:
         return zlib.decompressobj(-15).decompress(data, _HEAD_BYTES)
     except zlib.error as error:
         raise ArchiveError(f"member {member.name!r}: {error}") from error
-
-
-def _suffix(name: str) -> str:
-    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
-    return suffix.lower() if dot and stem else ""

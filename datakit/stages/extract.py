@@ -21,16 +21,16 @@ from datakit import images, readers
 from datakit.annotations import about, numbered
 from datakit.archives.members import MAX_MEMBER_BYTES
 from datakit.errors import BadImage, SourceError
+from datakit.images.extensions import ENDINGS_IN_FOLDERS
 from datakit.manifest import Manifest
 from datakit.stage import Chosen, Cost, Role, Stage
 from datakit.stages.locate import with_repair
-from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
+from datakit.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
 from datakit.work import Out, Work
 
 # The bytes of a reference, and whether they were found only by a repair; raises BadImage with the outcome.
 Find = Callable[[str], tuple[bytes, bool]]
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
-ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # tried in lower and upper case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +100,17 @@ class Extract(Stage):
             yield with_places(with_repair(batch, mended), places, schema)
 
 
-def _place(key: str, at: int, n: int, ref: str, out: Out) -> tuple[dict[str, Any], bool]:
+def _place(key: str, at: int, n: int, ref: str, out: Out) -> tuple[LocatedPicture, bool]:
     """Where picture `at` of the `n` of a row stands, once it is written, or why it doesn't; and if by a repair."""
     try:
         data, repaired = out.source(ref)
         ext, width, height = images.inspect(data)
     except BadImage as error:
-        return {**NOWHERE, "ref": ref, "outcome": error.reason}, False
+        return located_picture(ref, error.reason), False
     name = f"{key}.{ext}" if n == 1 else f"{key}.{at}.{ext}"
-    about = {"ext": ext, "width": width, "height": height, "sha256": sha256(data).hexdigest(), "checked": False}
-    return {**NOWHERE, "ref": ref, "outcome": "ok", **out.add(name, data), **about}, repaired
+    digest, extent = sha256(data).hexdigest(), out.add(name, data)
+    place = located_picture(ref, "ok", **extent, checked=False, ext=ext, width=width, height=height, sha256=digest)
+    return place, repaired
 
 
 class _Inline:
@@ -187,8 +188,7 @@ class Folder:
             stem, dot, _ = ref.rpartition(".")
             if not self._repair or error.reason != "missing" or not dot:
                 raise
-            endings = [cased for ending in ENDINGS for cased in (ending, ending.upper())]
-            others = [stem + ending for ending in endings if is_file(Path(self._folder, stem + ending))]
+            others = [stem + ending for ending in ENDINGS_IN_FOLDERS if is_file(Path(self._folder, stem + ending))]
             if len(others) != 1:  # two would be a guess
                 raise
             return self._read(others[0]), True

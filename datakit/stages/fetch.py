@@ -17,7 +17,16 @@ from datakit import images
 from datakit.errors import BadImage
 from datakit.manifest import Manifest
 from datakit.stage import ENGINES, Chosen, Cost, Engine, Role, Stage
-from datakit.tables import LOCATED, NOWHERE, Rows, failures, refs_of, with_images, with_places
+from datakit.tables import (
+    LOCATED,
+    LocatedPicture,
+    Rows,
+    failures,
+    located_picture,
+    refs_of,
+    with_images,
+    with_places,
+)
 from datakit.web.crawl import Fetched, crawl
 from datakit.work import Out, Work
 
@@ -147,22 +156,26 @@ class Fetch(Stage):
             work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in places for p in row))
             yield with_places(batch, places, schema)
 
-    def place(self, got: Fetched[Got], key: str, at: int, n: int, out: Out) -> dict[str, Any]:
+    def place(self, got: Fetched[Got], key: str, at: int, n: int, out: Out) -> LocatedPicture:
         """Where picture `at` of the `n` of a row stands, once it is written; or why it doesn't."""
-        place: dict[str, Any] = {
-            "ref": got.url,
-            "outcome": got.outcome,
-            "final_url": got.final_url if got.final_url != got.url else None,  # so only a redirect's
-            "status": got.status,
-        }
         out.log.append({"key": key, "url": got.url, "outcome": got.outcome, "status": got.status, "ms": got.ms})
         picture = got.value
+        final_url = got.final_url if got.final_url != got.url else None  # so only a redirect's
         if got.outcome != "ok" or picture is None:
-            return NOWHERE | place
+            return located_picture(got.url, got.outcome, final_url=final_url, status=got.status)
         name = f"{key}.{picture.ext}" if n == 1 else f"{key}.{at}.{picture.ext}"
-        about = {name: getattr(picture, name) for name in ("ext", "width", "height", "sha256")}
-        checked = self.max_short_side_px is not None
-        return NOWHERE | place | out.add(name, picture.data) | about | {"checked": checked}
+        return located_picture(
+            got.url,
+            got.outcome,
+            **out.add(name, picture.data),
+            checked=self.max_short_side_px is not None,
+            ext=picture.ext,
+            width=picture.width,
+            height=picture.height,
+            sha256=picture.sha256,
+            final_url=final_url,
+            status=got.status,
+        )
 
 
 @lru_cache(maxsize=1)  # a process takes many shards from one folder, and its index takes a while

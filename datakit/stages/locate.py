@@ -16,10 +16,11 @@ from msgspec import structs
 from datakit import archives
 from datakit.errors import ArchiveError, DownloadError, Incomplete, shortlist
 from datakit.fingerprint import plain
+from datakit.images.extensions import ENDINGS_IN_ARCHIVES, EXTENSIONS_OF_A_STEM
 from datakit.manifest import Manifest, Source, known_sources
 from datakit.stage import Chosen, Cost, Role, Stage
 from datakit.store import locked
-from datakit.tables import LOCATED, NOWHERE, Rows, failures, with_images, with_places
+from datakit.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
 from datakit.web import derived
 from datakit.web.downloads import check_unedited
 from datakit.work import Out, Work, intact
@@ -172,22 +173,22 @@ class Finder:
         return "missing"
 
 
-def _place(ref: str, found: Found | str) -> dict[str, Any]:
+def _place(ref: str, found: Found | str) -> LocatedPicture:
     """Where a picture stands, or why it doesn't."""
     if isinstance(found, str):
-        return {**NOWHERE, "ref": ref, "outcome": found}
-    return {
-        **NOWHERE,
-        "ref": ref,
-        "outcome": "ok",
-        "file": found.file,
-        "offset": found.member.offset,
-        "stored_bytes": found.member.stored_bytes,
-        "size_bytes": found.member.size_bytes,
-        "method": found.member.method,
-        "crc32": found.member.crc32,
-        "checked": False,
-    }
+        return located_picture(ref, found)
+    member = found.member
+    return located_picture(
+        ref,
+        "ok",
+        file=found.file,
+        offset=member.offset,
+        stored_bytes=member.stored_bytes,
+        size_bytes=member.size_bytes,
+        method=member.method,
+        crc32=member.crc32,
+        checked=False,
+    )
 
 
 def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]], without: tuple[str, ...]) -> str:
@@ -236,9 +237,6 @@ def with_repair(batch: pa.RecordBatch, mended: list[bool]) -> pa.RecordBatch:
     return batch.set_column(at, batch.schema.field(at), pa.array(repairs, batch.schema.field(at).type))
 
 
-_ENDINGS = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG", ".GIF", ".JPEG")
-
-
 def plain_source(source: Source) -> dict[str, Any]:
     """The fields of a source as values that JSON knows."""
     return {name: plain(getattr(source, name)) for name in source.__struct_fields__}
@@ -263,7 +261,7 @@ def under_another_extension(index: archives.Index, source: Source, ref: str) -> 
     """The one member that differs from a reference in its extension; None when there are two: it would be a guess."""
     stem = ref.rpartition(".")[0]
     exact = structs.replace(source, any_extension=False)
-    found = [member for ending in _ENDINGS if (member := find(index, exact, stem + ending)) is not None]
+    found = [member for ending in ENDINGS_IN_ARCHIVES if (member := find(index, exact, stem + ending)) is not None]
     return found[0] if stem and len(found) == 1 else None
 
 
@@ -272,11 +270,11 @@ def find(index: archives.Index, source: Source, ref: str) -> archives.Member | N
     rest = ref.removeprefix(source.prefix)
     if source.inside == "*/":
         stem = rest.rpartition(".")[0]
-        others = [f"{stem}{ending}" for ending in _ENDINGS] if source.any_extension else []
+        others = [f"{stem}{ending}" for ending in ENDINGS_IN_ARCHIVES] if source.any_extension else []
         found = (index.find_any_folder(name) for name in [rest, *others])
         return next((member for member in found if member is not None), None)
     name = source.inside + rest
     member = index.find(name)
     if member is None and source.any_extension:
-        member = index.find_stem(name.rpartition(".")[0])
+        member = index.find_stem(name.rpartition(".")[0], EXTENSIONS_OF_A_STEM)
     return member

@@ -24,18 +24,29 @@ from msgspec import Raw
 
 from datakit import archives, images, interleaved
 from datakit.errors import ArchiveError, BadImage, Incomplete, SourceError, UsageError, nearest
+from datakit.images.extensions import TYPES_IN_REPAIRS
 from datakit.manifest import Manifest
 from datakit.record import Message, Record, decode_messages, encode
 from datakit.stage import Cost, Role, Stage
 from datakit.store import Store
-from datakit.tables import CORE, PACKED, Rows, as_batches, failures, with_images
+from datakit.tables import (
+    CORE,
+    PACKED,
+    Extent,
+    LocatedPicture,
+    PackedPicture,
+    Rows,
+    as_batches,
+    extent_of,
+    failures,
+    with_images,
+)
 from datakit.web.downloads import check_unedited
 from datakit.work import Out, Work
 
 SAMPLES_PER_TAR = 5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
 Missing = Literal["drop_sample", "drop_image"]
 _HIDDEN = {"file", "offset", "stored_bytes", "method", "crc32", "checked", "outcome", "size_bytes", "ext", "status"}
-_TYPES = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "gif": "gif", "webp": "webp", "bmp": "bmp"}  # by extension
 _DROPPED = "images_dropped"  # the attribute of a document that lost pictures
 
 
@@ -155,13 +166,14 @@ class Pack(Stage):
             return None
         return _Kept({**row, "images": [row["images"][at] for at in order]}, [pictures[at] for at in order])
 
-    def _picture(self, image: dict[str, Any], files: _Files) -> tuple[images.Picture, bool]:
+    def _picture(self, image: LocatedPicture, files: _Files) -> tuple[images.Picture, bool]:
         """A picture as it is stored, and whether its name says that it is of another type than it is."""
         data = files.read(image)
-        if image["checked"]:
-            return images.Picture(data, image["ext"], image["width"], image["height"], False), False
+        ext, width, height = image["ext"], image["width"], image["height"]
+        if image["checked"] and ext is not None and width is not None and height is not None:
+            return images.Picture(data, ext, width, height, False), False
         made = images.normalise(data, max_short_side_px=self.max_short_side_px, quality=self.quality)
-        said = _TYPES.get(image["ref"].rpartition(".")[2].lower())
+        said = TYPES_IN_REPAIRS.get(image["ref"].rpartition(".")[2].lower())
         return made, said is not None and said != images.sniff(data)
 
     def _write(self, row: dict[str, Any], pictures: list[images.Picture], work: Work, out: Out) -> dict[str, Any]:
@@ -170,7 +182,7 @@ class Pack(Stage):
         for name, kind in work.manifest.annotations.attributes.items():
             if kind == "json" and name in attrs:
                 attrs[name] = Raw(attrs[name].encode())
-        facts, places = [], []
+        facts, places = [], list[PackedPicture]()
         for at, (image, picture) in enumerate(zip(row["images"], pictures, strict=True)):
             kept = {name: value for name, value in image.items() if name not in _HIDDEN and value is not None}
             facts.append({**kept, "width": picture.width, "height": picture.height})
@@ -179,13 +191,13 @@ class Pack(Stage):
             name = f"{key}.{picture.ext}" if len(pictures) == 1 else f"{key}.{at}.{picture.ext}"
             offset = out.tar.add(name, picture.data)
             places.append(
-                {
-                    "offset": offset,
-                    "size_bytes": len(picture.data),
-                    "ext": picture.ext,
-                    "width": picture.width,
-                    "height": picture.height,
-                }
+                PackedPicture(
+                    offset=offset,
+                    size_bytes=len(picture.data),
+                    ext=picture.ext,
+                    width=picture.width,
+                    height=picture.height,
+                )
             )
         caption = None if row.get(interleaved.INTERLEAVED) else _caption(messages)
         if caption is not None and pictures:
@@ -232,16 +244,17 @@ class _Files:
         self._store, self._stack = store, stack
         self._open: dict[str, Any] = {}
 
-    def read(self, image: dict[str, Any]) -> bytes:
+    def read(self, image: LocatedPicture) -> bytes:
         """The bytes of a located picture. Raises BadImage when an archive's word on it was wrong.
 
         SourceError when a picture that fetch wrote isn't as it was then, by its hash.
         """
-        name = image["file"]
+        extent = extent_of(image)
+        name = extent["file"]
         if name not in self._open:
             self._open[name] = self._stack.enter_context(self._file(name))
         try:
-            data = self._bytes(self._open[name], image)
+            data = self._bytes(self._open[name], image, extent)
         except ArchiveError as error:
             if name.startswith("downloads/"):
                 raise BadImage("damaged_member", str(error)) from error
@@ -250,14 +263,14 @@ class _Files:
             raise self._damaged(image, "its bytes aren't those that were fetched")
         return data
 
-    def _bytes(self, file: Any, image: dict[str, Any]) -> bytes:
-        if not (self._store.local or image["file"].startswith("downloads/")):
-            file.seek(image["offset"])  # a tar of ours in a bucket, read in its own order
-            return bytes(file.read(image["size_bytes"]))
-        place = (image["offset"], image["stored_bytes"], image["size_bytes"], image["method"], image["crc32"])
+    def _bytes(self, file: Any, image: LocatedPicture, extent: Extent) -> bytes:
+        if not (self._store.local or extent["file"].startswith("downloads/")):
+            file.seek(extent["offset"])  # a tar of ours in a bucket, read in its own order
+            return bytes(file.read(extent["size_bytes"]))
+        place = (extent["offset"], extent["stored_bytes"], extent["size_bytes"], extent["method"], image["crc32"])
         return archives.read(file, archives.Member(image["ref"], *place))
 
-    def _damaged(self, image: dict[str, Any], why: object) -> SourceError:
+    def _damaged(self, image: LocatedPicture, why: object) -> SourceError:
         return SourceError(
             f"{self._store.root}/{image['file']} is damaged, at the picture {image['ref']!r}: {why}. Run "
             "`datakit verify --repair`, which says how to have it again"

@@ -13,17 +13,15 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import Any, ClassVar
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datakit import readers
+from datakit import readers, sealed
 from datakit.errors import Incomplete, ManifestError, SourceError
 from datakit.fingerprint import fingerprint
 from datakit.manifest import Manifest
@@ -66,14 +64,6 @@ class _Plan:
     commit: str
     glob: str
     files: list[_File]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """plan.json: the plan, and its fingerprint."""
-
-    plan: _Plan
-    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,8 +226,7 @@ def _identity(file: _File) -> tuple[str, int, str]:
 
 def _kept(work: Work) -> _Plan | None:
     """The plan beside the shards; None when there is none, or it isn't what the manifest asks for today."""
-    data = work.store.read(work.path(_PLAN))
-    plan = _decoded(data) if data else None
+    plan = _read_plan(work, _PLAN)
     about = work.manifest
     if plan is None or (plan.hub, plan.glob) != (about.hub, about.annotations.files):
         return None
@@ -247,22 +236,16 @@ def _kept(work: Work) -> _Plan | None:
 
 def _files(work: Work, name: str) -> list[_File]:
     """The files of a plan or of one that was begun, be it for another commit."""
-    data = work.store.read(work.path(name))
-    plan = _decoded(data) if data else None
+    plan = _read_plan(work, name)
     return plan.files if plan is not None else []
 
 
-@lru_cache(maxsize=4)  # asked for each shard
-def _decoded(data: bytes) -> _Plan | None:
-    try:
-        kept = msgspec.json.decode(data, type=_Kept)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return kept.plan if kept.digest == fingerprint(kept.plan) else None
+def _read_plan(work: Work, name: str) -> _Plan | None:
+    return sealed.read(work.store, work.path(name), "plan", _Plan)
 
 
 def _write(work: Work, name: str, plan: _Plan) -> None:
-    work.store.write(work.path(name), msgspec.json.encode(asdict(_Kept(plan, fingerprint(plan)))))
+    sealed.write(work.store, work.path(name), "plan", plan)
 
 
 def _planned(work: Work, commit: str, path: str, size_bytes: int, etag: str) -> _File:

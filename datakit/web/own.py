@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from datakit.errors import DownloadError, StorageError
+from datakit.errors import DownloadError, NoSuchFile, StorageError
 from datakit.store import publish_file
 from datakit.web.transfers import PIECE_BYTES, Broken, Reply, Version
 
@@ -113,14 +113,12 @@ class OwnFile:
 
     @contextmanager
     def readable(self) -> Iterator[BinaryIO]:
-        """Opens it. Raises DownloadError when it is gone, or its permissions forbid it."""
+        """Opens it. Raises NoSuchFile when it is gone, DownloadError when its permissions forbid it."""
         try:
             with self.file.open("rb", buffering=0) as file:
                 yield file
         except FileNotFoundError as error:
-            raise DownloadError(
-                f"there is no file {str(self.file)!r}, which the manifest names: has it moved?"
-            ) from error
+            raise NoSuchFile(f"there is no file {str(self.file)!r}, which the manifest names: has it moved?") from error
         except PermissionError as error:
             raise DownloadError(f"{str(self.file)!r} can't be read: its permissions forbid it") from error
 

@@ -27,7 +27,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from datakit import __version__
-from datakit.errors import DownloadError
+from datakit.errors import DownloadError, NoSuchFile
 from datakit.web import hosts as policy
 from datakit.web.addresses import HubFile, WebFile
 from datakit.web.hosts import Hosts
@@ -188,13 +188,13 @@ def _web_version(reply: requests.Response, url: str) -> Version:
 
 
 def refuse(reply: requests.Response, url: str) -> NoReturn:
-    """Raises what an answer without a file means: Broken if it may pass, else DownloadError."""
+    """Raises what an answer without a file means: Broken if it may pass, else DownloadError (NoSuchFile)."""
     status = reply.status_code
     if status in TRY_AGAIN or status == 416:
         after_s = policy.retry_after_s(reply.headers.get("Retry-After", ""))
         raise Broken(f"the server answers {status}", after_s=after_s, drop=status == 416)
     why = {401: "it asks for a login", 403: "it is forbidden", 404: "it isn't there", 410: "it is gone"}
-    raise DownloadError(
+    raise (NoSuchFile if status in (404, 410) else DownloadError)(
         f"{url!r} can't be fetched: {why.get(status, 'the server refuses')} (HTTP {status}). "
         "Look whether the address has moved; DATAKIT_MIRRORS can name another place"
     )
@@ -384,7 +384,7 @@ def hub_errors(source: HubFile, endpoint: str) -> Iterator[None]:
     except hub.RevisionNotFoundError as error:
         raise DownloadError(f"{source.repo!r} has no revision {source.revision!r}: see {page}/commits/main") from error
     except hub.EntryNotFoundError as error:
-        raise DownloadError(
+        raise NoSuchFile(
             f"{source.repo!r} has no file {source.path!r} at {source.revision!r}: see {page}/tree/main"
         ) from error
     except hub.RepositoryNotFoundError as error:

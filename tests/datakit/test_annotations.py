@@ -1,15 +1,20 @@
 """Upstream's rows as they stand in files of several kinds."""
 
+import errno
+import hashlib
 import io
 import json
 import os
+import re
 import zipfile
+from dataclasses import replace
 
 import pytest
+from unruly import reply, unruly_server
 
 from datakit import annotations, manifest
 from datakit.build import Build
-from datakit.errors import DownloadError, Incomplete, ManifestError, UsageError
+from datakit.errors import DownloadError, Incomplete, ManifestError, NoSuchFile, UsageError
 from datakit.store import Store
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
@@ -182,6 +187,43 @@ def test_one_zip_a_shard_is_read_without_those_that_upstream_never_had(tmp_path)
     assert not list((tmp_path / "root").rglob("rows.jsonl"))
 
 
+NEVER_HAD = r"If upstream never had it, .* annotations\.absent"
+
+
+@pytest.mark.parametrize(("status", "hint"), [(404, True), (410, True), (403, False)])
+def test_a_shard_that_upstream_answers_not_to_have_may_be_left_out(tmp_path, status, hint):
+    with unruly_server() as server:
+        server.at("/docs_0.jsonl.zip", reply(b"", status))
+        text = SHARDS.replace("file://{at}", f"http://{server.place}")
+        found = replace(work(tmp_path, text), hosts=Hosts(allowed=(server.place,)))
+
+        with pytest.raises(DownloadError, match=f"HTTP {status}") as raised:
+            ids(found, 0)
+
+    assert bool(re.search(NEVER_HAD, str(raised.value))) is hint
+
+
+def test_a_file_of_this_machine_that_is_gone_may_be_left_out(tmp_path):
+    with pytest.raises(NoSuchFile, match=rf"has it moved\? {NEVER_HAD}"):
+        ids(work(tmp_path, SHARDS), 0)
+
+
+def test_a_file_with_an_odd_name_that_may_not_be_read_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    folder = tmp_path / "there is no file here"
+    folder.mkdir()
+    (folder / "docs_0.jsonl.zip").write_bytes(zipped(docs__jsonl=lines(1, "s")))
+    found = work(tmp_path, SHARDS.replace("{at}", folder.as_uri().removeprefix("file://")))
+
+    def forbidden(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(type(folder), "open", forbidden)
+    with pytest.raises(DownloadError, match="permissions") as raised:
+        ids(found, 0)
+
+    assert not re.search(NEVER_HAD, str(raised.value))
+
+
 def test_a_zip_with_two_documents_where_one_was_due_is_told_with_what_it_holds(tmp_path):
     (tmp_path / "docs_0.jsonl.zip").write_bytes(zipped(a__jsonl=lines(1, "a"), b__jsonl=lines(1, "b")))
     found = work(tmp_path, SHARDS)
@@ -281,3 +323,29 @@ def test_a_lost_dataset_says_what_may_stand_for_it(tmp_path):
 
     with pytest.raises(DownloadError, match=r"Its makers deleted it\. 'coyo' may stand for it"):
         run.permit()
+
+
+def test_a_plan_has_the_form_that_earlier_versions_read(tmp_path):
+    both = work(tmp_path, two_files(tmp_path))
+
+    annotations.prepare(both)
+
+    kept = json.loads((tmp_path / "root/mine/list/plan.json").read_bytes())
+    canonical = json.dumps(kept["files"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert list(kept) == ["files", "digest"]
+    assert kept["digest"] == hashlib.sha256(canonical.encode()).hexdigest()
+    assert [sorted(file) for file in kept["files"].values()] == [["plan", "sha256"]] * 2
+
+
+def test_a_damaged_plan_is_made_again_to_the_same_bytes(tmp_path):
+    both = work(tmp_path, two_files(tmp_path))
+    annotations.prepare(both)
+    plan = tmp_path / "root/mine/list/plan.json"
+    good = plan.read_bytes()
+    plan.write_bytes(good.replace(b'"n_rows":5', b'"n_rows":4'))
+
+    with pytest.raises(Incomplete, match="isn't listed yet"):
+        annotations.shards(both)
+    annotations.prepare(both)
+
+    assert plan.read_bytes() == good

@@ -348,8 +348,8 @@ def test_an_index_finds_members_by_name_stem_and_file_name(tmp_path, data):
         assert {name: read(file, found.find(name)) for name in FILES} == FILES
     assert found.find("./a/1.jpg") == found.find("a/1.jpg")
     assert [found.find(n) for n in ("a/1", "a/1.jp", "a/1.jpgx", "", "zzz", "é", "\ud800")] == [None] * 7
-    assert found.find_stem("a/2").name == "a/2.PNG"
-    assert found.find_stem("a/") is found.find_stem("a") is None
+    assert found.find_stem("a/2", ()).name == "a/2.PNG"
+    assert found.find_stem("a/", ()) is found.find_stem("a", ()) is None
     assert found.find_any_folder("2.PNG").name == "a/2.PNG"
     assert found.find_any_folder("elsewhere/é漢.txt").name == "b/é漢.txt"
     assert found.find_any_folder("1.jpg") is None  # there are two
@@ -362,7 +362,7 @@ def test_a_stem_prefers_pictures_and_ignores_longer_names(tmp_path):
     write_index(path)
     found = Index.open(index_path(path))
 
-    assert [found.find_stem(stem).name for stem in ("a", "a.b", "c", "a.d/x")] == [
+    assert [found.find_stem(stem, ("jpg", "png")).name for stem in ("a", "a.b", "c", "a.d/x")] == [
         "a.Jpg",
         "a.b.jpg",
         "c.b",
@@ -375,7 +375,7 @@ def test_an_empty_zip_has_an_empty_index(tmp_path):
 
     assert write_index(path, tmp_path / "index") == 0
     found = Index.open(tmp_path / "index")
-    assert (len(found), found.find("a"), found.find_stem("a"), found.find_any_folder("a")) == (0, None, None, None)
+    assert (len(found), found.find("a"), found.find_stem("a", ()), found.find_any_folder("a")) == (0, None, None, None)
 
 
 def test_an_index_survives_a_worker_process_and_says_what_was_skipped(tmp_path):

@@ -21,7 +21,7 @@ from datakit.readers import mmc4
 from datakit.record import Message, Part, encode
 from datakit.stages.pack import Pack
 from datakit.store import Store
-from datakit.tables import LOCATED, Rows, TableWriter, with_images
+from datakit.tables import LOCATED, Rows, TableWriter, located_picture, with_images
 from datakit.web.crawl import Limits
 from datakit.web.hosts import Hosts
 from datakit.work import Out, Work
@@ -81,14 +81,13 @@ def pack(root, rows, *, schema=None, **fields):
     for row in rows:
         places = []
         for at, picture in enumerate(row["images"]):
-            place = {**dict.fromkeys(LOCATED.value_type.names), "ref": f"http://a.test/{row['key']}/{at}"}
+            ref = f"http://a.test/{row['key']}/{at}"
             if isinstance(picture, bytes):
                 size = {"offset": len(stored), "stored_bytes": len(picture), "size_bytes": len(picture), "method": 0}
-                place |= {"outcome": "ok", "file": "mmc4/fetch/00000.tar", "checked": False, **size}
+                places.append(located_picture(ref, "ok", file="mmc4/fetch/00000.tar", checked=False, **size))
                 stored += picture
             else:
-                place |= {"outcome": picture}
-            places.append(place)
+                places.append(located_picture(ref, picture))
         table.append({**row, "images": places})
     schema = with_images(schema or mmc4.SCHEMA, LOCATED)
     store.write("mmc4/fetch/00000.tar", stored)

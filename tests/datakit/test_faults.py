@@ -63,8 +63,24 @@ def crawled(
     return found
 
 
+@pytest.fixture
+def late(monkeypatch):
+    """The outcomes that this machine was too busy for, and that were asked for again: none where it is quiet."""
+    found = []
+    missed = asking.Asker._missed
+
+    def noted(*args):
+        stop = missed(*args)
+        if stop.ours:
+            found.append(stop.outcome)
+        return stop
+
+    monkeypatch.setattr(asking.Asker, "_missed", noted)
+    return found
+
+
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_has_its_outcome_and_harms_no_neighbour(web, monkeypatch, name):
+def test_a_fault_has_its_outcome_and_harms_no_neighbour(web, monkeypatch, late, name):
     fault = FAULTS[name]
     urls = [web.good(0), web.stand(name, fault), web.good(1)]
 
@@ -72,7 +88,7 @@ def test_a_fault_has_its_outcome_and_harms_no_neighbour(web, monkeypatch, name):
 
     assert got.outcome in fault.outcomes
     assert (got.value is None) == (got.outcome != "ok")
-    assert fault.asks in (None, web.requests(name))
+    assert fault.asks is None or fault.asks <= web.requests(name) <= fault.asks + len(late)
     assert [before.outcome, after.outcome] == ["ok", "ok"]
     assert [before.value.data, after.value.data] == [picture(0), picture(1)]
 

@@ -79,6 +79,12 @@ def late(monkeypatch):
     return found
 
 
+def due(fault: Fault, late: list[str]) -> frozenset[str]:
+    """The outcomes that a fault is to have; a busy machine may look only when both deadlines have passed."""
+    both = "timeout_read" in fault.outcomes and late
+    return fault.outcomes | {"timeout_total"} if both else fault.outcomes
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_has_its_outcome_and_harms_no_neighbour(web, monkeypatch, late, name):
     fault = FAULTS[name]
@@ -86,14 +92,14 @@ def test_a_fault_has_its_outcome_and_harms_no_neighbour(web, monkeypatch, late, 
 
     before, got, after = crawled(web, urls, monkeypatch)
 
-    assert got.outcome in fault.outcomes
+    assert got.outcome in due(fault, late)
     assert (got.value is None) == (got.outcome != "ok")
     assert fault.asks is None or fault.asks <= web.requests(name) <= fault.asks + len(late)
     assert [before.outcome, after.outcome] == ["ok", "ok"]
     assert [before.value.data, after.value.data] == [picture(0), picture(1)]
 
 
-def test_all_faults_at_once_leave_200_sound_pictures_alone(web, monkeypatch):
+def test_all_faults_at_once_leave_200_sound_pictures_alone(web, monkeypatch, late):
     names = list(FAULTS)
     numbers = range(max(200, len(names)))
     urls = [
@@ -108,7 +114,7 @@ def test_all_faults_at_once_leave_200_sound_pictures_alone(web, monkeypatch):
     assert {f.outcome for f in sound} == {"ok"}
     assert [f.value.data for f in sound] == [picture(n) for n in numbers]
     others = [f.outcome for f in found if f not in sound]
-    assert {name: got for name, got in zip(names, others, strict=True) if got not in FAULTS[name].outcomes} == {}
+    assert {name: got for name, got in zip(names, others, strict=True) if got not in due(FAULTS[name], late)} == {}
     assert peak_bytes() - before < 300 << 20  # one bomb alone would be three times as much
 
 

@@ -20,12 +20,14 @@ from datakit.errors import DownloadError
 from datakit.web import hosts as policy
 from datakit.web.hosts import Hosts, RefusedUrl
 from datakit.web.outcomes import PACKED, NoHandles, Stop, stop_for, target
-from datakit.web.pacing import Host, Limits, Room, Window
+from datakit.web.pacing import Host, Lateness, Limits, Room, Window
 from datakit.web.proxies import Proxies
 from datakit.web.robots import MAX_BYTES as ROBOTS_BYTES
 from datakit.web.robots import Robots
 
 BACKOFF_S = 0.5  # before the first retry; doubled for each more
+HANDLE_TRIES = 60  # BACKOFF_S apart, for which a URL waits until the system grants a file handle
+LATE = 0.5  # share of a deadline that our own loop may miss; a busy crawl misses up to 0.3 before the window shrinks
 LOOKUPS = 128  # names resolved at once; each blocks a thread, for ten seconds or more where a name server is dead
 LOOKUPS_KEPT_S = 600  # for which an address, once checked, is used
 LOOKUPS_KEPT = 100_000  # names
@@ -106,9 +108,16 @@ class Asker:
     """Asks for URLs on the running event loop, at the pace of their hosts."""
 
     def __init__(
-        self, hosts: Hosts, limits: Limits, window: Window, room: Room, has_room: Callable[[Host[Job]], None]
+        self,
+        hosts: Hosts,
+        limits: Limits,
+        window: Window,
+        room: Room,
+        lateness: Lateness,
+        has_room: Callable[[Host[Job]], None],
     ) -> None:
         self._hosts, self._limits, self._window, self._room, self._has_room = hosts, limits, window, room, has_room
+        self._lateness = lateness
         self._loop = asyncio.get_running_loop()
         self._lookups = ThreadPoolExecutor(LOOKUPS, "crawl-dns")
         self._known: dict[str, Host[Job]] = {}
@@ -167,16 +176,23 @@ class Asker:
             self._room.let_in(place)
 
     async def fetch(self, job: Job, host: Host[Job]) -> tuple[bytes, str]:
-        """The body and its encoding, through redirects and retries. `host` has begun the first request."""
+        """The body and its encoding, through redirects and retries. `host` has begun the first request.
+
+        Raises Stop and RefusedUrl with the outcome when there is none, and DownloadError when the system grants
+        no file handles for long: that is no outcome of a URL, and would be the same for all the others.
+        """
         url = job.asked
-        hops, tries = 0, 0
+        hops, tries, refusals = 0, 0, 0
+        was_late = False
         while True:
+            left_s = job.left_s
             try:
                 answer = await self._hop(job, url, host)
             except NoHandles as stop:
                 self._window.shrink()
-                job.left_s -= 1.0  # however short the pause, there is an end to it
-                if job.left_s < 0:
+                job.left_s = left_s
+                refusals += 1
+                if refusals == HANDLE_TRIES:
                     raise DownloadError(
                         "the system grants the crawl no file handles: raise `ulimit -n`, or run fewer --jobs"
                     ) from stop
@@ -186,6 +202,10 @@ class Asker:
             except Stop as stop:
                 self._room.give(job.held)
                 job.held = 0
+                if stop.ours and not was_late:
+                    was_late = True
+                    host = await self._entered(host, job)
+                    continue
                 pause = BACKOFF_S * 2**tries if stop.after_s is None else stop.after_s
                 if not stop.again or tries == self._limits.retries or pause >= job.left_s:
                     raise
@@ -222,27 +242,44 @@ class Asker:
         try:
             if self._limits.robots:
                 await self._obey(job, url, host)
-            began, job.waited_s = self._loop.time(), 0.0
+            began, late_s, job.waited_s = self._listened_s(), self._late_s(), 0.0
             try:
                 async with asyncio.timeout(job.left_s) as job.deadline:
                     return await self._ask(job, url, host)
             except TimeoutError as error:
-                raise Stop("timeout_total") from error
+                raise self._missed("timeout_total", job.left_s, late_s) from error
             finally:
                 job.deadline = None
-                job.left_s -= self._loop.time() - began - job.waited_s
+                job.left_s -= self._listened_s() - began - job.waited_s
         except Stop as stop:
-            outcome = stop.outcome
+            outcome = "" if stop.ours else stop.outcome
             raise
         except RefusedUrl as refused:
             outcome = refused.outcome
             raise
         finally:
             host.running -= 1
-            host.ended(outcome, self._loop.time())
-            self._window.connected(outcome != "timeout_connect")
+            if outcome:
+                host.ended(outcome, self._loop.time())
+                self._window.connected(outcome != "timeout_connect")
             if host.waiting:
                 self._has_room(host)
+
+    def _late_s(self) -> float:
+        """How late the loop came in all."""
+        return self._lateness.total_s(self._loop.time())
+
+    def _listened_s(self) -> float:
+        """The time of the loop without that for which it came late."""
+        now = self._loop.time()
+        return now - self._lateness.total_s(now)
+
+    def _missed(self, outcome: str, deadline_s: float, late_s: float) -> Stop:
+        """The outcome for a deadline that has passed; ours where the loop came late for much of it.
+
+        `late_s` is how late the loop had come in all when the request began.
+        """
+        return Stop(outcome, ours=self._late_s() - late_s >= LATE * deadline_s)
 
     async def _obey(self, job: Job, url: str, host: Host[Job]) -> None:
         allowed, delay_s = await self._robots.allows(url, partial(self._robots_txt, job.place))
@@ -254,6 +291,7 @@ class Asker:
     async def _robots_txt(self, place: int, url: str) -> tuple[int, bytes]:
         """Status and body of a robots.txt. It goes beyond its host's share: others wait for it."""
         job = Job(place, url, self._limits.total_s, url)
+        late_s = self._late_s()
         try:
             async with asyncio.timeout(self._limits.total_s) as job.deadline:
                 for _ in range(self._limits.max_redirects + 1):
@@ -262,7 +300,7 @@ class Asker:
                         return job.status, answer[0]
                     url = self._hosts.check_url(answer)
         except TimeoutError as error:
-            raise Stop("timeout_total") from error
+            raise self._missed("timeout_total", job.left_s, late_s) from error
         except Stop as stop:
             if stop.outcome.startswith("http_") or stop.outcome in ("opted_out", "encoding"):
                 return job.status, b""
@@ -275,8 +313,8 @@ class Asker:
         """Waits for room for bytes; the URL's own deadline stands still meanwhile."""
         if self._room.admits(job.place, n):
             return
-        began = self._loop.time()
-        left = None if job.deadline is None else (job.deadline.when() or began) - began
+        began, now = self._listened_s(), self._loop.time()
+        left = None if job.deadline is None else (job.deadline.when() or now) - now
         if job.deadline is not None:
             job.deadline.reschedule(None)
         self._waiting.add(job.place)
@@ -284,7 +322,7 @@ class Asker:
             await self._room.wait(job.place, n)
         finally:
             self._waiting.discard(job.place)
-        job.waited_s += self._loop.time() - began
+        job.waited_s += self._listened_s() - began
         if job.deadline is not None and left is not None:
             job.deadline.reschedule(self._loop.time() + left)
 
@@ -292,6 +330,7 @@ class Asker:
         proxy = self._proxies.proxy_for(url)
         if proxy is None and self._proxies.is_one(url):
             raise RefusedUrl("refused_address", f"{url!r} leads to the proxy itself, which is for asking others")
+        late_s = self._late_s()
         try:
             async with self._session.get(URL(url, encoded=True), allow_redirects=False, proxy=proxy) as reply:
                 job.status = reply.status
@@ -306,6 +345,10 @@ class Asker:
                 if policy.opted_out(reply.headers.getall("X-Robots-Tag", []), reply.headers.get("tdm-reservation")):
                     raise Stop("opted_out")
                 return await self._read(job, reply, most)
+        except aiohttp.ConnectionTimeoutError as error:
+            raise self._missed("timeout_connect", self._limits.connect_s, late_s) from error
+        except aiohttp.ServerTimeoutError as error:
+            raise self._missed("timeout_read", self._limits.read_s, late_s) from error
         except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:
             raise stop_for(error) from error
 

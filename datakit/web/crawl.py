@@ -30,7 +30,7 @@ from datakit import memory
 from datakit.web.asking import Asker, Job
 from datakit.web.hosts import Hosts, RefusedUrl
 from datakit.web.outcomes import Stop, worked
-from datakit.web.pacing import TICK_S, Host, Limits, Room, Window, size_of
+from datakit.web.pacing import TICK_S, Host, Lateness, Limits, Room, Window, size_of
 from datakit.web.spool import Spool, Spooled
 
 __all__ = ["Fetched", "Limits", "crawl"]
@@ -170,9 +170,10 @@ class _Engine(Generic[T]):
 
     async def _serve(self) -> None:
         self._loop.set_exception_handler(self._broken)
-        self._asker = Asker(self._hosts, self._limits, self._window, self._bytes, self._ready.append)
+        self._lateness = Lateness(self._loop.time())
+        self._asker = Asker(self._hosts, self._limits, self._window, self._bytes, self._lateness, self._ready.append)
         try:
-            self._loop.call_later(TICK_S, self._tick, self._loop.time() + TICK_S)
+            self._loop.call_later(TICK_S, self._tick)
             self._up.set()
             await self._stopping.wait()
         finally:
@@ -189,11 +190,10 @@ class _Engine(Generic[T]):
         else:
             loop.default_exception_handler(context)
 
-    def _tick(self, due: float) -> None:
-        now = self._loop.time()
-        self._window.tick(late_s=now - due, backlog=self._working)
+    def _tick(self) -> None:
+        self._window.tick(late_s=self._lateness.tick(self._loop.time()), backlog=self._working)
         self._asker.forget_hosts()
-        self._loop.call_later(TICK_S, self._tick, now + TICK_S)
+        self._loop.call_later(TICK_S, self._tick)
         self._start()
 
     def _feed(self, place: int, urls: list[str]) -> None:

@@ -65,20 +65,24 @@ NO_HANDLES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class Stop(Exception):
-    """This URL ends with an outcome, unless `again` and there are retries left."""
+    """This URL ends with an outcome, unless `again` and there are retries left.
 
-    def __init__(self, outcome: str, *, again: bool = False, after_s: float | None = None) -> None:
+    `ours`: this machine was at fault, so it says nothing about the host, and the URL is asked for again.
+    """
+
+    def __init__(self, outcome: str, *, again: bool = False, after_s: float | None = None, ours: bool = False) -> None:
         super().__init__(outcome)
         self.outcome = outcome
         self.again = again
         self.after_s = after_s
+        self.ours = ours
 
 
 class NoHandles(Stop):
     """The system gives no more file handles: fewer URLs in flight, and this one again."""
 
     def __init__(self) -> None:
-        super().__init__("no_handles", again=True)
+        super().__init__("no_handles", ours=True)
 
 
 def worked(work: Callable[[bytes], T], body: bytes, encoding: str, max_bytes: int) -> tuple[str, int, T | None]:
@@ -118,17 +122,13 @@ def target(url: str, location: str) -> str:
 
 
 def stop_for(error: Exception) -> Stop:
-    """The outcome of what aiohttp raises."""
+    """The outcome of what aiohttp raises, but for deadlines."""
     if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno in NO_HANDLES:
         return NoHandles()
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return Stop("dns", again=error.os_error.errno == socket.EAI_AGAIN)
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         return Stop("tls")
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return Stop("timeout_connect")
-    if isinstance(error, aiohttp.ServerTimeoutError):
-        return Stop("timeout_read")
     if isinstance(
         error, aiohttp.ClientHttpProxyError
     ):  # as the proxy answers for http, it refuses to connect for https

@@ -28,8 +28,8 @@ class Limits:
     read_s: float = 20
     """Silence that is borne on an open connection."""
     total_s: float = 60
-    """The whole URL with redirects, retries and back-off; waiting for our own limits and for robots.txt, which has
-    as much, is not counted."""
+    """The whole URL with redirects, retries and back-off; waiting for our own limits, for file handles, for our own
+    event loop and for robots.txt, which has as much, is not counted."""
     max_bytes: int = 50 << 20
     max_redirects: int = 5
     window: tuple[int, int] = (16, 2048)
@@ -89,6 +89,29 @@ class Window:
         self.size = max(self.least, self.size * SHRINK)
         self._slow_start = False
         self._good = self._bad = 0
+
+
+class Lateness:
+    """How late the event loop came in all, in seconds: as long as it is late, nobody hears what a server says.
+
+    It is measured by a tick that is due every TICK_S. A busy machine, a process that was stopped, and a callback
+    that takes too long all look alike.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._due = now + TICK_S
+        self._before_s = 0.0
+
+    def tick(self, now: float) -> float:
+        """The seconds that this tick came late."""
+        late_s = max(0.0, now - self._due)
+        self._before_s += late_s
+        self._due = now + TICK_S
+        return late_s
+
+    def total_s(self, now: float) -> float:
+        """All of it up to now; a tick that is overdue counts."""
+        return self._before_s + max(0.0, now - self._due)
 
 
 class Host(Generic[J]):

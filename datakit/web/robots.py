@@ -35,7 +35,7 @@ class Robots:
         """Whether a checked URL may be asked for, and the seconds that the host wants between two requests.
 
         No robots.txt (any 4xx) permits all. A host that can't be reached or answers 5xx permits nothing for a minute:
-        then it raises Stop with that outcome, which another day may change.
+        then it raises Stop with that outcome, which another day may change. What was this machine's fault is not kept.
         """
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
@@ -59,9 +59,11 @@ class Robots:
             status, body = await get(url)
             if status >= 500:
                 raise Stop(f"http_{status}")
-        except Exception:
+        except Exception as error:
             origin = url.removesuffix("/robots.txt")
-            if origin in self._known:
+            if isinstance(error, Stop) and error.ours:
+                self._known.pop(origin, None)
+            elif origin in self._known:
                 self._known[origin] = (time.monotonic() + FAILURE_KEPT_S, self._known[origin][1])
             raise
         return Protego.parse(body[:MAX_BYTES].decode("utf-8", "replace")) if status == 200 else None

@@ -1,5 +1,6 @@
 """The crawl against servers that break every rule."""
 
+import asyncio
 import gc
 import gzip
 import socket
@@ -11,6 +12,7 @@ from unruly import Unruly, in_turn, reply, unruly_server
 
 from datakit.errors import BadImage, DownloadError
 from datakit.web import asking, pacing
+from datakit.web import crawl as crawl_module
 from datakit.web import hosts as hosts_module
 from datakit.web.crawl import Limits, crawl
 from datakit.web.hosts import Hosts
@@ -508,15 +510,126 @@ def test_a_host_that_asks_for_patience_isn_t_asked_by_other_urls_meanwhile(serve
     assert len(server.visits) == 4
 
 
-def test_without_file_handles_the_crawl_waits_and_then_says_so(server, monkeypatch):
-    def refused(self, *args, **kwargs):
+def without_handles(monkeypatch, times, also=lambda job: None):
+    """Refuses the first requests as the system does when it has no file handles left."""
+    ask, left = asking.Asker._ask, [times]
+
+    def refused(self, job, *args, **kwargs):
+        also(job)
+        left[0] -= 1
+        if left[0] < 0:
+            return ask(self, job, *args, **kwargs)
         raise asking.NoHandles
 
-    url = server.at("/a", reply(b"picture"))
     monkeypatch.setattr(asking.Asker, "_ask", refused)
+
+
+def test_without_file_handles_the_crawl_waits_and_then_says_so(server, monkeypatch):
+    url = server.at("/a", reply(b"picture"))
+    without_handles(monkeypatch, 10**9)
 
     with pytest.raises(DownloadError, match="ulimit -n"):
         fetch(server, url, limits=Limits(per_host_per_s=1e9))
+
+
+def test_to_wait_for_file_handles_costs_a_url_nothing_and_says_nothing_about_its_host(server, monkeypatch):
+    left, said = [], []
+    url = server.at("/a", reply(b"picture"))
+    without_handles(monkeypatch, asking.HANDLE_TRIES - 1, also=lambda job: left.append(job.left_s))
+    monkeypatch.setattr(pacing.Host, "ended", lambda self, outcome, now: said.append(outcome))
+
+    found = outcomes(server, url, limits=Limits(per_host_per_s=1e9, total_s=10))
+
+    assert found == ["ok"]
+    assert left == [10] * asking.HANDLE_TRIES
+    assert said == ["ok"]
+
+
+class StoppedLoop(asyncio.SelectorEventLoop):
+    """A loop whose time leaps, as it does for a process that gets no processor for so long."""
+
+    leap_s = 0.0
+    leaps_after = 0.0  # a timer of so many seconds is set, as if the process was stopped right then
+    leaps = 0
+
+    def time(self):
+        return super().time() + self.leap_s
+
+    def call_later(self, delay, *args, **kwargs):
+        timer = super().call_later(delay, *args, **kwargs)
+        if self.leaps and delay == self.leaps_after:
+            self.leaps -= 1
+            self.leap_s += 1000
+        return timer
+
+    def leap(self):
+        """From another thread."""
+        self.leap_s += 1000
+        self.call_soon_threadsafe(lambda: None)
+
+
+@pytest.fixture
+def loop(monkeypatch):
+    """The loop of the next crawl."""
+    loop = StoppedLoop()
+    monkeypatch.setattr(crawl_module, "_new_loop", lambda: loop)
+    yield loop
+    loop.close()
+
+
+def stopped_in(loop):
+    """An answer that doesn't come before the client's process has been stopped for long."""
+
+    def answer(visit):
+        loop.leap()
+        visit.hang()
+
+    return answer
+
+
+def test_a_url_whose_time_ran_out_while_we_were_stopped_is_asked_for_again(server, loop):
+    url = server.at("/a", in_turn(stopped_in(loop), reply(b"picture")))
+
+    (fetched,) = fetch(server, url, limits=Limits(retries=0))
+
+    assert (fetched.outcome, fetched.value) == ("ok", b"picture")
+    assert server.paths() == ["/a", "/a"]
+
+
+def test_a_silence_that_we_were_too_late_to_hear_the_end_of_is_asked_for_again(server, loop):
+    loop.leaps_after, loop.leaps = 77, 1
+    url = server.at("/a", in_turn(lambda visit: visit.hang(), reply(b"picture")))
+
+    assert outcomes(server, url, limits=Limits(retries=0, read_s=77, total_s=1e6)) == ["ok"]
+    assert server.paths() == ["/a", "/a"]
+
+
+def test_a_connection_that_wasn_t_made_while_we_were_stopped_is_tried_again(server, loop):
+    visitors = []
+
+    def greet(connection, closing):
+        visitors.append(connection)
+        if len(visitors) == 1:
+            loop.leap()
+            closing.wait()
+
+    place = f"127.0.0.1:{server.door(greet)}"
+    urls, limits = [f"https://{place}/"], Limits(retries=0, total_s=1e6)
+
+    found = [f.outcome for f in crawl(urls, hosts=Hosts(allowed=(place,)), limits=limits, work=bytes)]
+
+    assert found[0] in ("reset", "tls")  # the second time it hangs up
+    assert len(visitors) == 2
+
+
+def test_a_url_is_asked_for_again_once_and_its_host_isn_t_blamed(server, loop, monkeypatch):
+    monkeypatch.setattr(pacing, "BREAK_AFTER", 1)
+    urls = [server.at(f"/{n}", stopped_in(loop)) for n in range(3)]
+
+    found = outcomes(server, *urls, limits=Limits(retries=0, per_host=1))
+
+    assert all(outcome.startswith("timeout_") for outcome in found)  # and none is host_down
+    assert server.paths() == ["/0", "/0", "/1", "/1", "/2", "/2"]
 
 
 @pytest.mark.parametrize("url", [None, 7])

@@ -63,21 +63,43 @@ def crawled(
     return found
 
 
+@pytest.fixture
+def late(monkeypatch):
+    """The outcomes that this machine was too busy for, and that were asked for again: none where it is quiet."""
+    found = []
+    missed = asking.Asker._missed
+
+    def noted(*args):
+        stop = missed(*args)
+        if stop.ours:
+            found.append(stop.outcome)
+        return stop
+
+    monkeypatch.setattr(asking.Asker, "_missed", noted)
+    return found
+
+
+def due(fault: Fault, late: list[str]) -> frozenset[str]:
+    """The outcomes that a fault is to have; a busy machine may look only when both deadlines have passed."""
+    both = "timeout_read" in fault.outcomes and late
+    return fault.outcomes | {"timeout_total"} if both else fault.outcomes
+
+
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_has_its_outcome_and_harms_no_neighbour(web, monkeypatch, name):
+def test_a_fault_has_its_outcome_and_harms_no_neighbour(web, monkeypatch, late, name):
     fault = FAULTS[name]
     urls = [web.good(0), web.stand(name, fault), web.good(1)]
 
     before, got, after = crawled(web, urls, monkeypatch)
 
-    assert got.outcome in fault.outcomes
+    assert got.outcome in due(fault, late)
     assert (got.value is None) == (got.outcome != "ok")
-    assert fault.asks in (None, web.requests(name))
+    assert fault.asks is None or fault.asks <= web.requests(name) <= fault.asks + len(late)
     assert [before.outcome, after.outcome] == ["ok", "ok"]
     assert [before.value.data, after.value.data] == [picture(0), picture(1)]
 
 
-def test_all_faults_at_once_leave_200_sound_pictures_alone(web, monkeypatch):
+def test_all_faults_at_once_leave_200_sound_pictures_alone(web, monkeypatch, late):
     names = list(FAULTS)
     numbers = range(max(200, len(names)))
     urls = [
@@ -92,7 +114,7 @@ def test_all_faults_at_once_leave_200_sound_pictures_alone(web, monkeypatch):
     assert {f.outcome for f in sound} == {"ok"}
     assert [f.value.data for f in sound] == [picture(n) for n in numbers]
     others = [f.outcome for f in found if f not in sound]
-    assert {name: got for name, got in zip(names, others, strict=True) if got not in FAULTS[name].outcomes} == {}
+    assert {name: got for name, got in zip(names, others, strict=True) if got not in due(FAULTS[name], late)} == {}
     assert peak_bytes() - before < 300 << 20  # one bomb alone would be three times as much
 
 

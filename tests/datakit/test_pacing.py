@@ -4,7 +4,18 @@ import asyncio
 
 import pytest
 
-from datakit.web.pacing import BREAK_AFTER, BREAK_S, LONGEST_BREAK_S, Host, Limits, Room, Window, failed_host
+from datakit.web.pacing import (
+    BREAK_AFTER,
+    BREAK_S,
+    LONGEST_BREAK_S,
+    TICK_S,
+    Host,
+    Lateness,
+    Limits,
+    Room,
+    Window,
+    failed_host,
+)
 
 
 def ticked(window: Window, *, n: int = 1, full: bool = True, late_s: float = 0.0, backlog: int = 0) -> float:
@@ -59,6 +70,19 @@ def test_a_window_shrinks_when_a_third_of_the_connections_fails_and_not_for_a_fe
 
     assert usual == 64
     assert ticked(window, full=False) < 64
+
+
+def test_the_lateness_of_the_loop_is_added_up_and_an_overdue_tick_counts():
+    lateness = Lateness(100.0)
+
+    on_time = lateness.tick(100.0 + TICK_S)
+    late = lateness.tick(103.0 + 2 * TICK_S)
+
+    assert (on_time, late) == (0.0, 3.0)
+    assert lateness.total_s(103.0 + 2 * TICK_S) == 3.0
+    assert lateness.total_s(103.0 + 3 * TICK_S) == 3.0  # the next tick is due now
+    assert lateness.total_s(108.0 + 3 * TICK_S) == 8.0
+    assert lateness.tick(108.0 + 3 * TICK_S) == 5.0
 
 
 def test_a_host_bears_so_many_requests_at_once():

@@ -6,6 +6,7 @@ from unruly import in_turn, reply, unruly_server
 from datakit.web import asking, robots
 from datakit.web.crawl import Limits, crawl
 from datakit.web.hosts import Hosts
+from datakit.web.outcomes import NoHandles, Stop
 
 OBEYING = Limits(robots=True, total_s=5)
 RULES = b"""
@@ -134,3 +135,18 @@ def test_a_host_that_is_well_again_is_asked_again(server, monkeypatch):
     limits = Limits(robots=True, window=(1, 1))
 
     assert outcomes(server, "/a", "/b", limits=limits) == ["http_503", "ok"]
+
+
+@pytest.mark.parametrize("fault", [NoHandles(), Stop("timeout_read", ours=True)])
+def test_what_was_this_machine_s_fault_is_not_taken_for_the_host_s_answer(server, monkeypatch, fault):
+    ask, faults = asking.Asker._ask, [fault]
+
+    async def refused(self, *args, **kwargs):
+        if faults:
+            raise faults.pop()
+        return await ask(self, *args, **kwargs)
+
+    monkeypatch.setattr(asking.Asker, "_ask", refused)
+    server.at("/robots.txt", reply(b"User-agent: *\nDisallow: /b"))
+
+    assert outcomes(server, "/a", "/b") == ["ok", "robots"]

@@ -91,7 +91,8 @@ def test_a_dataset_that_a_recipe_names_nowhere_has_no_steps_and_the_nearest_is_t
         ('like("coyo_vila", *steps(0.1)[1:2])', "list top20 top fetch pack"),
         ('like("coyo_vila", *steps(0.1)[1:2], without=("top20",))', "list top fetch pack"),
         ('like("coyo_vila", without=("top20",))', "list fetch pack"),
-        ('like("instruct", Step(name="a", stage=Pack()), Step(name="b", stage=Pack()))', "list a b fetch pack"),
+        ('like("instruct", *(Step(name=name, stage=steps(1)[1].stage) for name in "ab"))', "list a b fetch pack"),
+        ('like("instruct", Step(name="tars", stage=Pack(quality=1)))', "list fetch tars"),
     ],
 )
 def test_one_step_more_comes_before_the_fetch_and_one_can_be_left_out(own, written, names):
@@ -102,7 +103,8 @@ def test_one_step_more_comes_before_the_fetch_and_one_can_be_left_out(own, writt
 
 @pytest.mark.parametrize("name", ["list", "top20", "fetch", "pack"])
 def test_a_step_of_the_same_name_takes_the_place_of_the_other_and_the_rest_stays(own, name):
-    step = f'Step(name="{name}", stage=Pack(quality=1), tolerates=0.5)'
+    stage = {"list": "Listing()", "top20": "ClipTop(share=1, floor=0)", "fetch": "Locate()", "pack": "Pack(quality=1)"}
+    step = f'Step(name="{name}", stage={stage[name]}, tolerates=0.5)'
     own(f'from datakit.pipeline import like\nSTEPS = {{"*": like("coyo_vila", {step})}}')
     about = manifest.load("coyo")
 

@@ -75,7 +75,7 @@ PLACES = {
         "manifest coyo: never tries again", "manifest mmc4: never tries again", "recipe vila: Every URL has an outcome",
         "tests/test_run.py::test_a_run_that_was_killed_goes_on",
     ],
-    "U23": ["recipe coyo_vila: TLS is checked"],
+    "U23": ["recipe coyo_vila: certificates of https are checked"],
     "U24": [
         "manifest coyo: drops the last", "manifest flan: remainder", "manifest m3it: remainder",
         "recipe vila: no tail to drop",
@@ -111,7 +111,7 @@ PLACES = {
         "recipe coyo_vila: their script stops",
         "tests/datakit/test_choose.py::test_ties_are_broken_by_key_not_by_arrival",
     ],
-    "U38": ["manifest coyo: 149M", "recipe coyo25m: which ones is in no script"],
+    "U38": ["manifest coyo: 149M", "recipe coyo25m: no script says which"],
     "U39": [
         "manifest flan: 70 GB", "recipe vila: downloads 70 GB",
         "tests/datakit/test_sampled.py::test_only_files_of_the_pattern_are_asked_for",

@@ -121,11 +121,11 @@ def test_a_step_of_the_same_name_takes_the_place_of_the_other_and_the_rest_stays
         ('like("vila")', "'vila' has no steps for 'qinstruct'"),
         ('like("mine")', "each recipe points to the next: mine -> mine"),
         ('like("instruct", without=("fetsch",))', "no step 'fetsch' to leave out. Did you mean 'fetch'"),
-        ('like("instruct", without=("fetch",))', "are 'list', choices, 'fetch' and 'pack', not ['list', 'pack']"),
+        ('like("instruct", without=("fetch",))', "one to fetch and one to pack; they are: list (list), pack (pack)"),
         ('like("instruct", without="fetch")', 'should be like("RECIPE", Step(...), without=("STEP",))'),
         ('like("instruct", Pack())', 'should be like("RECIPE", Step(...), without=("STEP",))'),
         ("like(steps(0.1)[1])", 'should be like("RECIPE", Step(...), without=("STEP",))'),
-        ('like("instruct", *steps(1)[1:2], *steps(2)[1:2])', "not ['list', 'top', 'top', 'fetch', 'pack']"),
+        ('like("instruct", *steps(1)[1:2], *steps(2)[1:2])', "have one name: ['list', 'top', 'top', 'fetch', 'pack']"),
         ('"instruct"', "should be a tuple of Step or like(...)"),
     ],
 )

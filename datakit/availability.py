@@ -8,7 +8,7 @@ from typing import Any
 
 from datakit.build import Build
 from datakit.errors import DownloadError, shortlist
-from datakit.stages.locate import by_hand
+from datakit.finder import by_hand
 from datakit.store import free_bytes
 from datakit.web import downloads
 from datakit.work import intact

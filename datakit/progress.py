@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from datakit.terminal import is_terminal, one_line, say
+from datakit.terminal import is_terminal, one_line, say, size_text, time_text
 from datakit.work import Progress
 
 if TYPE_CHECKING:
@@ -16,24 +16,6 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 QUIET_S = 30.0  # a plain line at least this often while something moves
-
-
-def size_text(n: float) -> str:
-    """Bytes as people read them: 532 B, 1.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"
-
-
-def time_text(s: float) -> str:
-    """Seconds as 42 s, 3:05 or 2:10:00."""
-    whole = int(s)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 class ProgressBars(Progress):

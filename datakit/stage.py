@@ -71,6 +71,7 @@ class Stage:
     tars: ClassVar[bool] = False  # whether there is always a tar beside the table, be it empty
     reads_annotations: ClassVar[bool] = False  # whether it goes through upstream's rows once more
     streams: ClassVar[bool] = False  # whether it reads upstream's files without keeping them
+    finds: ClassVar[tuple[str, ...]] = ()  # the kinds of [images] whose pictures it finds: path, folder, inline
     by_url: ClassVar[bool] = False  # whether it asks for pictures by URL, so that failed ones can be tried again
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:

@@ -156,3 +156,21 @@ def unsaid() -> str:
         sys.stdout.flush()
     failed = getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "failed", None)
     return "" if failed is None or isinstance(failed, BrokenPipeError) else str(failed.strerror)
+
+
+def size_text(n: float) -> str:
+    """Bytes as people read them: 532 B, 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def time_text(s: float) -> str:
+    """Seconds as 42 s, 3:05 or 2:10:00."""
+    whole = int(s)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

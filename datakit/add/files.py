@@ -12,7 +12,7 @@ from datakit import archives, jsonfile
 from datakit.add import Found
 from datakit.attributes import Seen, used
 from datakit.errors import UsageError, shortlist
-from datakit.stages.extract import is_file
+from datakit.loose import is_file
 
 REFS = 2000  # references to pictures that are compared with an archive's names
 ROWS_PER_SHARD = 5000

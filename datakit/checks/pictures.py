@@ -19,10 +19,10 @@ from datakit import archives, images, readers
 from datakit.archives.members import DEFLATED
 from datakit.build import Build
 from datakit.errors import ArchiveError, BadImage
+from datakit.finder import Finder, index_of, sources_with, table_name
 from datakit.images.extensions import TYPES, extension_of
 from datakit.images.headers import sniffed
-from datakit.stages.extract import Extract, Find, Folder, decoded
-from datakit.stages.locate import Finder, Locate, index_of, table_name
+from datakit.loose import Find, Folder, decoded
 from datakit.work import Progress, Work
 
 _HEAD_BYTES = 4096
@@ -37,16 +37,15 @@ def pictures_of(build: Build, *, full: bool, progress: Progress) -> Iterator[Pic
     """The pictures of a dataset, ready to be looked at; archives that aren't here are downloaded."""
     by, notes = build.manifest.images.by, list[str]()
     with ExitStack() as stack:
-        for step in build.steps:
+        step, mended = build.step_of("fetch"), "extension" in build.choices.repairs
+        if by in ("path", "folder") and by in step.stage.finds:
             work = build.work(step, progress)
-            if by == "path" and isinstance(step.stage, Locate):
-                step.stage.prepare(work)
-                yield _InArchives(work, step.stage, full, stack)
-                return
-            if by == "folder" and isinstance(step.stage, Extract):
-                step.stage.prepare(work)
-                yield _InFolder(Folder(build.manifest.images.folder, repair=True), step.stage.any_extension, full)
-                return
+            step.stage.prepare(work)
+            if by == "path":
+                yield _InArchives(work, build.choices.without, mended, full, stack)
+            else:
+                yield _InFolder(Folder(build.manifest.images.folder, repair=True), mended, full)
+            return
         if by == "inline":
             yield _InRows(build, full)
             return
@@ -73,17 +72,18 @@ class Pictures:
 
 
 class _InArchives(Pictures):
-    def __init__(self, work: Work, stage: Locate, full: bool, stack: ExitStack) -> None:
+    def __init__(self, work: Work, without: tuple[str, ...], mended: bool, full: bool, stack: ExitStack) -> None:
         super().__init__([])
         self._full = full
-        self._finder = Finder(stage, work, repair=True)
-        self._mended = stage.any_extension  # so that fetch takes what it finds under another extension
+        self._finder = Finder(work, without=without, repair=True)
+        self._mended = mended  # so that fetch takes what it finds under another extension
+        sources = sources_with(work.manifest, without)
         self._files: dict[str, BinaryIO] = {
             table_name(work, archive): stack.enter_context(work.local(archive).open("rb", buffering=0))
-            for source in stage.sources(work.manifest).values()
+            for source in sources.values()
             for archive in source.archives()
         }
-        self._first = {name: s.archives()[0] for name, s in stage.sources(work.manifest).items()}
+        self._first = {name: s.archives()[0] for name, s in sources.items()}
         self._work = work
         self._asked: Counter[str] = Counter()
         self._found: Counter[str] = Counter()

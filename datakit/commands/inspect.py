@@ -106,21 +106,21 @@ def export(name: str, form: Format, out: str, no_images: bool, limit: int | None
     folder for datasets.load_dataset with the columns messages and images, as TRL reads them, and one for each of those
     keys.
     """
-    from datakit import builder
+    from datakit import assembly
     from datakit.export import export as write
     from datakit.progress import ProgressBars
     from datakit.shards import ranges
     from datakit.store import Store
 
     build = open_build(load_settings(**place), name, limit=limit)
-    builder.check_fetched([build])
-    part = builder.part(build, 1)
+    assembly.check_fetched([build])
+    part = assembly.part(build, 1)
     with ProgressBars(build.folder) as progress:
         own = build.manifest.annotations.attributes
         done = write(
             build.store, part, Store(out), form=form, attributes=own, pictures=not no_images, progress=progress
         )
-    if left_out := builder.not_packed(build):
+    if left_out := assembly.not_packed(build):
         more = f"`datakit build-mix {name} --fetch` adds them"
         say(f"  shards {ranges(left_out)} aren't packed, and not in it; {more}")
     _tell(done)

@@ -169,8 +169,8 @@ def doctor(
 
 
 def _show_forecast(build: Build, found: Forecast, jobs: int) -> None:
-    from datakit.progress import size_text, time_text
     from datakit.shards import ranges
+    from datakit.terminal import size_text, time_text
 
     every = "all " if found.all_rows else ""
     where = f"{every}{found.sampled:,} URLs of shards {ranges(found.shards)}"
@@ -195,7 +195,7 @@ def _show_forecast(build: Build, found: Forecast, jobs: int) -> None:
 
 
 def _show_availability(about: Manifest, found: Availability) -> None:
-    from datakit.progress import size_text
+    from datakit.terminal import size_text
 
     for file in found.files:
         size = size_text(file.size_bytes) if file.size_bytes is not None else "size unknown"
@@ -243,6 +243,6 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
         if found.broken:
             # The root as it was typed; one of the environment or the file needs no word.
             cures = found.cures(repaired=repair, root=place["root"])
-            say("To mend it, build, one after the other:\n  " + "\n  ".join(cures))
+            say("To mend it, run, one after the other:\n  " + "\n  ".join(cures))
     if found.broken:
         sys.exit(1)

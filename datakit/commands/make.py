@@ -38,7 +38,7 @@ def fetch(
 ) -> None:
     """Download datasets: list, choose, fetch pictures.
 
-    Annotations are listed, chosen from, and their pictures fetched or found. Build it again to go on after a
+    Annotations are listed, chosen from, and their pictures fetched or found. Run it again to go on after a
     kill; what is done is not done twice.
     """
     from datakit.shards import parse_shards
@@ -136,23 +136,23 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
 
     A+B takes both datasets, B:2 takes one twice an epoch. Never starts a download unless --fetch says so.
     """
-    from datakit import builder, catalogue
+    from datakit import assembly, catalogue
     from datakit import mix as mixes
 
     terms = mixes.parse(expression, catalogue.names("manifests"))
-    mix_name = builder.mix_name(name or expression, task.limit)
+    mix_name = assembly.mix_name(name or expression, task.limit)
     builds = [(task.build(dataset), times) for dataset, times in terms]
     mixed(task, builds, mix_name, with_fetch=with_fetch)
 
 
 def mixed(task: Task, builds: list[tuple[Build, int]], name: str, *, with_fetch: bool) -> None:
     """Packs datasets and writes the mix of them; with `with_fetch` what isn't there is fetched before."""
-    from datakit import builder
+    from datakit import assembly
     from datakit.shards import ranges
     from datakit.store import Store
 
     if not with_fetch:
-        builder.check_fetched([build for build, _ in builds])
+        assembly.check_fetched([build for build, _ in builds])
     for build, _ in builds:
         fetch, pack = build.step_of("fetch"), build.step_of("pack")
         first = None if with_fetch else build.path_to(pack)[len(build.path_to(fetch))]
@@ -160,9 +160,9 @@ def mixed(task: Task, builds: list[tuple[Build, int]], name: str, *, with_fetch:
     if task.slice_of:
         say(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mix")
         return
-    mix, where = builder.write(Store(task.settings.root), name, builds)
+    mix, where = assembly.write(Store(task.settings.root), name, builds)
     for build, _ in builds:
-        if left_out := builder.not_packed(build):
+        if left_out := assembly.not_packed(build):
             cure = f"`datakit fetch {build.manifest.name}` gets them"
             say(f"  {build.folder}: shards {ranges(left_out)} are not in it; {cure}")
     _show_mix(mix, where)
@@ -212,7 +212,7 @@ def _show_report(build: Build, report: Report, upto: str) -> None:
 
 
 def _show_mix(mix: Mix, where: str) -> None:
-    from datakit.progress import size_text
+    from datakit.terminal import size_text
 
     for part in mix.parts:
         times = f" x {part.repeats}" if part.repeats > 1 else ""
@@ -233,7 +233,7 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
     by itself.
     """
     from datakit import clean as cleaning
-    from datakit.progress import size_text
+    from datakit.terminal import size_text
 
     settings = load_settings(**place)
     build = open_build(settings, name, limit=limit)
@@ -260,12 +260,13 @@ def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
     """
     from pathlib import Path
 
-    from datakit import builder
-    from datakit.progress import ProgressBars, size_text
+    from datakit.adopt import adopt as adopt_file
+    from datakit.progress import ProgressBars
+    from datakit.terminal import size_text
 
     build = open_build(load_settings(**place), name)
     with ProgressBars(name) as progress:
-        address, done = builder.adopt(build, Path(file), wanted, progress)
+        address, done = adopt_file(build, Path(file), wanted, progress)
     say(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
     if done.path.is_symlink():
         say(f"it is read from {done.path.resolve()}: leave it there until the dataset is packed")
@@ -286,10 +287,10 @@ def pin(name: str, out: str | None, **place: Any) -> None:
     """
     from pathlib import Path
 
-    from datakit import builder
+    from datakit.pin import write_pins
 
     build = open_build(load_settings(**place), name)
-    path, pinned = builder.write_pins(build, Path(out) if out else None)
+    path, pinned = write_pins(build, Path(out) if out else None)
     say(f"{path}: {len(pinned.commits)} commits, {len(pinned.files)} files")
     if pinned.unhashed:
         say(f"{pinned.unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")

@@ -30,7 +30,7 @@ def run(
     """Everything a paper trains on, by its recipe.
 
     Downloads, lists, chooses, fetches and packs each dataset of the recipe once, and writes a mix for each stage of
-    training. Build it again to go on after a kill.
+    training. Run it again to go on after a kill.
     """
     from datakit import plan
     from datakit.shards import parse_shards
@@ -63,9 +63,9 @@ def _make(
     shards: dict[str, list[int] | None],
     task: Task,
 ) -> None:
-    from datakit import builder
+    from datakit import assembly
     from datakit.commands.make import executed
-    from datakit.progress import size_text
+    from datakit.terminal import size_text
 
     for one in builds.values():  # before the first of them, so that running again needs no flags
         one.remember()
@@ -76,11 +76,11 @@ def _make(
         return
     store = next(iter(builds.values())).store
     for one in builds.values():
-        if left_out := builder.not_packed(one):
+        if left_out := assembly.not_packed(one):
             say(f"{one.folder}: {len(left_out):,} of its shards are not packed, so they are in no mix")
     for stage, some in terms.items():
-        mix_name = builder.mix_name(f"{name}-{stage}", task.limit)
-        mix, where = builder.write(store, mix_name, [(builds[dataset], times) for dataset, times in some])
+        mix_name = assembly.mix_name(f"{name}-{stage}", task.limit)
+        mix, where = assembly.write(store, mix_name, [(builds[dataset], times) for dataset, times in some])
         parts = " + ".join(f"{p.dataset} {p.samples:,}{f' x {p.repeats}' * (p.repeats > 1)}" for p in mix.parts)
         say(f"{stage}: {mix.samples:,} samples an epoch ({parts}), {size_text(mix.size_bytes)} in {mix.n_tars} tars")
         say(f"  {where}")
@@ -88,7 +88,7 @@ def _make(
 
 def _show(found: Plan) -> None:
     from datakit.plan import RATES
-    from datakit.progress import size_text, time_text
+    from datakit.terminal import size_text, time_text
 
     say(f"recipe {found.recipe}")
     wide = max(len(stage) for stage in found.mixes)
@@ -109,7 +109,7 @@ def _show(found: Plan) -> None:
 
 
 def _show_dataset(one: Planned) -> None:
-    from datakit.progress import size_text
+    from datakit.terminal import size_text
 
     instead = f" (in place of {one.stands_for})" if one.stands_for else ""
     say(f"\n{one.name}{instead}: {one.title}")

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import logging
-import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import pyarrow as pa
-from msgspec import structs
 
 from datakit import archives
-from datakit.errors import ArchiveError, DownloadError, Incomplete, shortlist
+from datakit.errors import ArchiveError, DownloadError, Incomplete
+from datakit.finder import Finder, Found, asked_for, by_hand, open_index, sources_with
 from datakit.fingerprint import plain
-from datakit.images.extensions import ENDINGS_IN_ARCHIVES, EXTENSIONS_OF_A_STEM
 from datakit.manifest import Manifest, Source, known_sources
 from datakit.stage import Chosen, Cost, Role, Stage
 from datakit.store import locked
 from datakit.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
 from datakit.web import derived
 from datakit.web.downloads import check_unedited
-from datakit.work import Out, Work, intact
+from datakit.work import Out, Work
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +36,7 @@ class Locate(Stage):
     """
 
     role: ClassVar[Role] = "fetch"
+    finds: ClassVar[tuple[str, ...]] = ("path",)
     version: ClassVar[int] = 1
     without: tuple[str, ...] = ()  # sources whose pictures are given up
     any_extension: bool = False  # of all sources: what `datakit check --repair` turns on
@@ -60,7 +58,7 @@ class Locate(Stage):
 
     def sources(self, manifest: Manifest) -> dict[str, Source]:
         """The sources whose pictures are looked for."""
-        return {name: source for name, source in manifest.images.sources.items() if name not in self.without}
+        return sources_with(manifest, self.without)
 
     def as_chosen(self, chosen: Chosen, recorded: dict[str, Any]) -> Locate:
         return replace(self, without=chosen.without, any_extension="extension" in chosen.repairs)
@@ -121,7 +119,7 @@ class Locate(Stage):
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         schema = self.schema(rows, work.manifest)
-        finder = Finder(self, work, repair=self.any_extension)
+        finder = Finder(work, without=self.without, repair=self.any_extension)
         for batch in rows.batches():
             places, mended = [], []
             for row in batch["images"].to_pylist():
@@ -130,47 +128,6 @@ class Locate(Stage):
                 mended.append(any(isinstance(one, Found) and one.repaired for _, one in found))
                 out.fail([why for why in failures(places[-1]) if why != "left_out"])  # a choice, not a fault
             yield with_places(with_repair(batch, mended), places, schema)
-
-
-class Found(NamedTuple):
-    """What a reference means."""
-
-    source: str
-    file: str  # the archive, as tables name it
-    member: archives.Member
-    repaired: bool  # found under another extension, where the manifest doesn't say that this is so
-
-
-class Finder:
-    """Finds references in the archives of a dataset; with `repair` under another extension, too, if under none else."""
-
-    def __init__(self, stage: Locate, work: Work, *, repair: bool) -> None:
-        # The longest prefix wins: vg/VG_100K_2/ is not vg/VG_100K/.
-        self._sources = sorted(work.manifest.images.sources.items(), key=lambda named: -len(named[1].prefix))
-        self._archives = {
-            name: [(source, table_name(work, archive), index_of(work, archive)) for archive in source.archives()]
-            for name, source in stage.sources(work.manifest).items()
-        }
-        self._rules = (find, under_another_extension) if repair else (find,)
-
-    def sources(self, ref: str) -> list[str]:
-        """The sources of the longest prefix that a reference has."""
-        ref = ref.removeprefix("./")
-        fit = [(name, len(source.prefix)) for name, source in self._sources if ref.startswith(source.prefix)]
-        return [name for name, length in fit if length == fit[0][1]]
-
-    def __call__(self, ref: str) -> Found | str:
-        """What it means, or the outcome: no_source, left_out, missing."""
-        names = self.sources(ref)
-        ours = [name for name in names if name in self._archives]
-        if not ours:
-            return "left_out" if names else "no_source"
-        for rule in self._rules:  # first in all archives by the name it has, then in any by another
-            for name in ours:
-                for source, file, index in self._archives[name]:
-                    if (member := rule(index, source, ref.removeprefix("./"))) is not None:
-                        return Found(name, file, member, rule is not find)
-        return "missing"
 
 
 def _place(ref: str, found: Found | str) -> LocatedPicture:
@@ -189,40 +146,6 @@ def _place(ref: str, found: Found | str) -> LocatedPicture:
         crc32=member.crc32,
         checked=False,
     )
-
-
-def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]], without: tuple[str, ...]) -> str:
-    """What a person has to get, and how to go on with it or without it and what is given up already."""
-    files = {name: [posixpath.basename(archive) for archive in archives] for name, _, archives in absent}
-    lines = [f"  {name}: {shortlist(files[name])}. {source.obtain}" for name, source, _ in absent]
-    return "\n".join(
-        [
-            f"some archives of {dataset!r} can't be downloaded by a program:",
-            *lines,
-            f"Get them and run `datakit adopt {dataset} …/{files[absent[0][0]][0]}` for each, "
-            f"or give up their pictures with --without {','.join([*without, *files])}",
-        ]
-    )
-
-
-def by_hand(sources: dict[str, Source], work: Work) -> list[tuple[str, Source, list[str]]]:
-    """Sources that no program can download and that aren't here, with their archives."""
-    found = []
-    for name, source in sources.items():
-        absent = [a for a in source.archives() if source.obtain and not intact(work.local(a))]
-        if absent:
-            found.append((name, source, absent))
-    return found
-
-
-def index_of(work: Work, archive: str) -> archives.Index:
-    """The index of a downloaded archive."""
-    return open_index(archives.index_path(work.local(archive)))
-
-
-def table_name(work: Work, archive: str) -> str:
-    """An archive as tables name it."""
-    return f"downloads/{work.local(archive).relative_to(work.store.downloads).as_posix()}"
 
 
 def with_repair(batch: pa.RecordBatch, mended: list[bool]) -> pa.RecordBatch:
@@ -249,32 +172,3 @@ def _fits(index: Path, archive: Path, sha256: str) -> bool:
         return same and open_index(index).archive_bytes == archive.stat().st_size
     except ArchiveError:
         return False
-
-
-@lru_cache(maxsize=128)  # ShareGPT4V has 61 archives
-def open_index(path: Path) -> archives.Index:
-    """The index of an archive, opened once in a process and kept. Raises ArchiveError."""
-    return archives.Index.open(path)
-
-
-def under_another_extension(index: archives.Index, source: Source, ref: str) -> archives.Member | None:
-    """The one member that differs from a reference in its extension; None when there are two: it would be a guess."""
-    stem = ref.rpartition(".")[0]
-    exact = structs.replace(source, any_extension=False)
-    found = [member for ending in ENDINGS_IN_ARCHIVES if (member := find(index, exact, stem + ending)) is not None]
-    return found[0] if stem and len(found) == 1 else None
-
-
-def find(index: archives.Index, source: Source, ref: str) -> archives.Member | None:
-    """The member that a reference means, by the source's rules."""
-    rest = ref.removeprefix(source.prefix)
-    if source.inside == "*/":
-        stem = rest.rpartition(".")[0]
-        others = [f"{stem}{ending}" for ending in ENDINGS_IN_ARCHIVES] if source.any_extension else []
-        found = (index.find_any_folder(name) for name in [rest, *others])
-        return next((member for member in found if member is not None), None)
-    name = source.inside + rest
-    member = index.find(name)
-    if member is None and source.any_extension:
-        member = index.find_stem(name.rpartition(".")[0], EXTENSIONS_OF_A_STEM)
-    return member

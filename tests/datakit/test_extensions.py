@@ -11,11 +11,11 @@ from datakit.archives import Index, write_index
 from datakit.checks.pictures import content
 from datakit.errors import BadImage
 from datakit.export import is_path
+from datakit.finder import find, under_another_extension
+from datakit.loose import Folder
 from datakit.manifest import Source, load
 from datakit.record import Message, Part, encode
 from datakit.stage import Out, Work
-from datakit.stages.extract import Folder
-from datakit.stages.locate import find, under_another_extension
 from datakit.stages.pack import Pack
 from datakit.store import Store
 from datakit.tables import LOCATED, Rows, TableWriter

@@ -16,12 +16,13 @@ from PIL import Image
 from datakit import manifest, parquetrows, pipeline, webdataset
 from datakit.build import Build
 from datakit.errors import ArchiveError, ManifestError, SourceError
+from datakit.loose import folder_state
 from datakit.readers import About, hf
 from datakit.readers import webdataset as samples
 from datakit.runner import execute
 from datakit.stage import Step
 from datakit.stages import extract
-from datakit.stages.extract import Extract, folder_state
+from datakit.stages.extract import Extract
 from datakit.stages.listing import Listing
 from datakit.stages.pack import Pack
 from datakit.store import Store

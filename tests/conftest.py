@@ -8,6 +8,7 @@ import buckets
 import hypothesis
 import kinds
 import pytest
+from forks import Forks
 from users import Typed, settings, typed
 
 from datakit.miniature import Miniature
@@ -117,6 +118,13 @@ def built(upstream, tmp_path_factory):
         got = typed(command, env)
         assert got.code == 0, (command, got)
     return root
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Forks processes that have all of datakit loaded."""
+    with Forks() as forks:
+        yield forks
 
 
 @pytest.fixture

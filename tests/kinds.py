@@ -20,7 +20,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 NAMES = {
-    "network": {"socket", "socketserver", "Miniature", "unruly_server"},
+    "network": {"socket", "socketserver", "Miniature", "unruly_server", "ThreadingHTTPServer", "HTTPServer"},
     "processes": {"subprocess", "multiprocessing", "ProcessPoolExecutor", "fork", "forkpty", "popen"},
     "torch": {"torch", "transformers", "deepspeed", "peft"},
 }

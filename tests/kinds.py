@@ -20,8 +20,9 @@ import pytest
 
 TESTS = Path(__file__).parent
 NAMES = {
-    "network": {"socket", "socketserver", "Miniature", "unruly_server", "ThreadingHTTPServer", "HTTPServer"},
-    "processes": {"subprocess", "multiprocessing", "ProcessPoolExecutor", "fork", "forkpty", "popen"},
+    "network": {"socket", "socketserver", "Miniature", "unruly_server", "Server"},
+    "processes": {"subprocess", "multiprocessing", "ProcessPoolExecutor", "fork", "forkpty", "popen"}
+    | {"parquetrows", "batches"},  # other people's Parquet is read in a process of its own
     "torch": {"torch", "transformers", "deepspeed", "peft"},
 }
 LOADS_TORCH = re.compile(r"""^(import torch|from (torch|transformers)\b|pytest.importorskip\("torch")""", re.MULTILINE)
@@ -52,7 +53,10 @@ def _names(functions: Iterable[Any]) -> Iterator[str]:
     while left:
         function = inspect.unwrap(left.pop())
         if inspect.isclass(function):
-            left += [value for value in vars(function).values() if inspect.isfunction(value)]
+            for base in inspect.getmro(function):
+                yield base.__name__
+                if base.__module__ in _modules_of_ours():
+                    left += [value for value in vars(base).values() if inspect.isfunction(value) and value not in seen]
             continue
         if not inspect.isfunction(function) or function in seen:
             continue

@@ -66,6 +66,7 @@ def pytest_collection_finish():
 def pytest_runtest_protocol(item):
     if (watch := item.config.stash.get(WATCH, None)) is None:
         return (yield)
+    watch.seen.clear()
     watch.on = True
     try:
         return (yield)
@@ -74,13 +75,11 @@ def pytest_runtest_protocol(item):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item):
+def pytest_runtest_call(item):
     """A test that caught what the watch raised fails here."""
     result = yield
     if (watch := item.config.stash.get(WATCH, None)) is not None and watch.seen:
-        seen = watch.seen[:]
-        watch.seen.clear()
-        pytest.fail(f"a quick test that needs the mark {seen[0]}")
+        pytest.fail(f"a quick test that caught an error of ours: give it the mark `pytest.mark.{watch.seen[0]}`")
     return result
 
 

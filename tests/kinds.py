@@ -36,7 +36,7 @@ def kinds(item: pytest.Function) -> set[str]:
     """Those of `network`, `processes` and `torch` that a test is, by its own code and that of its fixtures."""
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     functions = [item.function, *(definitions[-1].func for definitions in fixtures)]
-    reached = set(_names(functions))
+    reached = set(_names(functions, {item.module.__name__, *_modules_of_ours()}))
     found = {kind for kind, names in NAMES.items() if names & reached}
     return found | {"torch"} if loads_torch(item.path) else found
 
@@ -47,15 +47,15 @@ def loads_torch(file: Path) -> bool:
     return LOADS_TORCH.search(file.read_text("utf-8")) is not None
 
 
-def _names(functions: Iterable[Any]) -> Iterator[str]:
-    """Every name in some functions, and in the functions and classes of our tests that they name, and so on."""
+def _names(functions: Iterable[Any], ours: set[str]) -> Iterator[str]:
+    """Every name in some functions, and in the functions and classes of our modules that they name, and so on."""
     left, seen = list(functions), set()
     while left:
         function = inspect.unwrap(left.pop())
         if inspect.isclass(function):
             for base in inspect.getmro(function):
                 yield base.__name__
-                if base.__module__ in _modules_of_ours():
+                if base.__module__ in ours:
                     left += [value for value in vars(base).values() if inspect.isfunction(value) and value not in seen]
             continue
         if not inspect.isfunction(function) or function in seen:
@@ -64,7 +64,7 @@ def _names(functions: Iterable[Any]) -> Iterator[str]:
         for name in _names_in(function.__code__):
             yield name
             value = function.__globals__.get(name)
-            if getattr(value, "__module__", None) in _modules_of_ours():
+            if getattr(value, "__module__", None) in ours:
                 left.append(value)
 
 

@@ -127,6 +127,15 @@ def forks():
 
 
 @pytest.fixture
+def lean(tmp_path_factory, monkeypatch):
+    """Processes that are started find no torch and an empty wandb, which img2dataset loads for seconds without need."""
+    folder = tmp_path_factory.mktemp("lean")
+    (folder / "torch.py").write_text("raise ModuleNotFoundError('not here', name='torch')")
+    (folder / "wandb.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+@pytest.fixture
 def bucket():
     """An object store in memory, `s3://bucket`, that is there for one test."""
     yield buckets.opened("bucket")

@@ -95,15 +95,6 @@ def server(monkeypatch):
         yield unruly
 
 
-@pytest.fixture
-def lean(tmp_path_factory, monkeypatch):
-    """Processes that are started find no torch and an empty wandb, which img2dataset loads for seconds without need."""
-    folder = tmp_path_factory.mktemp("lean")
-    (folder / "torch.py").write_text("raise ModuleNotFoundError('not here', name='torch')")
-    (folder / "wandb.py").write_text("")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
-
-
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -105,7 +105,7 @@ while True:
 
 
 class Forked:
-    """A process that was forked. `stdout` and `stderr` are what it says, as text."""
+    """A process that was forked. `stdout` and `stderr` are what it says, as text that holds every byte."""
 
     def __init__(self, line: socket.socket, stdout: IO[str], stderr: IO[str]) -> None:
         self._line, self._told = line, line.makefile("r")
@@ -184,7 +184,8 @@ class Forks:
         theirs.close()
         for file in (nothing, their_out, their_err):
             os.close(file)
-        return Forked(ours, os.fdopen(out, errors="replace"), os.fdopen(err, errors="replace"))
+        lossless = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+        return Forked(ours, os.fdopen(out, **lossless), os.fdopen(err, **lossless))
 
     def __enter__(self) -> Self:
         return self

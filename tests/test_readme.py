@@ -35,7 +35,7 @@ def commands(first_word):
 def test_the_readmes_commands_work_in_their_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Miniature(rows=40, coyo_rows=15) as upstream:
-        env = settings(upstream, tmp_path / "data")
+        env = settings(upstream, tmp_path / "data", DATAKIT_JOBS="2")
         del env["DATAKIT_ROOT"]  # the README leaves it at ./data
 
         coco = upstream.answer("http://images.cocodataset.org/zips/train2017.zip").body

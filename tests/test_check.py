@@ -5,7 +5,6 @@ import io
 import json
 import zipfile
 
-import numpy as np
 import pytest
 from PIL import Image
 from users import settings, typed
@@ -211,13 +210,6 @@ def test_ids_are_compared_across_blocks_too(monkeypatch, mine):
     rows = [{"id": str(n % 7), "conversations": said("Q", "A")} for n in range(23)]
 
     assert mine(rows, {})().found["duplicate_id"]["count"] == 23 - 7
-
-
-def test_a_hash_is_found_among_others():
-    ordered = np.array([2, 5, 9], np.uint64)
-
-    assert checks._among(np.array([1, 2, 9, 10], np.uint64), ordered).tolist() == [False, True, True, False]
-    assert checks._among(np.array([1], np.uint64), np.empty(0, np.uint64)).tolist() == [False]
 
 
 def test_repair_finds_pictures_by_another_extension_from_then_on_and_their_rows_say_so(mine):

@@ -5,9 +5,10 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
-from users import KILLED, everything, settings, typed
+from users import DATAKIT, KILLED, everything, settings, typed
 
 from datakit.miniature import Miniature
 
@@ -33,15 +34,14 @@ def whole(small, tmp_path_factory):
 
 
 # One file each time, unless that is no progress: a download takes several.
-def test_a_two_dataset_build_killed_at_every_publish_ends_with_the_same_bytes(small, whole, tmp_path):
+def test_a_two_dataset_build_killed_at_every_publish_ends_with_the_same_bytes(small, whole, tmp_path, forks):
     env = {**os.environ, **settings(small, tmp_path)}
     kills, after, before = 0, 1, {}
 
     while True:
-        command = [sys.executable, "-c", KILLED, *BUILD.split()]
-        cut = {**env, "CUT_AFTER": str(after)}
-        done = subprocess.run(command, env=cut, capture_output=True, text=True, check=False)
-        if done.returncode != -signal.SIGKILL:
+        cut = forks.start(KILLED, *BUILD.split(), env={**env, "CUT_AFTER": str(after)})
+        _, said = cut.communicate()
+        if cut.returncode != -signal.SIGKILL:
             break
         kills += 1
         progress = made(tmp_path)
@@ -49,47 +49,46 @@ def test_a_two_dataset_build_killed_at_every_publish_ends_with_the_same_bytes(sm
         before = progress
         assert after < 6, "no progress"
 
-    assert done.returncode == 0, done.stderr
+    assert cut.returncode == 0, said
     assert kills > 30  # recipes, plans, tables, tars and commits of two datasets, downloads, and the mix
     assert made(tmp_path) == whole
 
 
-def test_a_build_by_several_processes_killed_at_random_moments_ends_with_the_same_bytes(small, whole, tmp_path):
+def test_a_build_by_several_processes_killed_at_random_moments_ends_with_the_same_bytes(small, whole, tmp_path, forks):
     env = {**os.environ, **settings(small, tmp_path, DATAKIT_JOBS="2")}
-    command = [sys.executable, "-m", "datakit", *BUILD.split()]
     chance = random.Random(0)
 
-    for _ in range(6):
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(chance.uniform(0.3, 2.5))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    for _ in range(5):
+        build = forks.start(DATAKIT, *BUILD.split(), env=env)
+        with suppress(subprocess.TimeoutExpired):
+            build.wait(chance.uniform(0.1, 2))
+        build.kill()
+        build.communicate()
+    last = forks.start(DATAKIT, *BUILD.split(), env=env)
+    _, said = last.communicate()
 
-    assert done.returncode == 0, done.stderr
+    assert last.returncode == 0, said
     assert made(tmp_path) == whole
 
 
-def test_a_pool_that_is_interrupted_at_random_moments_ends_at_once_and_goes_on(whole, small, tmp_path):
-    env = {**os.environ, **settings(small, tmp_path, DATAKIT_JOBS="4")}
-    command = [sys.executable, "-m", "datakit", "fetch", "coyo", "--shards", "0-15"]
+def test_a_pool_that_is_interrupted_at_random_moments_ends_at_once_and_goes_on(small, tmp_path, forks):
+    env = {**os.environ, **settings(small, tmp_path, DATAKIT_JOBS="2")}
+    fetch = ["fetch", "coyo", "--shards", "0-7"]
     chance = random.Random(1)
 
     codes = set()
-    for _ in range(6):
-        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            process.wait(chance.uniform(0.8, 2.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-        codes.add(process.returncode)
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    for _ in range(4):
+        pool = forks.start(DATAKIT, *fetch, env=env)
+        with suppress(subprocess.TimeoutExpired):
+            pool.wait(chance.uniform(0.3, 2.0))
+        pool.send_signal(signal.SIGINT)
+        pool.communicate(timeout=60)
+        codes.add(pool.returncode)
+    last = forks.start(DATAKIT, *fetch, env=env)
+    _, said = last.communicate()
 
     assert codes <= {0, 130}
-    assert done.returncode == 0, done.stderr
+    assert last.returncode == 0, said
 
 
 def test_a_build_that_is_interrupted_says_how_to_go_on_and_exits_with_130(tmp_path):

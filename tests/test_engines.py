@@ -154,6 +154,7 @@ def test_two_engines_don_t_mix_in_one_folder(user):
     find_spec("img2dataset") is None or find_spec("imghdr") is None,
     reason="img2dataset is not installed, or this Python has no imghdr",
 )
+@pytest.mark.usefixtures("lean")
 def test_the_real_img2dataset_fetches_under_our_ledger(upstream, user):
     got = user("fetch coyo --shards 0 --engine img2dataset", DATAKIT_TIMEOUT_S="5")
     again = user("fetch coyo --shards 0")

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -400,16 +398,16 @@ def test_a_tar_that_was_cut_is_refused(user, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["llava", "hf"])
-def test_an_export_that_was_killed_goes_on_and_leaves_nothing_else(built, upstream, tmp_path, form):
+def test_an_export_that_was_killed_goes_on_and_leaves_nothing_else(built, upstream, tmp_path, forks, form):
     env = {**os.environ, **settings(upstream, built)}
     command = ["export", "qinstruct", "--format", form, "--out"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     typed(" ".join([*command, str(whole)]), settings(upstream, built))
 
     for after in (0, 1, 3):
-        killed = [sys.executable, "-c", KILLED, *command, str(cut)]
-        died = subprocess.run(killed, env={**env, "CUT_AFTER": str(after)}, capture_output=True, check=False)
-        assert died.returncode in (-signal.SIGKILL, 0), died
+        died = forks.start(KILLED, *command, cut, env={**env, "CUT_AFTER": str(after)})
+        said = died.communicate()
+        assert died.returncode in (-signal.SIGKILL, 0), said
         assert any(path.name.startswith(".") for path in cut.rglob("*")) or not died.returncode
     got = typed(" ".join([*command, str(cut)]), settings(upstream, built))
 

@@ -12,6 +12,7 @@ from users import settings, typed
 
 from datakit import catalogue
 from datakit.miniature import Answer, Miniature
+from datakit.web import downloads
 
 DIGITS = "9" * 5000
 _made = io.BytesIO()
@@ -120,7 +121,8 @@ def test_loose_pictures_with_any_names_are_found_under_any_locale(tmp_path, loca
     assert b"2 samples" in done.stdout
 
 
-def test_lengths_of_thousands_of_digits_that_a_server_names_are_no_lengths(tmp_path):
+def test_lengths_of_thousands_of_digits_that_a_server_names_are_no_lengths(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "BACKOFF_S", 0.0)
     path = "/datasets/teowu/Q-Instruct/resolve/main/cleaned_labels.json"
     told = ("X-Linked-Size", DIGITS), ("Content-Range", f"bytes 0-0/{DIGITS}")
     with Miniature(rows=20) as upstream:

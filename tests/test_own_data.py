@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -350,20 +348,18 @@ def test_an_archive_from_another_file_system_is_copied(far, monkeypatch):
 
 
 @pytest.mark.parametrize("near", [True, False])
-def test_adopting_that_is_killed_anywhere_is_done_again_and_leaves_nothing(far, near):
+def test_adopting_that_is_killed_anywhere_is_done_again_and_leaves_nothing(far, forks, near):
     mine = zipped(far.path / "far.zip", a=picture("red"))
     ran(far(f"adopt mine {mine}"), far("fetch mine"))  # a good one stands there already
     program = KILLED if near else f"from datakit.web.own import OwnFile; OwnFile.near = lambda self: False\n{KILLED}"
     zipped(far.path / "new.zip", a=picture("blue"))
 
-    codes = [
-        subprocess.run(
-            [sys.executable, "-c", program, "adopt", "mine", str(far.path / "new.zip"), "--as", "all"],
-            env={**os.environ, **far.env, "CUT_AFTER": str(cut)},
-            capture_output=True,
-        ).returncode
-        for cut in range(6)
-    ]
+    codes = []
+    for cut in range(6):
+        env = {**os.environ, **far.env, "CUT_AFTER": str(cut)}
+        adopting = forks.start(program, "adopt", "mine", far.path / "new.zip", "--as", "all", env=env)
+        adopting.communicate(timeout=100)
+        codes.append(adopting.returncode)
     found = [path.name for path in downloaded(far, "far.zip").parent.iterdir()]
     ran(far("build-mix mine --fetch"), far("verify mine"), far("clean mine"))
 

@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 
@@ -214,7 +212,6 @@ def test_two_retries_patch_one_after_the_other(upstream, user):
 
 KILLED = """
 import os, signal, sys
-sys.path[:0] = {path!r}
 from datakit import ledger
 from datakit.stages.fetch import Fetch
 Fetch.rows_per_part = 4
@@ -233,19 +230,18 @@ cli(["fetch", "coyo", "--retry"], standalone_mode=False)
 
 
 @pytest.mark.parametrize("commits", [0, 1, 2, 3])
-def test_a_retry_that_was_killed_goes_on_and_ends_as_if_it_hadn_t_been(upstream, user, small_parts, commits):
+def test_a_retry_that_was_killed_goes_on_and_ends_as_if_it_hadn_t_been(upstream, user, small_parts, forks, commits):
     user("fetch coyo --shards 0-3")
     kept = pictures(user.root)
     cured = cure(upstream, user.root)
     wanted = {url for (_, url), i in places(user.root).items() if url in cured and may_pass(i["outcome"])}
-    code = KILLED.format(path=sys.path)
-    env = {**os.environ, **user.env}
 
-    died = subprocess.run([sys.executable, "-c", code, str(commits)], env=env, capture_output=True, check=False)
+    died = forks.start(KILLED, commits, env={**os.environ, **user.env})
+    said = died.communicate()
     between = typed("verify coyo", user.env)
     got = user("fetch coyo --retry")
 
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert died.returncode == -signal.SIGKILL, said
     assert between.code == 0, between
     assert got.code == 0, got
     now = pictures(user.root)

@@ -257,19 +257,19 @@ def test_a_wrong_command_is_one_clear_error(user, line, says):
 
 
 @pytest.mark.parametrize("published", [12, 30, 58])  # of the 59 files that it publishes
-def test_a_run_that_was_killed_goes_on(ran, user, small, published):
+def test_a_run_that_was_killed_goes_on(ran, user, small, forks, published):
     root, _ = ran
     env = {**os.environ, **settings(small, user.root), "CUT_AFTER": str(published)}
-    line = [sys.executable, "-c", KILLED, "run", "qinstruct_mix"]
 
-    killed = subprocess.run(line, env=env, capture_output=True, check=False).returncode
+    killed = forks.start(KILLED, "run", "qinstruct_mix", env=env)
+    killed.communicate()
     since = len(small.requests)
     resumed = user("run qinstruct_mix")
 
     def parts(place):
         return mix.read(place / "mixes/qinstruct_mix-finetune/mix.json")[0].parts
 
-    assert killed == -signal.SIGKILL
+    assert killed.returncode == -signal.SIGKILL
     assert resumed.code == 0
     assert not any("cleaned_labels" in path for path in asked(small, since))  # it came before the kill
     assert parts(user.root) == parts(root)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from test_check import MINE, SOURCE, picture, row, said
-from users import settings
+from users import DATAKIT, settings
 
 from datakit import terminal
 from datakit.miniature import Answer, Miniature
@@ -33,9 +33,10 @@ def ran(command, env, **more):
     return subprocess.run([sys.executable, "-m", "datakit", *words], env={**os.environ, **env}, **given)
 
 
-def harmless(done):
-    """What was printed, once it is sure that a terminal obeys none of it."""
-    text = (done.stdout + done.stderr).decode("utf-8", "surrogateescape")
+def harmless(forks, command, env):
+    """What a `datakit` command printed, once it is sure that a terminal obeys none of it."""
+    words = command if isinstance(command, list) else command.split()
+    text = "".join(forks.start(DATAKIT, *words, env={**os.environ, **env}).communicate(timeout=100))
     assert not OBEYED.search(text), OBEYED.search(text)
     assert "Traceback" not in text, text
     return text
@@ -71,7 +72,7 @@ def hostile(tmp_path_factory):
         yield tmp, upstream, env
 
 
-def test_no_command_prints_what_a_terminal_would_obey(hostile):
+def test_no_command_prints_what_a_terminal_would_obey(hostile, forks):
     tmp, _, env = hostile
     commands = [
         "check mine", "check mine --repair", "check mine --json", "check mine --full", "list", "list --json",
@@ -87,14 +88,14 @@ def test_no_command_prints_what_a_terminal_would_obey(hostile):
         ["pin", "mine", "--out", f"{tmp}/{NAMED}/x/y"],
     ]  # fmt: skip
 
-    said = {str(command): harmless(ran(command, env)) for command in commands}
+    said = {str(command): harmless(forks, command, env) for command in commands}
 
     assert "\\x1b" in said["check mine"] and "\\u202e" in said["info mine"]
     found = json.loads(ran("info mine --json", env).stdout)
     assert found["title"] == EVIL and found["problems"] == [EVIL]
 
 
-def test_what_a_server_says_reaches_no_terminal_as_it_is(hostile):
+def test_what_a_server_says_reaches_no_terminal_as_it_is(hostile, forks):
     _, upstream, env = hostile
     body = json.dumps({"error": EVIL}).encode()
     headers = (("X-Error-Message", NAMED.replace("\r", "").encode("utf-8").decode("latin-1").replace("\x85", "")),)
@@ -102,10 +103,10 @@ def test_what_a_server_says_reaches_no_terminal_as_it_is(hostile):
     for status in (400, 401, 403, 404, 418):
         upstream.replace(path, Answer(status=status, body=body, headers=headers), times=9)
         for command in ("fetch qinstruct", "doctor qinstruct", "add third --hub teowu/Q-Instruct --file *.json"):
-            harmless(ran(command, env))
+            harmless(forks, command, env)
 
 
-def test_a_repository_s_names_of_files_reach_no_terminal_as_they_are(hostile):
+def test_a_repository_s_names_of_files_reach_no_terminal_as_they_are(hostile, forks):
     _, upstream, env = hostile
     names = [f"data/{NAMED}.json", f"{NAMED}.zip", f"data/{NAMED}-00000.parquet", "README.md"]
     tree = [{"type": "file", "path": name, "size": 100, "oid": "0" * 40} for name in names]
@@ -117,7 +118,7 @@ def test_a_repository_s_names_of_files_reach_no_terminal_as_they_are(hostile):
         upstream.replace(at, Answer(body=json.dumps(tree).encode(), content_type="application/json"))
 
     told = [
-        harmless(ran(["add", "fourth", "--hub", "evil/repo", *more], env))
+        harmless(forks, ["add", "fourth", "--hub", "evil/repo", *more], env)
         for more in ([], ["--file", f"data/{NAMED}.json"], ["--file", "*.parquet"])
     ]
 

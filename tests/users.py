@@ -10,6 +10,8 @@ from datakit.cli import cli
 from datakit.errors import DatakitError
 from datakit.miniature import Miniature
 
+# A program that runs a `datakit` command.
+DATAKIT = "from datakit.cli import main\nmain()"
 # A program that runs a `datakit` command, publishes as many files as CUT_AFTER says, and is killed with the next one
 # written but not yet renamed.
 KILLED = """

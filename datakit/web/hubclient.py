@@ -28,15 +28,21 @@ from datakit.web.proxies import proxy_for
 
 HUB = "https://huggingface.co"
 ADDRESS_KEPT_S = 600.0  # for which an address, once connected to, is used
+_loading = threading.Lock()
 _under: ContextVar[Hosts | None] = ContextVar("_under", default=None)
 
 
-@cache
 def hub_library() -> ModuleType:
     """huggingface_hub, loaded when first needed; in this process its requests then go out as this module says.
 
     Its telemetry is off unless HF_HUB_DISABLE_TELEMETRY says otherwise.
     """
+    with _loading:  # a session that one thread asks for is closed when another sets the factory
+        return _hub_library()
+
+
+@cache
+def _hub_library() -> ModuleType:
     import huggingface_hub
     import huggingface_hub.constants
     import huggingface_hub.errors

@@ -92,6 +92,7 @@ def asked(data, nth: int) -> dict:
 COLUMNS = 'format = "parquet"\nfiles = ["{}"]\ncolumns = {{question = "question", answer = "answer", image = "image"}}'
 
 
+@pytest.mark.processes
 def test_pictures_of_parquet_rows_are_written_as_they_came_and_what_won_t_do_has_its_outcome(tmp_path):
     good = [picture(1), picture(2, "PNG"), picture(3, "GIF")]
     rows = [asked(data, nth) for nth, data in enumerate([*good, b"<html>", good[0][:-40], b"", None])]
@@ -113,6 +114,7 @@ def test_pictures_of_parquet_rows_are_written_as_they_came_and_what_won_t_do_has
     assert {(row["images"][0]["width"], row["images"][0]["height"]) for row in found[:3]} == {(32, 24)}
 
 
+@pytest.mark.processes
 def test_a_killed_extract_goes_on_with_the_next_part_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(Extract, "rows_per_part", 4)
     rows = [asked(picture(nth), nth) if nth != 5 else asked(None, nth) for nth in range(10)]
@@ -413,6 +415,7 @@ def test_a_sample_of_a_tar_is_read_by_its_json_or_its_txt():
     assert read(sample([1], jpg=b"1"), 0) == "malformed"
 
 
+@pytest.mark.processes
 def test_what_datakit_packed_can_be_read_again(tmp_path):
     rows = [asked(picture(nth), nth) for nth in range(5)]
     about = described(tmp_path, COLUMNS.format(parquet(tmp_path / "a.parquet", rows)), 'by = "inline"', "hf")

@@ -30,7 +30,7 @@ from datakit.web.outcomes import Stop, target
 REASONS = {"not_an_image", "unsupported", "pixels", "frames", "truncated", "corrupt"}
 FAULTS = (OSError, SyntaxError, ValueError, RuntimeError, LookupError, TypeError, EOFError, Warning)  # Pillow's own
 MAX_PIXELS = 40_000  # so that a size that was made larger costs no time
-CASES = 500  # of each seed in each of its parts
+CASES = 200  # of each seed in each of its parts
 PARTS = 2
 
 
@@ -257,7 +257,8 @@ RAW = st.binary(max_size=60) | HOSTILE.map(lambda s: s.encode("utf-8", "surrogat
 HEADERS = RAW.map(lambda raw: raw.decode("utf-8", "surrogateescape"))  # as aiohttp reads them
 
 
-@settings(max_examples=1000, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=300, derandomize=True)
 @given(URLS)
 def test_any_url_is_refused_or_brought_to_one_spelling(url):
     try:
@@ -273,7 +274,8 @@ def test_any_url_is_refused_or_brought_to_one_spelling(url):
     assert Hosts().check_url(checked) == checked
 
 
-@settings(max_examples=500, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=300, derandomize=True)
 @given(st.lists(HEADERS | st.sampled_from(["noai", "bot: noai", "unavailable_after: x", ",:,"])), HEADERS)
 def test_any_robots_header_is_an_opt_out_or_none(robots, reservation):
     assert opted_out(robots, reservation) in (True, False)
@@ -298,7 +300,8 @@ def test_a_retry_after_beyond_all_calendars_is_none(text):
     assert retry_after_s(text) is None
 
 
-@settings(max_examples=1000, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=300, derandomize=True)
 @given(HEADERS | DATES | st.integers().map(str) | st.sampled_from(["1e9", "nan", "inf", "-1", "٣", "²", "9" * 5000]))
 def test_any_retry_after_is_a_time_from_now_or_none(text):
     seconds = retry_after_s(text)
@@ -306,7 +309,8 @@ def test_any_retry_after_is_a_time_from_now_or_none(text):
     assert seconds is None or (type(seconds) is float and math.isfinite(seconds) and seconds >= 0)
 
 
-@settings(max_examples=1000, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=300, derandomize=True)
 @given(st.sampled_from(["http://example.org/a/b?c", "https://[2606:4700::1]:8443/", "http://example.org"]), HEADERS)
 def test_any_location_leads_to_a_url_that_is_checked_or_refused(url, location):
     try:

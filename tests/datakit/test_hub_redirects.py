@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 
 import huggingface_hub
 import pytest
@@ -207,3 +208,24 @@ def test_requests_of_other_libraries_are_left_alone(hub):
     url = hub.at("/x", reply(b"for others"))
 
     assert huggingface_hub.get_session().get(url).content == b"for others"
+
+
+def test_threads_that_load_the_hubs_library_at_once_find_it_loaded_once(monkeypatch):
+    entered, second = [], threading.Event()
+    session = huggingface_hub.get_session
+
+    def get_session():
+        entered.append(threading.current_thread())
+        (second.set if len(entered) > 1 else lambda: second.wait(0.5))()  # the first lets another one in, if it can
+        return session()
+
+    monkeypatch.setattr(huggingface_hub, "get_session", get_session)
+    hubclient._hub_library.cache_clear()
+    threads = [threading.Thread(target=hubclient.hub_library) for _ in range(8)]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(entered) == 1

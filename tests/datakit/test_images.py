@@ -668,7 +668,8 @@ SEEDS = [
 ]
 
 
-@settings(max_examples=1200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.data())
 def test_mutated_pictures_raise_nothing_but_bad_image(data):
     mutated = bytearray(data.draw(st.sampled_from(SEEDS)))

@@ -433,6 +433,7 @@ def download(tmp_path: Path, urls: list[str], hosts: Hosts, *, px: int | None = 
 
 
 @real
+@pytest.mark.usefixtures("lean")
 def test_the_real_program_downloads_and_its_words_become_outcomes(tmp_path, server):
     picture, small, port = jpeg(1, 100), jpeg(2, 30), free_port()
     local = f"http://{server.place}"
@@ -487,6 +488,7 @@ def test_the_real_program_downloads_and_its_words_become_outcomes(tmp_path, serv
 
 
 @real
+@pytest.mark.usefixtures("lean")
 @pytest.mark.parametrize(("rounding", "width"), [("nearest", 421), ("down", 420)])
 def test_pictures_that_it_fetched_have_the_sizes_that_the_recipe_asks_for(tmp_path, server, rounding, width):
     sink = io.BytesIO()
@@ -502,6 +504,7 @@ def test_pictures_that_it_fetched_have_the_sizes_that_the_recipe_asks_for(tmp_pa
 
 
 @real
+@pytest.mark.usefixtures("lean")
 @pytest.mark.parametrize("form", ["files", "parquet"])
 def test_what_the_real_program_writes_alone_is_read(tmp_path, server, form):
     pictures = {server.at(f"/{n}.jpg", reply(jpeg(n))): jpeg(n) for n in range(3)}
@@ -528,6 +531,7 @@ def test_what_the_real_program_writes_alone_is_read(tmp_path, server, form):
 
 
 @real
+@pytest.mark.usefixtures("lean")
 def test_a_crawl_by_it_goes_in_batches_in_order_and_leaves_nothing(tmp_path, server, monkeypatch):
     monkeypatch.setattr(img2dataset, "BATCH", 5)
     server.at("/0.jpg", reply(jpeg(0)))

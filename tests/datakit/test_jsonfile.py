@@ -65,7 +65,7 @@ objects = st.lists(st.dictionaries(nasty, values, max_size=3), max_size=8)
 
 
 @settings(
-    max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     objects,
@@ -84,9 +84,7 @@ def test_any_objects_written_in_any_style_come_back(tmp_path, value, indent, sep
     assert [row for _, row in read_rows(path, made, 0, made.n_rows)] == value
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(objects, st.integers(1, 60), st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n", " \n"]))
 def test_any_json_lines_come_back(tmp_path, value, chunk_bytes, last_end, end):
     text = end.join(json.dumps(v) for v in value) + (end if last_end else "")
@@ -99,9 +97,7 @@ def test_any_json_lines_come_back(tmp_path, value, chunk_bytes, last_end, end):
             rows(path, chunk_bytes)
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary(max_size=60), st.sampled_from([b"", b"[", b"{", b'[{"a":', b'[{"a":1},', b'{"a":1}\n']), st.integers(1, 9)
 )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from forks import Forked, Forks
 from users import everything, settings, typed
 
 from datakit.miniature import Answer, Asked, Miniature
@@ -92,10 +91,9 @@ def whole(upstreams, tmp_path_factory):
     return root
 
 
-def begin(env: dict[str, str], kill_after_bytes: int) -> subprocess.Popen[str]:
+def begin(forks: Forks, env: dict[str, str], kill_after_bytes: int) -> Forked:
     env = {**os.environ, **env, "KILL_AFTER_BYTES": str(kill_after_bytes), "ROWS_PER_PART": str(ROWS_PER_PART)}
-    command = [sys.executable, "-c", DRIVER, *CRAWL.split()]
-    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return forks.start(DRIVER, *CRAWL.split(), env=env)
 
 
 def check_resumed(root: Path, env: dict[str, str], whole: Path) -> None:
@@ -112,12 +110,12 @@ def check_resumed(root: Path, env: dict[str, str], whole: Path) -> None:
 
 
 @pytest.mark.parametrize("nth", range(10))
-def test_a_crawl_killed_while_it_writes_is_resumed_without_loss(upstreams, whole, tmp_path, nth):
+def test_a_crawl_killed_while_it_writes_is_resumed_without_loss(upstreams, whole, tmp_path, forks, nth):
     env = settings(upstreams, tmp_path)
     written = sum(path.stat().st_size for path in (whole / "coyo/fetch").iterdir())
     moment = random.Random(f"bytes {nth}").randrange(int(written * 0.9))
 
-    crawl = begin(env, moment)
+    crawl = begin(forks, env, moment)
     _, said = crawl.communicate(timeout=100)
 
     assert crawl.returncode == -signal.SIGKILL, said
@@ -125,19 +123,19 @@ def test_a_crawl_killed_while_it_writes_is_resumed_without_loss(upstreams, whole
 
 
 @pytest.mark.parametrize("nth", range(10))
-def test_a_crawl_killed_while_it_asks_is_resumed_without_loss(upstreams, whole, tmp_path, nth):
+def test_a_crawl_killed_while_it_asks_is_resumed_without_loss(upstreams, whole, tmp_path, forks, nth):
     env = settings(upstreams, tmp_path)
     asked_for = [image["ref"] for image in column(whole, "fetch") if image["outcome"] == "ok"]
     url = random.Random(f"requests {nth}").choice(asked_for)
     usual = upstreams.answer(url)
-    crawls: list[subprocess.Popen[str]] = []
+    crawls: list[Forked] = []
 
     def kill(asked: Asked) -> Answer:
         crawls[0].kill()
         return usual
 
     upstreams.replace(url, kill, times=1)
-    crawls.append(begin(env, 1 << 40))
+    crawls.append(begin(forks, env, 1 << 40))
     _, said = crawls[0].communicate(timeout=100)
 
     assert crawls[0].returncode == -signal.SIGKILL, said

@@ -162,6 +162,7 @@ def test_rows_of_coyo_that_are_not_utf_8_are_counted_and_the_others_stay(tmp_pat
     assert not [b for b in batches if b.validate(full=True)]
 
 
+@pytest.mark.processes
 def test_rows_of_the_hub_that_are_not_utf_8_are_dropped_and_counted_from_fetch_to_check(tmp_path):
     path = tmp_path / "x.parquet"
     held = pa.table({"said": texts([b"good", BAD, b"good too"]), "image": [None, None, None]})

@@ -237,7 +237,7 @@ def test_parquet_with_a_missing_column_is_one_clear_error(tmp_path):
 def test_parquet_cut_short_anywhere_is_one_clear_error(tmp_path):
     data = coyo_parquet([{"id": i, "text": "t" * 50, "url": "u"} for i in range(200)])
 
-    for cut in range(0, len(data), max(1, len(data) // 40)):
+    for cut in range(0, len(data), max(1, len(data) // 12)):
         (tmp_path / "x.parquet").write_bytes(data[:cut])
         with pytest.raises(SourceError, match=r"cut short|not Parquet"):
             list(coyo.batches(tmp_path / "x.parquet", None, "coyo", nothing_rejected))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forks import Forked, Forks
 from toymix import write_mix
 
 pytest.importorskip("torch", reason="needs the `train` extra")
@@ -41,6 +42,7 @@ TRAINING = dataclasses.replace(load("toy")[1], epochs=11.0, save_every_steps=4, 
 """
 LAST = 31  # steps: 11 epochs of 22 samples, 8 at a time
 TRAIN = ("-m", "trainer.train")
+FORKED = "import runpy\nrunpy.run_module('trainer.train', run_name='__main__', alter_sys=True)"
 
 
 def recipe(folder: Path, more: str = "", name: str = "short") -> Path:
@@ -52,18 +54,22 @@ def recipe(folder: Path, more: str = "", name: str = "short") -> Path:
 class Launch:
     """One launch of the trainer and all processes that came of it."""
 
-    def __init__(self, *line: str | Path) -> None:
+    def __init__(self, trainers: Forks, *line: str | Path) -> None:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         # The launcher of DeepSpeed looks for Python in PATH.
         env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-        self.process = subprocess.Popen(
-            [str(part) for part in line],
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        self.process: subprocess.Popen[str] | Forked
+        if line[0] == FORKED:
+            self.process = trainers.start(*line, env=env, new_session=True)
+        else:
+            self.process = subprocess.Popen(
+                [str(part) for part in line],
+                env=env,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
         self.told: list[str] = []
 
     def until(self, words: str) -> None:
@@ -87,12 +93,12 @@ class Launch:
 
 
 @pytest.fixture
-def launch() -> Iterator[Callable[..., Launch]]:
+def launch(trainers: Forks) -> Iterator[Callable[..., Launch]]:
     """Starts the trainer; nothing of it is left when the test is over."""
     started: list[Launch] = []
 
     def start(*line: str | Path) -> Launch:
-        started.append(Launch(*line))
+        started.append(Launch(trainers, *line))
         return started[-1]
 
     yield start
@@ -103,7 +109,7 @@ def launch() -> Iterator[Callable[..., Launch]]:
 
 
 def one(*more: str | Path) -> list[str | Path]:
-    return [sys.executable, *TRAIN, "--data-workers", "0", *more]
+    return [FORKED, "--data-workers", "0", *more]
 
 
 def two_by_deepspeed(*more: str | Path) -> list[str | Path]:
@@ -138,10 +144,10 @@ def assert_close(out: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, toy_mix) -> Path:
+def whole(tmp_path_factory, toy_mix, trainers) -> Path:
     """The run that nobody disturbed, on one process."""
     folder = tmp_path_factory.mktemp("whole")
-    run = Launch(*one("--recipe", recipe(folder), "--mix", toy_mix, "--out", folder / "run"))
+    run = Launch(trainers, *one("--recipe", recipe(folder), "--mix", toy_mix, "--out", folder / "run"))
     assert run.end() == 0, run
     return folder / "run"
 
@@ -264,7 +270,7 @@ def test_a_run_of_one_killed_and_gone_on_with_by_two_sees_the_same_samples(whole
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_signal_ends_all_processes_and_leaves_whole_checkpoints(toy_mix, tmp_path, launch, number, status):
-    line = [sys.executable, *TRAIN, "--data-workers", "2", "--recipe", recipe(tmp_path)]
+    line = [FORKED, "--data-workers", "2", "--recipe", recipe(tmp_path)]
     run = launch(*line, "--mix", toy_mix, "--out", tmp_path / "run")
     run.until("step 5/31")
 

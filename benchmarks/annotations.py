@@ -34,11 +34,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datakit import __version__
-from datakit.build import Build
-from datakit.opening import open_build
-from datakit.runner import execute
-from datakit.stages.sampled import SampledListing
-from datakit.store import Store
+from datakit.engine.build import Build
+from datakit.engine.opening import open_build
+from datakit.engine.runner import execute
+from datakit.stages.sampled_listing import SampledListing
+from datakit.storage.store import Store
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
 

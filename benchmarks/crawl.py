@@ -49,17 +49,17 @@ import webserver
 from webserver import Web
 
 from datakit import __version__, images
-from datakit.build import Build
-from datakit.manifest import Manifest, load
-from datakit.runner import execute
-from datakit.stage import Role, Stage, Step
+from datakit.catalogue.manifest import Manifest, load
+from datakit.engine.build import Build
+from datakit.engine.runner import execute
+from datakit.engine.stage import Role, Stage, Step
+from datakit.engine.work import Out, Work
+from datakit.records.tables import REFS, Rows
 from datakit.stages.fetch import Fetch
-from datakit.store import Store
-from datakit.tables import REFS, Rows
+from datakit.storage.store import Store
 from datakit.web.crawl import crawl
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
-from datakit.work import Out, Work
 
 JOBS = 2  # processes, and shards, on either side
 TIMEOUT_S = 10  # img2dataset's default

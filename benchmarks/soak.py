@@ -26,9 +26,9 @@ import webserver
 from crawl import head, run_of
 from webserver import Web
 
-from datakit import memory
-from datakit.runner import execute
-from datakit.work import Progress
+from datakit.engine.runner import execute
+from datakit.engine.work import Progress
+from datakit.process import memory
 
 EVERY_S = 5
 SHARE, MB = 0.05, 20  # what memory may grow by

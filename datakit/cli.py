@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 
 import click
 
-from datakit import __version__, terminal, usercode
+from datakit import __version__
 from datakit.commands import add, inspect, look, make, run
 from datakit.errors import DatakitError
+from datakit.process import terminal, usercode
 
 
 def main() -> NoReturn:
@@ -82,7 +83,8 @@ def cli(verbose: bool) -> None:
     datakit build-mix llava665k+qinstruct     packed WebDataset tars of both, one mix
     """
     if Path("datakit.toml").is_file():
-        from datakit import catalogue, settings
+        from datakit import catalogue
+        from datakit.commands import settings
 
         if (folders := settings.load().catalogue) is not None:
             catalogue.set_own(folders)

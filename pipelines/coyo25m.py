@@ -6,9 +6,9 @@ Our reading is the same ranking and the same floor, with the share that gives 25
 that these are upstream's 25 million. The rest is as in `coyo_vila`.
 """
 
-from datakit.pipeline import like
-from datakit.stage import Step
-from datakit.stages.choose import ClipTop
+from datakit.engine.pipeline import like
+from datakit.engine.stage import Step
+from datakit.stages.clip_top import ClipTop
 
 SOURCE = "NVlabs/VILA data_prepare/coyo/coyo_downloader.py"
 

@@ -10,8 +10,8 @@ one: on four photographs, both written as JPEG of quality 75, the SSIM on luma i
 (tests/datakit/test_vila_shrink.py computes it).
 """
 
-from datakit.stage import Step
-from datakit.stages.choose import ClipTop
+from datakit.engine.stage import Step
+from datakit.stages.clip_top import ClipTop
 from datakit.stages.fetch import Fetch
 from datakit.stages.listing import Listing
 from datakit.stages.pack import Pack

@@ -6,8 +6,8 @@ Differs from the guide as `icm_msft` does: no mix here, whatever the sentence un
 (docs/upstreams.md U47), and records with a broken path are dropped and counted (U44).
 """
 
-from datakit.pipeline import like
-from datakit.stage import Step
+from datakit.engine.pipeline import like
+from datakit.engine.stage import Step
 from datakit.stages.locate import Locate
 
 STEPS = {

@@ -4,7 +4,7 @@ It is what `datakit add` gives to Parquet files with pictures, to WebDataset tar
 number is ours. Rows without a picture go the same way.
 """
 
-from datakit.stage import Step
+from datakit.engine.stage import Step
 from datakit.stages.extract import Extract
 from datakit.stages.listing import Listing
 from datakit.stages.pack import Pack

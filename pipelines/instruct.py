@@ -5,7 +5,7 @@ instead of stopping the training, or of being trained on with a black picture (d
 U58).
 """
 
-from datakit.stage import Step
+from datakit.engine.stage import Step
 from datakit.stages.listing import Listing
 from datakit.stages.locate import Locate
 from datakit.stages.pack import Pack

@@ -6,9 +6,9 @@ those without a picture, chosen by a hash of their keys. It isn't upstream's hal
 as in `instruct`.
 """
 
-from datakit.pipeline import like
-from datakit.stage import Step
-from datakit.stages.share import StratifiedShare
+from datakit.engine.pipeline import like
+from datakit.engine.stage import Step
+from datakit.stages.stratified_share import StratifiedShare
 
 STEPS = {
     # half, as the name llava_v1_5_mix665k_half.json says

@@ -4,8 +4,8 @@ NVlabs/VILA data_prepare/sft/preprocess_m3it.py joins them without any sign betw
 the last word of one into the first of the other. The recipe `vila` puts a line break there; this is upstream's form.
 """
 
-from datakit.pipeline import like
-from datakit.stage import Step
+from datakit.engine.pipeline import like
+from datakit.engine.stage import Step
 from datakit.stages.listing import Listing
 
 STEPS = {"m3it": like("vila", Step(name="list", stage=Listing(separator="")))}

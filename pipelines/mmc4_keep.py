@@ -6,8 +6,8 @@ of the similarity matrix is left out and the sentences are matched again; in a d
 pictures stay where they are. A document that lost all of its pictures is dropped. The rest is as in `vila`.
 """
 
-from datakit.pipeline import like
-from datakit.stage import Step
+from datakit.engine.pipeline import like
+from datakit.engine.stage import Step
 from datakit.stages.pack import Pack
 
 STEPS = {"mmc4": like("vila", Step(name="pack", stage=Pack(missing="drop_image")))}

@@ -10,9 +10,9 @@ upstream. The pictures of SAM and of four smaller collections come only from for
 adopt`, or go `--without`.
 """
 
-from datakit.pipeline import like
-from datakit.stage import Step
-from datakit.stages.rules import DropText
+from datakit.engine.pipeline import like
+from datakit.engine.stage import Step
+from datakit.stages.text_rules import DropText
 
 STEPS = {
     "sharegpt4v": like("instruct", Step(name="clean", stage=DropText(rules=("sa_id", "repetition")))),

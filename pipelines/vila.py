@@ -30,12 +30,12 @@ Differs from the guide and its scripts (data_prepare/ of NVlabs/VILA), and why:
 - A document with a dead picture is dropped whole, as upstream does (U76); `mmc4_keep` has the other policy.
 """
 
-from datakit.pipeline import like
-from datakit.stage import Step
+from datakit.engine.pipeline import like
+from datakit.engine.stage import Step
 from datakit.stages.fetch import Fetch
 from datakit.stages.listing import Listing
 from datakit.stages.pack import Pack
-from datakit.stages.sampled import SampledListing
+from datakit.stages.sampled_listing import SampledListing
 
 SOURCE = "NVlabs/VILA data_prepare/"
 

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 from users import settings, typed
 
-from datakit import add, manifest
+from datakit import add
 from datakit.add import files, hub
+from datakit.catalogue import manifest
 from datakit.errors import ManifestError, UsageError
 from datakit.miniature import Miniature
-from datakit.stream import Stream
+from datakit.stream.reader import Stream
 from datakit.web.hosts import Hosts
 
 QINSTRUCT = "/datasets/teowu/Q-Instruct/resolve/main/"

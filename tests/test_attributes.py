@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from users import settings, typed
 
-from datakit import attributes, manifest
 from datakit.add import Found
 from datakit.add.files import keep
-from datakit.attributes import MOST, Seen, column_value
+from datakit.catalogue import manifest
 from datakit.errors import ManifestError
 from datakit.miniature import Miniature
-from datakit.record import decode
+from datakit.records import attributes
+from datakit.records.attributes import MOST, Seen, column_value
+from datakit.records.record import decode
 
 PARQUET = "/datasets/example/pictures-parquet/resolve/main/data/{}"
 BIG = 123456789012345678901234567890

@@ -10,7 +10,7 @@ import pytest
 from users import REAL, everything, settings, typed
 
 from datakit.miniature import Miniature, coyo_parquet
-from datakit.stream import Stream
+from datakit.stream.reader import Stream
 
 
 def tables(root, step):

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from users import settings, typed
 
-from datakit import checks
-from datakit.checks import turns
 from datakit.miniature import Miniature
+from datakit.reports import check as checks
+from datakit.reports import check_turns as turns
 
 MINE = """
 title = "mine"
@@ -292,7 +292,7 @@ def test_pictures_by_url_are_not_looked_at_and_that_is_said(user, upstream):
 
 @pytest.mark.parametrize("full", ["", " --full"])
 def test_pictures_in_the_rows_are_looked_at(full, monkeypatch):
-    from datakit.checks.pictures import _InRows
+    from datakit.reports.check_pictures import _InRows
 
     class Reader:
         @staticmethod

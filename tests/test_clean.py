@@ -8,10 +8,10 @@ from contextlib import ExitStack
 import pytest
 from users import settings, typed
 
-from datakit import archives
-from datakit import store as stores
+from datakit.formats import archives
 from datakit.miniature import Miniature
-from datakit.refusals import store_errors
+from datakit.storage import store as stores
+from datakit.storage.refusals import store_errors
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_a_commit_that_names_files_elsewhere_is_damage_and_removes_nothing_there
 def test_a_table_that_names_a_picture_outside_the_root_is_refused(user):
     from datakit.errors import SourceError
     from datakit.stages.pack import _Files
-    from datakit.store import Store
+    from datakit.storage.store import Store
 
     (user.at / "secret").write_bytes(b"secret")
     image = {"file": "", "ref": "x.jpg", "offset": 0, "stored_bytes": 6, "size_bytes": 6, "method": 0, "crc32": None}

@@ -246,7 +246,8 @@ def test_pin_writes_what_upstream_has_and_a_changed_file_is_then_refused(tmp_pat
         env = settings(upstream, tmp_path / "root")
         mine = tmp_path / "mine/manifests"
         mine.mkdir(parents=True)
-        from datakit import catalogue, manifest
+        from datakit import catalogue
+        from datakit.catalogue import manifest
 
         shutil.copy(catalogue.find("manifests", "qinstruct.toml"), mine)
         env["DATAKIT_CATALOGUE"] = str(tmp_path / "mine")

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from users import settings, typed
 
-from datakit import manifest
+from datakit.catalogue import manifest
 from datakit.miniature import Miniature
 
 NAMES = [

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from users import everything
 
-from datakit.forecast import Range, mean, share
 from datakit.miniature import Answer, Miniature
+from datakit.reports.forecast import Range, mean, share
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from users import everything
 
-from datakit.ledger import Ledger
 from datakit.miniature import Miniature
-from datakit.store import Store
+from datakit.storage.ledger import Ledger
+from datakit.storage.store import Store
 
 
 @pytest.fixture

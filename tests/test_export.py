@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 from users import KILLED, settings, typed
 
-from datakit import export, manifest
-from datakit.export import HF_FEATURES, Exported, conversations, is_path
-from datakit.record import Message, Part, Record
-from datakit.store import Store
+from datakit.catalogue import manifest
+from datakit.records.record import Message, Part, Record
+from datakit.storage.store import Store
+from datakit.upkeep import export
+from datakit.upkeep.export import HF_FEATURES, Exported, conversations, is_path
 
 IMAGE = Part(type="image")
 
@@ -72,7 +73,7 @@ def upstreams_rows(upstream, dataset):
 
 def repairs_of(built, dataset):
     """The `repairs` of every packed record, by row number."""
-    from datakit.record import decode
+    from datakit.records.record import decode
 
     found = {}
     for path in sorted((built / dataset / "pack").glob("*.tar")):

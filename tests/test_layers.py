@@ -1,4 +1,4 @@
-"""The design's floors: a module imports only from lower ones, and the light commands load nothing heavy."""
+"""The design's strata: a folder imports from lower ones, or beside it in no circle, and light commands stay light."""
 
 import ast
 import configparser
@@ -10,44 +10,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = [
-    {"errors", "locks", "__init__"},
-    {"refusals"},
-    {
-        "store",
-        "memory",
-        "fingerprint",
-        "shards",
-        "order",
-        "catalogue",
-        "record",
-        "tars",
-        "usercode",
-        "terminal",
-        "parquetchild",
-        "attributes",
-    },
-    {"ledger", "images", "archives", "jsonfile", "web", "interleaved", "parquetrows", "sealed"},
-    {"manifest", "mix", "tables", "claims", "interop", "webdataset"},
-    {"holdings", "overview"},
-    {"readers", "stream", "work", "choices"},
-    {"annotations", "stage", "finder", "loose"},
-    {"stages", "settings"},
-    {"build", "pipeline", "pool"},
-    {"done", "opening", "partfiles"},
-    {"making"},
-    {"runner", "status", "description"},
-    {"verify", "progress", "retry", "forecast", "availability"},
-    {"clean", "repair"},
-    {"assembly", "adopt", "pin", "checks", "export", "plan", "add"},
-    {"miniature", "mending"},
-    {"demo"},
+# What stands on a stratum may import from those below it, and from its neighbours as long as there is no circle.
+STRATA = [
+    {"errors", "process"},
+    {"storage", "images", "miniature"},
+    {"web", "formats", "records"},
+    {"catalogue", "stream", "interop"},
+    {"engine", "upstream", "readers"},
+    {"stages"},
+    {"reports", "upkeep", "mixing", "add"},
     {"commands"},
     {"cli"},
     {"__main__"},
 ]
-FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
-TRAINER_MAY = {"stream", "mix", "order", "record", "errors", "catalogue"}
+STRATUM = {name: height for height, names in enumerate(STRATA) for name in names}
+LOOSE = {"__init__", "__main__", "cli", "errors"}  # files beside the folders: at most five
+TRAINER_SEES = {name for names in STRATA[:4] for name in names}
+TORCH = {"torch", "torchvision", "transformers", "deepspeed", "open_clip", "peft"}
+TORCH_FOLDERS = {"scorers"}  # of datakit/, those that may import them
 
 
 def imported(path: Path) -> set[str]:
@@ -61,32 +41,85 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-def rooms(path: Path) -> set[str]:
-    """The modules of datakit, one level down, that a file imports."""
-    return {name.split(".")[1] for name in imported(path) if name.startswith("datakit.")} & FLOOR.keys()
+def folder_of(path: Path) -> str:
+    """The folder of datakit that a file is in, or its own name for a loose one."""
+    return path.relative_to(ROOT / "datakit").parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "datakit").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "datakit"))
-)
-def test_a_module_imports_only_from_lower_floors(path):
-    room = path.relative_to(ROOT / "datakit").parts[0].removesuffix(".py")
-
-    too_high = {other for other in rooms(path) if other != room and FLOOR[other] >= FLOOR[room]}
-
-    assert not too_high, f"{room} (floor {FLOOR[room]}) imports {too_high}"
+def folders(path: Path) -> set[str]:
+    """The folders of datakit, and loose modules, that a file imports from."""
+    return {name.split(".")[1] for name in imported(path) if name.startswith("datakit.")} & STRATUM.keys()
 
 
-def test_datakit_imports_neither_the_trainer_nor_a_recipe_nor_torch():
-    for path in (ROOT / "datakit").rglob("*.py"):
+OURS = sorted((ROOT / "datakit").rglob("*.py"))
+
+
+def test_every_folder_stands_on_a_stratum_and_few_modules_are_loose():
+    there = {folder_of(path) for path in OURS} - {"__init__"}
+    loose = {path.stem for path in (ROOT / "datakit").glob("*.py")}
+
+    assert there == STRATUM.keys(), "a folder is on no stratum, or is gone"
+    assert loose == LOOSE and len(loose) <= 5
+    for folder in there - loose:
+        assert ast.get_docstring(ast.parse((ROOT / "datakit" / folder / "__init__.py").read_text())), folder
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda p: str(p.relative_to(ROOT / "datakit")))
+def test_a_module_imports_from_no_higher_stratum(path):
+    if path == ROOT / "datakit/__init__.py":
+        return  # its names are loaded when they are asked for
+    height = STRATUM[folder_of(path)]
+
+    too_high = {other for other in folders(path) if STRATUM[other] > height}
+
+    assert not too_high, f"{folder_of(path)} (stratum {height + 1}) imports {too_high}"
+
+
+def test_folders_import_each_other_in_no_circle():
+    arrows: dict[str, set[str]] = {}
+    for path in OURS:
+        if path != ROOT / "datakit/__init__.py":
+            arrows.setdefault(folder_of(path), set()).update(folders(path) - {folder_of(path)})
+
+    left = dict(arrows)
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+
+    assert not left, f"in or behind a circle: { {name: others & left.keys() for name, others in left.items()} }"
+
+
+def test_torch_and_its_kin_are_imported_by_scorers_and_the_trainer_only():
+    for path in OURS:
         tops = {name.split(".")[0] for name in imported(path)}
 
-        assert not tops & {"trainer", "pipelines", "torch", "transformers", "deepspeed"}, path
+        assert not tops & {"trainer", "pipelines"}, path
+        assert not tops & TORCH or folder_of(path) in TORCH_FOLDERS, path
+    for path in (ROOT / "pipelines").rglob("*.py"):
+        assert not {name.split(".")[0] for name in imported(path)} & TORCH, path
 
 
-def test_the_trainer_knows_only_the_stream_side_of_datakit():
+def test_the_trainer_sees_the_stream_and_what_is_below_it():
     for path in (ROOT / "trainer").rglob("*.py"):
-        assert rooms(path) <= TRAINER_MAY, path
+        assert folders(path) <= TRAINER_SEES, path
+
+
+@pytest.mark.parametrize("folder", ["engine", "reports"])
+def test_the_engine_and_reports_know_no_stage_by_name(folder):
+    for path in (ROOT / "datakit" / folder).rglob("*.py"):
+        assert "stages" not in folders(path), path
+
+
+def test_reports_write_and_remove_nothing():
+    changing = {"write", "publish", "remove", "remove_folder", "sweep", "mark_cleaned", "put", "discard", "claim"}
+    for path in (ROOT / "datakit/reports").rglob("*.py"):
+        called = {
+            node.func.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
+
+        assert not called & (changing | {"write_bytes", "write_text", "unlink", "mkdir"}), path
 
 
 @pytest.mark.parametrize(("folder", "extra"), [("datakit", None), ("trainer", "train")])
@@ -121,11 +154,11 @@ def test_only_the_store_and_the_downloads_open_files_for_writing():
             ):
                 writers.add(path.relative_to(ROOT / "datakit").parts[0])
 
-    assert writers <= {"store.py", "web", "miniature"}
+    assert writers <= {"storage", "web", "miniature"}
 
 
 def test_commands_print_what_others_compute():
-    for path in (ROOT / "datakit/commands").glob("*.py"):
+    for path in set((ROOT / "datakit/commands").glob("*.py")) - {ROOT / "datakit/commands/progress.py"}:
         computing = {"json", "msgspec", "orjson", "numpy", "pyarrow", "collections", "posixpath"} & imported(path)
 
         assert not computing, f"{path} imports {computing}: say_json prints, the rest belongs to a module beside"

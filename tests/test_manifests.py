@@ -7,7 +7,9 @@ import re
 
 import pytest
 
-from datakit import catalogue, manifest, pipeline
+from datakit import catalogue
+from datakit.catalogue import manifest
+from datakit.engine import pipeline
 from datakit.web import addresses
 
 NAMES = catalogue.names("manifests")

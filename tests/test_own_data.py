@@ -12,7 +12,7 @@ from PIL import Image
 from users import KILLED, Typed, typed
 
 from datakit.stages import listing, locate, pack
-from datakit.stream import Stream
+from datakit.stream.reader import Stream
 from datakit.web import own as module
 
 

@@ -12,7 +12,7 @@ LOOK = """
 import json, os, sys
 sys.path[:0] = json.loads(os.environ["WHERE"])
 from users import typed
-from datakit.stream import Stream
+from datakit.stream.reader import Stream
 found = []
 for command in sys.argv[2:]:
     try:

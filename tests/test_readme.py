@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from users import settings, typed
 
-from datakit import catalogue, manifest
+from datakit import catalogue
+from datakit.catalogue import manifest
 from datakit.miniature import Miniature
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +99,7 @@ def test_the_example_of_a_new_dataset_is_a_manifest_that_is_read(tmp_path):
 
 
 def test_the_example_of_a_settings_file_is_read(tmp_path, monkeypatch):
-    from datakit import settings as module
+    from datakit.commands import settings as module
 
     (text,) = [b for b in blocks("toml") if "[annotations]" not in b]
     (tmp_path / "datakit.toml").write_text(text)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from datakit import catalogue, manifest, mix, pipeline
-from datakit.fingerprint import canonical, plain
+from datakit import catalogue
+from datakit.catalogue import manifest
+from datakit.engine import pipeline
+from datakit.storage.fingerprint import canonical, plain
+from datakit.stream import mixfile as mix
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/golden"

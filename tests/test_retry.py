@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from users import everything, typed
 
-from datakit.ledger import Ledger
 from datakit.miniature import Miniature
-from datakit.retry import Where, parse_where
 from datakit.stages.fetch import Fetch
-from datakit.store import Store
+from datakit.storage.ledger import Ledger
+from datakit.storage.store import Store
+from datakit.upkeep.retry import Where, parse_where
 from datakit.web.outcomes import may_pass
 
 CURED = "error_500", "reset", "gone_404"  # faults of the miniature that an upstream gets over in these tests
@@ -212,7 +212,7 @@ def test_two_retries_patch_one_after_the_other(upstream, user):
 
 KILLED = """
 import os, signal, sys
-from datakit import ledger
+from datakit.storage import ledger
 from datakit.stages.fetch import Fetch
 Fetch.rows_per_part = 4
 left = int(sys.argv[1])

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from users import KILLED, everything, settings, typed
 
-from datakit import catalogue, manifest, mix, pipeline
+from datakit import catalogue
+from datakit.catalogue import manifest
+from datakit.engine import pipeline
 from datakit.miniature import Miniature
-from datakit.stream import Stream
+from datakit.stream import mixfile as mix
+from datakit.stream.reader import Stream
 
 ROOT = Path(__file__).parents[1]
 PLAN = ROOT / "tests/golden/plans/vila.json"

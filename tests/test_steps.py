@@ -30,12 +30,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datakit.stage import Filter, Stage, Step
-from datakit.stages.choose import ClipTop
+from datakit.engine.stage import Filter, Stage, Step
+from datakit.stages.clip_top import ClipTop
 from datakit.stages.fetch import Fetch
 from datakit.stages.listing import Listing
 from datakit.stages.pack import Pack
-from datakit.tables import with_images
+from datakit.records.tables import with_images
 
 
 def met():
@@ -206,8 +206,8 @@ def test_a_choice_after_the_fetch_drops_by_what_was_fetched(mine, tmp_path):
 
 def test_scores_stand_beside_packed_shards_part_by_part_and_none_waits_for_another(mine, tmp_path):
     from datakit.commands.options import load_settings, open_build
-    from datakit.done import Done
-    from datakit.runner import execute
+    from datakit.engine.done import Done
+    from datakit.engine.runner import execute
 
     typed("fetch coyo --recipe parts --shards 0", mine)
     typed("build-mix coyo", mine)

@@ -15,9 +15,9 @@ import pytest
 from test_check import MINE, SOURCE, picture, row, said
 from users import DATAKIT, settings
 
-from datakit import terminal
+from datakit.commands.progress import ProgressBars
 from datakit.miniature import Answer, Miniature
-from datakit.progress import ProgressBars
+from datakit.process import terminal
 
 ROOT = Path(__file__).parents[1]
 # Clears the screen, writes the clipboard (OSC 52), the same by C1, deletes, turns the reading order round.
@@ -284,7 +284,7 @@ def test_a_locale_that_is_not_utf_8_stops_no_command(hostile, locale):
 
 
 def test_a_mistake_of_ours_shows_its_traceback_without_what_a_terminal_would_obey():
-    code = f"from datakit import terminal\nterminal.open_doors()\nraise RuntimeError({EVIL!r})"
+    code = f"from datakit.process import terminal\nterminal.open_doors()\nraise RuntimeError({EVIL!r})"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
 

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from users import settings, typed
 
-from datakit.choices import read_choices, write_choices
-from datakit.ledger import Ledger
+from datakit.engine.choices import read_choices, write_choices
+from datakit.engine.opening import open_build
 from datakit.miniature import Answer, Asked, Miniature
-from datakit.opening import open_build
-from datakit.store import Store
+from datakit.storage.ledger import Ledger
+from datakit.storage.store import Store
 from datakit.web.hosts import Hosts
 
 # Runs groups of commands, each in its root; the commands of a group at once. Prints exit code and words of each.
@@ -26,8 +26,9 @@ import json, os, shlex, sys, tempfile, traceback
 from datakit.cli import main
 # What a command would load, once for all.
 import huggingface_hub.file_download, pandas, pyarrow.compute, uvloop
-import datakit.runner, datakit.retry, datakit.builder
-import datakit.opening, datakit.status, datakit.export, datakit.checks, datakit.progress
+import datakit.engine.runner, datakit.upkeep.retry, datakit.mixing.assembly
+import datakit.engine.opening, datakit.reports.status, datakit.reports.check, datakit.commands.progress
+import datakit.upkeep.export, datakit.upkeep.pin, datakit.upkeep.adopt
 from PIL import GifImagePlugin, JpegImagePlugin, PngImagePlugin
 from datakit.stages.fetch import Fetch
 from datakit.web import asking

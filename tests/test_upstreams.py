@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
-from datakit import catalogue, manifest, pipeline
+from datakit import catalogue
+from datakit.catalogue import manifest
+from datakit.engine import pipeline
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs/upstreams.md"

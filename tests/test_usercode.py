@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from users import everything, settings
 
-from datakit import catalogue, manifest, pipeline, readers, usercode
+from datakit import catalogue, readers
+from datakit.catalogue import manifest
+from datakit.engine import pipeline
 from datakit.errors import DatakitError, ManifestError
+from datakit.process import usercode
 
 RECIPE = '''"""Half of COYO, by a stage of our own."""
 
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from datakit.stage import Stage, Step
+from datakit.engine.stage import Stage, Step
 from datakit.stages.fetch import Fetch
 from datakit.stages.listing import Listing
 from datakit.stages.pack import Pack
@@ -72,8 +75,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from datakit.readers.llava import Row
-from datakit.record import Message, Part
-from datakit.tables import REFS
+from datakit.records.record import Message, Part
+from datakit.records.tables import REFS
 
 VERSION = 3
 SCHEMA = pa.schema([("key", pa.string()), ("messages", pa.string()), ("images", REFS), ("topic", pa.string())])
@@ -183,7 +186,7 @@ def test_a_pickle_of_a_file_that_was_changed_since_is_refused(tmp_path):
     path.write_text("class Thing: pass\n")
     data = pickle.dumps(usercode.load(path).Thing())
     path.write_text("class Thing: other = True\n")
-    code = "import sys, pickle, datakit.stage\npickle.loads(sys.stdin.buffer.read())"
+    code = "import sys, pickle, datakit.engine.stage\npickle.loads(sys.stdin.buffer.read())"
 
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
 
@@ -382,7 +385,8 @@ def test_an_error_that_no_pickle_brings_home_is_still_told(tmp_path):
         "def work(progress): raise Odd(1, 2)\n"
     )
     code = (
-        "import sys\nfrom pathlib import Path\nfrom datakit import pool, usercode\nfrom datakit.work import Progress\n"
+        "import sys\nfrom pathlib import Path\nfrom datakit.engine import pool\n"
+        "from datakit.engine.work import Progress\nfrom datakit.process import usercode\n"
         "if __name__ == '__main__':\n"
         "    work = usercode.load(Path(sys.argv[1])).work\n"
         "    pool.run_calls([pool.Call(work, ())] * 2, 2, progress=Progress())\n"

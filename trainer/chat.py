@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from datakit.errors import SourceError, UsageError, nearest
-from datakit.record import Record
+from datakit.records.record import Record
 from trainer.templates import TEMPLATES
 
 IGNORE = -100

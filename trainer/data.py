@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datakit.errors import BadImage, SourceError
-from datakit.stream import Stream
+from datakit.stream.reader import Stream
 from trainer.batch import Batch, Collate, Example, Pictures
 from trainer.chat import Chat
 

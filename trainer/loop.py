@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from datakit.errors import UsageError
-from datakit.stream import Stream
+from datakit.stream.reader import Stream
 from trainer import data, folder, processes, resume
 from trainer.batch import Batch, Collate
 from trainer.chat import Chat

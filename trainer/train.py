@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from datakit.errors import DatakitError, UsageError
-from datakit.stream import Stream
+from datakit.stream.reader import Stream
 from trainer import config, folder
 
 log = logging.getLogger(__name__)

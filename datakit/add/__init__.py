@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datakit import catalogue, manifest
+from datakit import catalogue
+from datakit.catalogue import manifest
 from datakit.errors import ManifestError, UsageError
-from datakit.record import KEY
-from datakit.store import publish_file
-from datakit.terminal import json_text
+from datakit.process.terminal import json_text
+from datakit.records.record import KEY
+from datakit.storage.store import publish_file
 
 _KINDS = ("format", "files", "columns", "kept", "pictures", "licence")  # of notes
 

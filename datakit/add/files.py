@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datakit import archives, jsonfile
 from datakit.add import Found
-from datakit.attributes import Seen, used
 from datakit.errors import UsageError, shortlist
-from datakit.loose import is_file
+from datakit.formats import archives, jsonfile
+from datakit.records.attributes import Seen, used
+from datakit.upstream.loose import is_file
 
 REFS = 2000  # references to pictures that are compared with an archive's names
 ROWS_PER_SHARD = 5000

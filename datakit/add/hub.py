@@ -12,13 +12,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from datakit import webdataset
 from datakit.add import Found
 from datakit.add.files import REFS, ROWS_PER_SHARD, TURNS, columns_text, json_rows, keep, refs_of, source
-from datakit.attributes import Seen, of_arrow, refused
 from datakit.errors import DownloadError, SourceError, UsageError, nearest, shortlist
+from datakit.formats import webdataset
+from datakit.process.terminal import size_text
 from datakit.readers import webdataset as samples
-from datakit.terminal import size_text
+from datakit.records.attributes import Seen, of_arrow, refused
 from datakit.web.addresses import HubFile
 from datakit.web.downloads import tried
 from datakit.web.hosts import Hosts

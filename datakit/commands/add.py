@@ -9,7 +9,7 @@ import click
 
 from datakit.commands.options import load_settings
 from datakit.errors import UsageError
-from datakit.terminal import say
+from datakit.process.terminal import say
 
 
 @click.command()

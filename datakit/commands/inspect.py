@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datakit.commands.options import ACCEPT, WITHOUT, load_settings, named, open_build, placed
-from datakit.terminal import say, say_json
+from datakit.process.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from datakit.checks import Report
-    from datakit.export import Exported, Format
+    from datakit.reports.check import Report
+    from datakit.upkeep.export import Exported, Format
 
 
 @click.command()
@@ -44,9 +44,9 @@ def check(
     --repair turns on what can be mended surely: a picture whose name has another extension in its archive is found
     by the rest of its name, and its row says so in `repairs`. --no-repair turns it off.
     """
-    from datakit.mending import check_and_mend
-    from datakit.progress import ProgressBars
-    from datakit.shards import parse_shards
+    from datakit.commands.progress import ProgressBars
+    from datakit.storage.shards import parse_shards
+    from datakit.upkeep.mending import check_and_mend
 
     build = open_build(load_settings(**place), name, limit=limit, without=named(without), accept=accept)
     with ProgressBars(build.folder) as progress:
@@ -106,11 +106,11 @@ def export(name: str, form: Format, out: str, no_images: bool, limit: int | None
     folder for datasets.load_dataset with the columns messages and images, as TRL reads them, and one for each of those
     keys.
     """
-    from datakit import assembly
-    from datakit.export import export as write
-    from datakit.progress import ProgressBars
-    from datakit.shards import ranges
-    from datakit.store import Store
+    from datakit.commands.progress import ProgressBars
+    from datakit.mixing import assembly
+    from datakit.storage.shards import ranges
+    from datakit.storage.store import Store
+    from datakit.upkeep.export import export as write
 
     build = open_build(load_settings(**place), name, limit=limit)
     assembly.check_fetched([build])

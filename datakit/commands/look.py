@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datakit.commands.options import load_settings, open_build, paced, placed
-from datakit.terminal import one_line, say, say_json
+from datakit.process.terminal import one_line, say, say_json
 
 if TYPE_CHECKING:
-    from datakit.availability import Availability
-    from datakit.build import Build
-    from datakit.forecast import Forecast
-    from datakit.manifest import Manifest
+    from datakit.catalogue.manifest import Manifest
+    from datakit.engine.build import Build
+    from datakit.reports.availability import Availability
+    from datakit.reports.forecast import Forecast
 
 
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """The datasets of the catalogue, and the recipes for `datakit run`."""
-    from datakit import overview
+    from datakit.reports import overview
 
     datasets, wrong = overview.datasets()
     for error in wrong:
@@ -48,7 +48,7 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(name: str, as_json: bool) -> None:
     """What a dataset is: licence, files, steps, problems."""
-    from datakit.description import describe
+    from datakit.reports.description import describe
 
     found = describe(name)
     if as_json:
@@ -93,10 +93,10 @@ def info(name: str, as_json: bool) -> None:
 @placed
 def status(name: str | None, as_json: bool, **place: Any) -> None:
     """What is done in the root, what was lost, and why."""
-    from datakit.opening import builds
-    from datakit.shards import ranges
-    from datakit.status import status as status_of
-    from datakit.store import Store
+    from datakit.engine.opening import builds
+    from datakit.reports.status import status as status_of
+    from datakit.storage.shards import ranges
+    from datakit.storage.store import Store
 
     settings = load_settings(**place)
     if name:
@@ -140,18 +140,18 @@ def doctor(
     Tries some URLs and says which share can be had, why the others can't, and what time and disk all of them will
     take. For a dataset in archives it asks upstream for each file and its size.
     """
-    from datakit.progress import ProgressBars
-    from datakit.shards import parse_shards
+    from datakit.commands.progress import ProgressBars
+    from datakit.storage.shards import parse_shards
 
     settings = load_settings(**flags)
     build = open_build(settings, name, recipe=recipe)
     if build.manifest.images.by != "url":
-        from datakit.availability import availability
+        from datakit.reports.availability import availability
 
         files = availability(build)
         say_json(files.plain()) if as_json else _show_availability(build.manifest, files)
         sys.exit(int(not files.obtainable))
-    from datakit.forecast import forecast
+    from datakit.reports.forecast import forecast
 
     with ProgressBars(build.folder, noun="URLs") as progress:
         found = forecast(
@@ -169,8 +169,8 @@ def doctor(
 
 
 def _show_forecast(build: Build, found: Forecast, jobs: int) -> None:
-    from datakit.shards import ranges
-    from datakit.terminal import size_text, time_text
+    from datakit.process.terminal import size_text, time_text
+    from datakit.storage.shards import ranges
 
     every = "all " if found.all_rows else ""
     where = f"{every}{found.sampled:,} URLs of shards {ranges(found.shards)}"
@@ -195,7 +195,7 @@ def _show_forecast(build: Build, found: Forecast, jobs: int) -> None:
 
 
 def _show_availability(about: Manifest, found: Availability) -> None:
-    from datakit.terminal import size_text
+    from datakit.process.terminal import size_text
 
     for file in found.files:
         size = size_text(file.size_bytes) if file.size_bytes is not None else "size unknown"
@@ -218,11 +218,11 @@ def _show_availability(about: Manifest, found: Availability) -> None:
 @placed
 def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
     """Read every file and compare it with its commit."""
-    from datakit import holdings
-    from datakit import repair as repairing
-    from datakit import verify as verifying
-    from datakit.progress import ProgressBars
-    from datakit.store import Store
+    from datakit.commands.progress import ProgressBars
+    from datakit.engine import holdings
+    from datakit.storage.store import Store
+    from datakit.upkeep import repair as repairing
+    from datakit.upkeep import verify as verifying
 
     settings = load_settings(**place)
     store = Store(settings.root)

@@ -9,13 +9,13 @@ import click
 
 from datakit.commands.options import Task, load_settings, open_build, placed, working
 from datakit.errors import UsageError
-from datakit.terminal import say
+from datakit.process.terminal import say
 
 if TYPE_CHECKING:
-    from datakit.build import Build
-    from datakit.mix import Mix
-    from datakit.runner import Report
-    from datakit.stage import Engine, Step
+    from datakit.engine.build import Build
+    from datakit.engine.runner import Report
+    from datakit.engine.stage import Engine, Step
+    from datakit.stream.mixfile import Mix
 
 
 ENGINE = click.Choice(["datakit", "img2dataset"])
@@ -41,7 +41,7 @@ def fetch(
     Annotations are listed, chosen from, and their pictures fetched or found. Run it again to go on after a
     kill; what is done is not done twice.
     """
-    from datakit.shards import parse_shards
+    from datakit.storage.shards import parse_shards
 
     if where and not retry:
         raise UsageError("--where chooses among failed URLs, so it needs --retry")
@@ -69,10 +69,10 @@ def _by_url(build: Build) -> None:
 def _retry(
     build: Build, task: Task, *, where: tuple[str, ...], engine: Engine | None, shards: list[int] | None
 ) -> None:
-    from datakit import memory
-    from datakit.progress import ProgressBars
-    from datakit.retry import parse_where, retry
-    from datakit.shards import parse_slice, ranges
+    from datakit.commands.progress import ProgressBars
+    from datakit.process import memory
+    from datakit.storage.shards import parse_slice, ranges
+    from datakit.upkeep.retry import parse_where, retry
 
     memory.spare()
     with ProgressBars(build.folder, noun="URLs") as progress:
@@ -116,7 +116,7 @@ def import_(engine: Engine, folder: str, name: str, shards: str | None, task: Ta
     """
     from pathlib import Path
 
-    from datakit.shards import parse_shards
+    from datakit.storage.shards import parse_shards
 
     build = task.build(name, engine=engine, imports=str(Path(folder).absolute()), tolerates=1.0)
     _by_url(build)
@@ -136,8 +136,9 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
 
     A+B takes both datasets, B:2 takes one twice an epoch. Never starts a download unless --fetch says so.
     """
-    from datakit import assembly, catalogue
-    from datakit import mix as mixes
+    from datakit import catalogue
+    from datakit.mixing import assembly
+    from datakit.stream import mixfile as mixes
 
     terms = mixes.parse(expression, catalogue.names("manifests"))
     mix_name = assembly.mix_name(name or expression, task.limit)
@@ -147,9 +148,9 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
 
 def mixed(task: Task, builds: list[tuple[Build, int]], name: str, *, with_fetch: bool) -> None:
     """Packs datasets and writes the mix of them; with `with_fetch` what isn't there is fetched before."""
-    from datakit import assembly
-    from datakit.shards import ranges
-    from datakit.store import Store
+    from datakit.mixing import assembly
+    from datakit.storage.shards import ranges
+    from datakit.storage.store import Store
 
     if not with_fetch:
         assembly.check_fetched([build for build, _ in builds])
@@ -172,10 +173,10 @@ def executed(
     build: Build, task: Task, *, upto: Step, first: Step | None = None, shards: list[int] | None = None
 ) -> Report:
     """Makes the shards of a dataset up to a step, with a progress bar, and says what came of it."""
-    from datakit import memory
-    from datakit.progress import ProgressBars
-    from datakit.runner import execute
-    from datakit.shards import parse_slice
+    from datakit.commands.progress import ProgressBars
+    from datakit.engine.runner import execute
+    from datakit.process import memory
+    from datakit.storage.shards import parse_slice
 
     memory.spare()
     if build.choices.recipe and task.recipe is None:
@@ -198,7 +199,7 @@ def executed(
 
 
 def _show_report(build: Build, report: Report, upto: str) -> None:
-    from datakit.shards import ranges
+    from datakit.storage.shards import ranges
 
     done = f"{build.folder}: {upto} done"
     if report.made:
@@ -212,7 +213,7 @@ def _show_report(build: Build, report: Report, upto: str) -> None:
 
 
 def _show_mix(mix: Mix, where: str) -> None:
-    from datakit.terminal import size_text
+    from datakit.process.terminal import size_text
 
     for part in mix.parts:
         times = f" x {part.repeats}" if part.repeats > 1 else ""
@@ -232,8 +233,8 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
     Tables and tars whose next step is done, and downloads that nothing needs any more; says how much, and never builds
     by itself.
     """
-    from datakit import clean as cleaning
-    from datakit.terminal import size_text
+    from datakit.process.terminal import size_text
+    from datakit.upkeep import clean as cleaning
 
     settings = load_settings(**place)
     build = open_build(settings, name, limit=limit)
@@ -260,9 +261,9 @@ def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
     """
     from pathlib import Path
 
-    from datakit.adopt import adopt as adopt_file
-    from datakit.progress import ProgressBars
-    from datakit.terminal import size_text
+    from datakit.commands.progress import ProgressBars
+    from datakit.process.terminal import size_text
+    from datakit.upkeep.adopt import adopt as adopt_file
 
     build = open_build(load_settings(**place), name)
     with ProgressBars(name) as progress:
@@ -287,7 +288,7 @@ def pin(name: str, out: str | None, **place: Any) -> None:
     """
     from pathlib import Path
 
-    from datakit.pin import write_pins
+    from datakit.upkeep.pin import write_pins
 
     build = open_build(load_settings(**place), name)
     path, pinned = write_pins(build, Path(out) if out else None)
@@ -304,6 +305,6 @@ def demo(root: str | None, no_train: bool) -> None:
 
     On this machine, without the internet, in a minute or so.
     """
-    from datakit.demo import play
+    from datakit.miniature.demo import play
 
     sys.exit(play(root, train=not no_train))

@@ -13,8 +13,8 @@ import click
 from datakit.errors import UsageError
 
 if TYPE_CHECKING:
-    from datakit.build import Build
-    from datakit.settings import Settings
+    from datakit.commands.settings import Settings
+    from datakit.engine.build import Build
 
 F = TypeVar("F", bound=Callable[..., Any])
 PLACE = ("root", "mirrors", "allow_hosts")
@@ -133,15 +133,15 @@ def paced(command: F) -> F:
 
 def load_settings(**flags: Any) -> Settings:
     """Flags over environment over datakit.toml."""
-    from datakit import settings
+    from datakit.commands import settings
 
     return settings.load(**flags)
 
 
 def open_build(settings: Settings, name: str, **choices: Any) -> Build:
     """The build of a dataset in the root and under the policy of the settings."""
-    from datakit import opening
-    from datakit.store import Store
+    from datakit.engine import opening
+    from datakit.storage.store import Store
 
     store = Store(settings.root)
     store.check()

@@ -9,11 +9,11 @@ import click
 
 from datakit.commands.options import Task, working
 from datakit.errors import UsageError
-from datakit.terminal import say, say_json
+from datakit.process.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from datakit.build import Build
-    from datakit.plan import Plan, Planned
+    from datakit.engine.build import Build
+    from datakit.reports.plan import Plan, Planned
 
 
 @click.command()
@@ -32,8 +32,8 @@ def run(
     Downloads, lists, chooses, fetches and packs each dataset of the recipe once, and writes a mix for each stage of
     training. Run it again to go on after a kill.
     """
-    from datakit import plan
-    from datakit.shards import parse_shards
+    from datakit.reports import plan
+    from datakit.storage.shards import parse_shards
 
     if task.recipe:
         raise UsageError(f"`datakit run` takes its recipe as the argument, so give {task.recipe!r} there or {name!r}")
@@ -63,9 +63,9 @@ def _make(
     shards: dict[str, list[int] | None],
     task: Task,
 ) -> None:
-    from datakit import assembly
     from datakit.commands.make import executed
-    from datakit.terminal import size_text
+    from datakit.mixing import assembly
+    from datakit.process.terminal import size_text
 
     for one in builds.values():  # before the first of them, so that running again needs no flags
         one.remember()
@@ -87,8 +87,8 @@ def _make(
 
 
 def _show(found: Plan) -> None:
-    from datakit.plan import RATES
-    from datakit.terminal import size_text, time_text
+    from datakit.process.terminal import size_text, time_text
+    from datakit.reports.plan import RATES
 
     say(f"recipe {found.recipe}")
     wide = max(len(stage) for stage in found.mixes)
@@ -109,7 +109,7 @@ def _show(found: Plan) -> None:
 
 
 def _show_dataset(one: Planned) -> None:
-    from datakit.terminal import size_text
+    from datakit.process.terminal import size_text
 
     instead = f" (in place of {one.stands_for})" if one.stands_for else ""
     say(f"\n{one.name}{instead}: {one.title}")

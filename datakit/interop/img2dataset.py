@@ -35,7 +35,7 @@ from datakit.errors import BadImage, DownloadError, UsageError
 from datakit.images import MAX_PIXELS
 from datakit.interop.causes import outcome_of
 from datakit.interop.outputs import Found, Output, digest_of
-from datakit.store import Store, publish_file
+from datakit.storage.store import Store, publish_file
 from datakit.web.crawl import Fetched
 from datakit.web.hosts import Hosts, RefusedUrl
 from datakit.web.pacing import Limits

@@ -28,9 +28,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datakit import archives
-from datakit.archives.members import MAX_MEMBER_BYTES, STORED, pread
 from datakit.errors import ArchiveError, SourceError, UsageError
+from datakit.formats import archives
+from datakit.formats.members import MAX_MEMBER_BYTES, STORED, pread
 from datakit.interop.causes import outcome_of
 from datakit.web.hosts import Hosts, RefusedUrl
 

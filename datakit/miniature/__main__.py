@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datakit.errors import DatakitError
 from datakit.miniature import Miniature
-from datakit.terminal import say
+from datakit.process.terminal import say
 
 
 def main() -> int:

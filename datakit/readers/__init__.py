@@ -1,6 +1,6 @@
 """Readers: one module for each upstream format. Adding a format is adding a file, here or to `readers/` of a catalogue.
 
-A file in a user's catalogue comes before ours of the same name; datakit/usercode.py says what it may import.
+A file in a user's catalogue comes before ours of the same name; datakit/process/usercode.py says what it may import.
 A module has `VERSION`, raised when its rows change, `SCHEMA` of the table that comes out, and one of
 
     read(row, number) -> Row | str             one object of upstream's; a str is the reason to drop it
@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from datakit import attributes
+from datakit.catalogue.manifest import Manifest
 from datakit.errors import ManifestError, shortlist
-from datakit.jsonfile import Mended
-from datakit.manifest import Manifest
-from datakit.parquetrows import Unreadable
-from datakit.record import Message
+from datakit.formats.jsonfile import Mended
+from datakit.formats.parquetrows import Unreadable
+from datakit.records import attributes
+from datakit.records.record import Message
 
 
 class About(NamedTuple):
@@ -106,7 +106,7 @@ def _check(module: ModuleType) -> None:
     if names[:2] != ["key", "messages"] or "images" not in names:
         raise ManifestError(
             f"{module.__file__}: a reader has SCHEMA, a pyarrow.schema whose columns are key, messages, images "
-            f"(datakit.tables.REFS) and its own, not {shortlist(names) or repr(schema)}"
+            f"(datakit.records.tables.REFS) and its own, not {shortlist(names) or repr(schema)}"
         )
 
 

@@ -15,9 +15,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datakit import parquetrows
 from datakit.errors import SourceError, shortlist
-from datakit.tables import REFS
+from datakit.formats import parquetrows
+from datakit.records.tables import REFS
 
 VERSION = 1
 BATCH = 32_768  # rows; some 10 MB of text

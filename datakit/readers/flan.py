@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from datakit.readers.llava import Row
-from datakit.record import Message, Part, problem
-from datakit.tables import REFS
+from datakit.records.record import Message, Part, problem
+from datakit.records.tables import REFS
 
 VERSION = 1
 COLUMNS = ("inputs", "targets")  # what is read of a file

@@ -22,7 +22,7 @@ import msgspec
 from datakit.errors import ManifestError, shortlist
 from datakit.readers import About, llava
 from datakit.readers.llava import MARK, ROLES, Row, alternate, parts_of
-from datakit.record import Message, Part, problem
+from datakit.records.record import Message, Part, problem
 
 VERSION = 2
 SCHEMA = llava.SCHEMA  # the same columns

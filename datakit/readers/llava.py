@@ -21,7 +21,7 @@ What befalls the rows of any reader, such as `surrogate`, is added by datakit/re
 `extension` (datakit/stages/locate.py) and `content_type`, for a picture whose name says that it is of another type
 than it is (datakit/stages/pack.py).
 
-Other keys of a row, such as `model`, are kept when the manifest names them (datakit/attributes.py).
+Other keys of a row, such as `model`, are kept when the manifest names them (datakit/records/attributes.py).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from datakit.record import Message, Part, problem
-from datakit.tables import REFS
+from datakit.records.record import Message, Part, problem
+from datakit.records.tables import REFS
 
 VERSION = 3
 MARK = "<image>"

@@ -23,8 +23,8 @@ import xxhash
 from datakit.errors import ManifestError, SourceError
 from datakit.readers import About
 from datakit.readers.llava import MARK, Row
-from datakit.record import Message, Part, problem
-from datakit.tables import REFS
+from datakit.records.record import Message, Part, problem
+from datakit.records.tables import REFS
 
 VERSION = 2
 MAX_IMAGES = 8  # VILA's loader asserts it

@@ -3,9 +3,9 @@
 An image stands before the sentence that its `matched_text_index` names, as in VILA's loader. Where a document lacks one
 of them, or one names no sentence, its images are matched by `similarity_matrix`, from which upstream made the indexes.
 
-`sentences` and `similarity` stay in the table to match again when an image is lost (datakit/interleaved.py), the matrix
-with its rows in the order of the images; null when upstream's has another shape or isn't numbers. `interleaved` is
-true: one image and one sentence are a document here, not a pair.
+`sentences` and `similarity` stay in the table to match again when an image is lost (datakit/records/interleaved.py),
+the matrix with its rows in the order of the images; null when upstream's has another shape or isn't numbers.
+`interleaved` is true: one image and one sentence are a document here, not a pair.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 
 from datakit.errors import SourceError
-from datakit.interleaved import INTERLEAVED, SENTENCES, SIMILARITY, document, fitting, laid_out
 from datakit.readers.llava import Row
-from datakit.record import problem
-from datakit.tables import REFS
+from datakit.records.interleaved import INTERLEAVED, SENTENCES, SIMILARITY, document, fitting, laid_out
+from datakit.records.record import problem
+from datakit.records.tables import REFS
 
 VERSION = 2
 SCHEMA = pa.schema(

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
+from datakit.formats.webdataset import KEY
 from datakit.readers import About
 from datakit.readers.hf import SCHEMA, caption, conversation
 from datakit.readers.llava import Row
-from datakit.record import problem
-from datakit.webdataset import KEY
+from datakit.records.record import problem
 
 __all__ = ["PICTURE", "SCHEMA", "VERSION", "pictures", "reading"]
 

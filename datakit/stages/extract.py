@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from datakit import images, readers
-from datakit.annotations import about, numbered
+from datakit.catalogue.manifest import Manifest
+from datakit.engine.stage import Chosen, Cost, Role, Stage
+from datakit.engine.work import Out, Work
 from datakit.errors import BadImage, SourceError
-from datakit.loose import Find, Folder, decoded, folder_state
-from datakit.manifest import Manifest
-from datakit.stage import Chosen, Cost, Role, Stage
+from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
 from datakit.stages.locate import with_repair
-from datakit.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
-from datakit.work import Out, Work
+from datakit.upstream.annotations import about, numbered
+from datakit.upstream.loose import Find, Folder, decoded, folder_state
 
 
 @dataclass(frozen=True, kw_only=True)

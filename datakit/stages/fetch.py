@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 
 from datakit import images
+from datakit.catalogue.manifest import Manifest
+from datakit.engine.stage import ENGINES, Chosen, Cost, Engine, Role, Stage
+from datakit.engine.work import Out, Work
 from datakit.errors import BadImage
-from datakit.manifest import Manifest
-from datakit.stage import ENGINES, Chosen, Cost, Engine, Role, Stage
-from datakit.tables import (
+from datakit.records.tables import (
     LOCATED,
     LocatedPicture,
     Rows,
@@ -28,7 +29,6 @@ from datakit.tables import (
     with_places,
 )
 from datakit.web.crawl import Fetched, crawl
-from datakit.work import Out, Work
 
 if TYPE_CHECKING:
     from datakit.interop.img2dataset import Output

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from datakit import readers
-from datakit.annotations import about, inputs, numbered, prepare, shards
-from datakit.manifest import Manifest
-from datakit.record import encode
-from datakit.stage import Role, Stage
-from datakit.tables import Rows, as_batches
-from datakit.work import Out, Work
+from datakit.catalogue.manifest import Manifest
+from datakit.engine.stage import Role, Stage
+from datakit.engine.work import Out, Work
+from datakit.records.record import encode
+from datakit.records.tables import Rows, as_batches
+from datakit.upstream.annotations import about, inputs, numbered, prepare, shards
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from datakit import archives
+from datakit.catalogue.manifest import Manifest, Source, known_sources
+from datakit.engine.stage import Chosen, Cost, Role, Stage
+from datakit.engine.work import Out, Work
 from datakit.errors import ArchiveError, DownloadError, Incomplete
-from datakit.finder import Finder, Found, asked_for, by_hand, open_index, sources_with
-from datakit.fingerprint import plain
-from datakit.manifest import Manifest, Source, known_sources
-from datakit.stage import Chosen, Cost, Role, Stage
-from datakit.store import locked
-from datakit.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
+from datakit.formats import archives
+from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
+from datakit.storage.fingerprint import plain
+from datakit.storage.store import locked
+from datakit.upstream.finder import Finder, Found, asked_for, by_hand, open_index, sources_with
 from datakit.web import derived
 from datakit.web.downloads import check_unedited
-from datakit.work import Out, Work
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
     <key>.jpg   or <key>.0.jpg, <key>.1.jpg, … when a record has several pictures
     <key>.txt   the caption of an image-text pair; a document is none, be it one picture and one text
-    <key>.json  the record (datakit/record.py)
+    <key>.json  the record (datakit/records/record.py)
 
 An interleaved document can lose pictures and stay: it keeps its sentences and the similarity of each picture to
 each of them in two working columns (datakit/readers/mmc4.py), which end here.
@@ -22,14 +22,16 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import pyarrow as pa
 from msgspec import Raw
 
-from datakit import archives, images, interleaved
+from datakit import images
+from datakit.catalogue.manifest import Manifest
+from datakit.engine.stage import Cost, Role, Stage
+from datakit.engine.work import Out, Work
 from datakit.errors import ArchiveError, BadImage, Incomplete, SourceError, UsageError, nearest
+from datakit.formats import archives
 from datakit.images.extensions import TYPES_IN_REPAIRS
-from datakit.manifest import Manifest
-from datakit.record import Message, Record, decode_messages, encode
-from datakit.stage import Cost, Role, Stage
-from datakit.store import Store
-from datakit.tables import (
+from datakit.records import interleaved
+from datakit.records.record import Message, Record, decode_messages, encode
+from datakit.records.tables import (
     CORE,
     PACKED,
     Extent,
@@ -41,8 +43,8 @@ from datakit.tables import (
     failures,
     with_images,
 )
+from datakit.storage.store import Store
 from datakit.web.downloads import check_unedited
-from datakit.work import Out, Work
 
 SAMPLES_PER_TAR = 5_000  # some 500 MB of photographs at 100 KB: large enough to read fast, small enough to shuffle
 Missing = Literal["drop_sample", "drop_image"]

@@ -26,7 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from datakit import memory
+from datakit.process import memory
 from datakit.web.asking import Asker, Job
 from datakit.web.hosts import Hosts, RefusedUrl
 from datakit.web.outcomes import Stop, worked

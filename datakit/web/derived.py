@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from datakit.store import publish_file, xxh3
+from datakit.storage.store import publish_file, xxh3
 
 
 class Of(msgspec.Struct, frozen=True):

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from datakit.errors import DownloadError, Incomplete, SourceError, UsageError
-from datakit.refusals import storage_errors
-from datakit.store import locked, replace
+from datakit.storage.refusals import storage_errors
+from datakit.storage.store import locked, replace
 from datakit.web.addresses import HubFile, LocalFile, Source, WebFile, parse
 from datakit.web.hosts import Hosts
 from datakit.web.own import OwnFile

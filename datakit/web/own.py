@@ -22,7 +22,7 @@ from typing import BinaryIO
 import msgspec
 
 from datakit.errors import DownloadError, NoSuchFile, StorageError
-from datakit.store import publish_file
+from datakit.storage.store import publish_file
 from datakit.web.transfers import PIECE_BYTES, Broken, Reply, Version
 
 TRIES = 3  # at hashing a file that is written to meanwhile

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from datakit.errors import DownloadError, StorageError
-from datakit.store import publish_file, replace
+from datakit.storage.store import publish_file, replace
 from datakit.web.sidecars import Downloaded, Expect, check, declare, note_of, part_of
 from datakit.web.transfers import PIECE_BYTES, Reply, Version
 

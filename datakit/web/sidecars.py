@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datakit import store
 from datakit.errors import DownloadError
-from datakit.store import publish_file
+from datakit.storage import store
+from datakit.storage.store import publish_file
 from datakit.web.derived import derived, remove
 
 

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from datakit.refusals import storage_errors
+from datakit.storage.refusals import storage_errors
 
 SEGMENT_BYTES = 256 << 20
 

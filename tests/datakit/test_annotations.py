@@ -12,14 +12,15 @@ from dataclasses import replace
 import pytest
 from unruly import reply, unruly_server
 
-from datakit import annotations, manifest
-from datakit.build import Build
+from datakit.catalogue import manifest
+from datakit.engine.build import Build
+from datakit.engine.work import Work
 from datakit.errors import DownloadError, Incomplete, ManifestError, NoSuchFile, UsageError
-from datakit.store import Store
+from datakit.storage.store import Store
+from datakit.upstream import annotations
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
-from datakit.work import Work
 
 HEAD = """
 title = "T"

@@ -11,7 +11,7 @@ import pytest
 from datakit.miniature import coyo_parquet
 from datakit.readers import About, coyo, flan, llava, m3it, mmc4
 from datakit.readers.llava import Row
-from datakit.record import Message, Part, decode_messages
+from datakit.records.record import Message, Part, decode_messages
 
 IMAGE = Part(type="image")
 

@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from users import COYOS_ROWS
 
+from datakit.catalogue.manifest import load
+from datakit.engine.work import Out, Work
 from datakit.errors import SourceError
-from datakit.manifest import load
 from datakit.miniature import coyo_parquet
 from datakit.readers import coyo
-from datakit.stages.choose import ClipTop
-from datakit.store import Store
-from datakit.tables import Rows, TableWriter
+from datakit.records.tables import Rows, TableWriter
+from datakit.stages.clip_top import ClipTop
+from datakit.storage.store import Store
 from datakit.web.crawl import Limits
 from datakit.web.hosts import Hosts
-from datakit.work import Out, Work
 
 
 def run(stage, table):

@@ -8,16 +8,16 @@ import pytest
 from buckets import Bucket, opened
 from users import settings
 
-from datakit import claims
 from datakit.commands.options import load_settings, open_build
-from datakit.done import Done
+from datakit.engine.done import Done
+from datakit.engine.runner import execute
 from datakit.errors import DatakitError, RecipeChanged
-from datakit.ledger import Commit, File, Ledger, Part
 from datakit.miniature import Miniature
-from datakit.runner import execute
 from datakit.stages.fetch import Fetch
-from datakit.store import Store
-from datakit.verify import Broken, verify
+from datakit.storage import claims
+from datakit.storage.ledger import Commit, File, Ledger, Part
+from datakit.storage.store import Store
+from datakit.upkeep.verify import Broken, verify
 from datakit.web import asking
 
 
@@ -164,7 +164,7 @@ def test_in_a_bucket_only_what_is_a_day_old_is_swept(monkeypatch):
     put(ledger, "00001.parquet")
 
     young = swept(ledger)
-    monkeypatch.setattr("datakit.store.QUIET_S", -1.0)
+    monkeypatch.setattr("datakit.storage.store.QUIET_S", -1.0)
     old = swept(ledger)
 
     assert (young, old) == (["00001.parquet"], [])

@@ -7,18 +7,18 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from datakit.archives import Index, write_index
-from datakit.checks.pictures import content
+from datakit.catalogue.manifest import Source, load
+from datakit.engine.stage import Out, Work
 from datakit.errors import BadImage
-from datakit.export import is_path
-from datakit.finder import find, under_another_extension
-from datakit.loose import Folder
-from datakit.manifest import Source, load
-from datakit.record import Message, Part, encode
-from datakit.stage import Out, Work
+from datakit.formats.archives import Index, write_index
+from datakit.records.record import Message, Part, encode
+from datakit.records.tables import LOCATED, Rows, TableWriter
+from datakit.reports.check_pictures import content
 from datakit.stages.pack import Pack
-from datakit.store import Store
-from datakit.tables import LOCATED, Rows, TableWriter
+from datakit.storage.store import Store
+from datakit.upkeep.export import is_path
+from datakit.upstream.finder import find, under_another_extension
+from datakit.upstream.loose import Folder
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
 

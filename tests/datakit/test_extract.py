@@ -13,19 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datakit import manifest, parquetrows, pipeline, webdataset
-from datakit.build import Build
+from datakit.catalogue import manifest
+from datakit.engine import pipeline
+from datakit.engine.build import Build
+from datakit.engine.runner import execute
+from datakit.engine.stage import Step
 from datakit.errors import ArchiveError, ManifestError, SourceError
-from datakit.loose import folder_state
+from datakit.formats import parquetrows, webdataset
 from datakit.readers import About, hf
 from datakit.readers import webdataset as samples
-from datakit.runner import execute
-from datakit.stage import Step
 from datakit.stages import extract
 from datakit.stages.extract import Extract
 from datakit.stages.listing import Listing
 from datakit.stages.pack import Pack
-from datakit.store import Store
+from datakit.storage.store import Store
+from datakit.upstream.loose import folder_state
 from datakit.web.hosts import Hosts
 
 PICTURES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -21,17 +21,17 @@ from PIL import Image
 from unruly import reply, unruly_server
 
 from datakit import images
+from datakit.catalogue.manifest import load
+from datakit.engine.work import Work
 from datakit.errors import BadImage, DownloadError, SourceError, UsageError
 from datakit.interop import img2dataset, outputs
 from datakit.interop.img2dataset import Output, crawled, imported, outcome_of, run
-from datakit.manifest import load
 from datakit.miniature.pictures import drawing
 from datakit.stages.fetch import Fetch
-from datakit.store import Store
+from datakit.storage.store import Store
 from datakit.web import hosts as hosts_module
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
-from datakit.work import Work
 
 real = pytest.mark.skipif(
     find_spec("img2dataset") is None or find_spec("imghdr") is None,

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datakit import interleaved
 from datakit.errors import SourceError
-from datakit.record import Part, problem
+from datakit.records import interleaved
+from datakit.records.record import Part, problem
 
 IMAGE = Part(type="image")
 sims = st.floats(0, 1, width=32)

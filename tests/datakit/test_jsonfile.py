@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datakit import jsonfile
 from datakit.errors import SourceError
-from datakit.jsonfile import Plan, chunks, plan, read_rows
+from datakit.formats import jsonfile
+from datakit.formats.jsonfile import Plan, chunks, plan, read_rows
 
 ROWS = [
     {"id": str(i), "image": f"a/{i}.jpg", "conversations": [{"from": "q", "value": v}, {"from": "a", "value": "}, {"}]}

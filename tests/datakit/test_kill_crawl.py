@@ -25,7 +25,7 @@ DRIVER = """
 import os, signal
 from datakit.cli import main
 from datakit.stages.fetch import Fetch
-from datakit.store import Sink
+from datakit.storage.store import Sink
 from datakit.web import asking
 write, left = Sink.write, int(os.environ["KILL_AFTER_BYTES"])
 def write_some(self, data):

@@ -1,8 +1,8 @@
 import pytest
 
 from datakit.errors import RecipeChanged
-from datakit.ledger import Commit, File, Ledger, Part
-from datakit.store import Store
+from datakit.storage.ledger import Commit, File, Ledger, Part
+from datakit.storage.store import Store
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 
 from datakit.errors import ManifestError, SourceError
 from datakit.readers import About, m3it
-from datakit.record import Part, decode_messages, encode
-from datakit.tables import as_batches
+from datakit.records.record import Part, decode_messages, encode
+from datakit.records.tables import as_batches
 
 IMAGE = Part(type="image")
 FILE = "data/vqa/gqa/train.jsonl"

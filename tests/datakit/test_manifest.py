@@ -1,6 +1,7 @@
 import pytest
 
-from datakit import catalogue, manifest
+from datakit import catalogue
+from datakit.catalogue import manifest
 from datakit.errors import ManifestError, UsageError
 
 GOOD = """\

@@ -18,11 +18,12 @@ import requests
 from huggingface_hub import HfApi, HfFileSystem
 from PIL import Image
 
-from datakit import catalogue, manifest
+from datakit import catalogue
+from datakit.catalogue import manifest
 from datakit.errors import UsageError
+from datakit.formats.webdataset import rows as tar_samples
 from datakit.miniature import Miniature
 from datakit.readers import About, flan, hf, llava, m3it, mmc4, webdataset
-from datakit.webdataset import rows as tar_samples
 
 HUB = "/datasets/{}/resolve/main/{}"
 COCO = ("http://images.cocodataset.org/zips/train2017.zip", "train2017/")

@@ -1,8 +1,8 @@
 import msgspec
 import pytest
 
-from datakit import mix
 from datakit.errors import MixError, UsageError
+from datakit.stream import mixfile as mix
 
 KNOWN = ["coyo", "llava665k", "qinstruct"]
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from users import REAL
 
+from datakit.catalogue.manifest import load
 from datakit.errors import ManifestError
-from datakit.manifest import load
 from datakit.readers import load as load_reader
 from datakit.readers import mmc4
-from datakit.record import Part, decode_messages, encode
-from datakit.tables import as_batches
+from datakit.records.record import Part, decode_messages, encode
+from datakit.records.tables import as_batches
 
 IMAGE = Part(type="image")
 

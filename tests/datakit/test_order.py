@@ -3,7 +3,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datakit.order import Order, permutation
+from datakit.stream.order import Order, permutation
 
 
 def positions(order, start, stop):

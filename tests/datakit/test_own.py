@@ -276,7 +276,7 @@ def test_adopting_what_is_linked_already_links_it_again(mine, tmp_path):
 
 TAKES_OUT = """
 import pathlib, sys
-from datakit.store import temporary
+from datakit.storage.store import temporary
 with temporary(pathlib.Path(sys.argv[1]), suffix=".json") as (raw, path):
     raw.write(b"x" * 1000)
     print(path, flush=True)

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datakit import interleaved
+from datakit.catalogue.manifest import load
+from datakit.engine.work import Out, Work
 from datakit.errors import UsageError
-from datakit.fingerprint import changes
-from datakit.manifest import load
 from datakit.readers import mmc4
-from datakit.record import Message, Part, encode
+from datakit.records import interleaved
+from datakit.records.record import Message, Part, encode
+from datakit.records.tables import LOCATED, Rows, TableWriter, located_picture, with_images
 from datakit.stages.pack import Pack
-from datakit.store import Store
-from datakit.tables import LOCATED, Rows, TableWriter, located_picture, with_images
+from datakit.storage.fingerprint import changes
+from datakit.storage.store import Store
 from datakit.web.crawl import Limits
 from datakit.web.hosts import Hosts
-from datakit.work import Out, Work
 
 SENTENCES = ["One.", "Two.", "Three."]
 # Image 0 fits the first sentence best, and so does image 1, which has to stand before the second while 0 is there.

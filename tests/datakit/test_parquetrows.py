@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from users import settings, typed
 
-from datakit import parquetrows
 from datakit.errors import SourceError
+from datakit.formats import parquetrows
+from datakit.formats.parquetrows import Unreadable
 from datakit.miniature import Miniature, coyo_parquet
-from datakit.parquetrows import Unreadable
 from datakit.readers import coyo
-from datakit.stages import sampled
+from datakit.stages import sampled_listing as sampled
 
 # Of `damaged`: with pyarrow 26.0.1 the library aborts on each of these ("terminate called after …").
 ABORTS = (450, 628, 1097, 1104, 1385, 2002)

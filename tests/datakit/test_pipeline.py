@@ -4,12 +4,13 @@ import re
 
 import pytest
 
-from datakit import manifest, pipeline
+from datakit.catalogue import manifest
+from datakit.engine import pipeline
 from datakit.errors import ManifestError, UsageError
 
 RECIPE = """
-from datakit.stage import Step
-from datakit.stages.choose import ClipTop
+from datakit.engine.stage import Step
+from datakit.stages.clip_top import ClipTop
 from datakit.stages.listing import Listing
 from datakit.stages.locate import Locate
 from datakit.stages.pack import Pack
@@ -96,7 +97,7 @@ def test_a_dataset_that_a_recipe_names_nowhere_has_no_steps_and_the_nearest_is_t
     ],
 )
 def test_one_step_more_comes_before_the_fetch_and_one_can_be_left_out(own, written, names):
-    own(f'from datakit.pipeline import like\nSTEPS = {{"coyo": {written}}}')
+    own(f'from datakit.engine.pipeline import like\nSTEPS = {{"coyo": {written}}}')
 
     assert [step.name for step in pipeline.steps("mine", manifest.load("coyo"))] == names.split()
 
@@ -105,7 +106,7 @@ def test_one_step_more_comes_before_the_fetch_and_one_can_be_left_out(own, writt
 def test_a_step_of_the_same_name_takes_the_place_of_the_other_and_the_rest_stays(own, name):
     stage = {"list": "Listing()", "top20": "ClipTop(share=1, floor=0)", "fetch": "Locate()", "pack": "Pack(quality=1)"}
     step = f'Step(name="{name}", stage={stage[name]}, tolerates=0.5)'
-    own(f'from datakit.pipeline import like\nSTEPS = {{"*": like("coyo_vila", {step})}}')
+    own(f'from datakit.engine.pipeline import like\nSTEPS = {{"*": like("coyo_vila", {step})}}')
     about = manifest.load("coyo")
 
     usual, ours = pipeline.steps("coyo_vila", about), pipeline.steps("mine", about)
@@ -130,7 +131,7 @@ def test_a_step_of_the_same_name_takes_the_place_of_the_other_and_the_rest_stays
     ],
 )
 def test_steps_that_cannot_be_had_are_told_with_recipe_and_dataset_or_order(own, written, says):
-    own(f'from datakit.pipeline import like\nSTEPS = {{"qinstruct": {written}}}')
+    own(f'from datakit.engine.pipeline import like\nSTEPS = {{"qinstruct": {written}}}')
 
     with pytest.raises(ManifestError, match=re.escape(says)) as caught:
         pipeline.steps("mine", manifest.load("qinstruct"))
@@ -139,8 +140,9 @@ def test_steps_that_cannot_be_had_are_told_with_recipe_and_dataset_or_order(own,
 
 
 def test_recipes_that_point_to_each_other_are_told_as_a_circle(own, tmp_path):
-    own('from datakit.pipeline import like\nSTEPS = {"*": like("other")}')
-    (tmp_path / "pipelines/other.py").write_text('from datakit.pipeline import like\nSTEPS = {"*": like("mine")}')
+    own('from datakit.engine.pipeline import like\nSTEPS = {"*": like("other")}')
+    other = 'from datakit.engine.pipeline import like\nSTEPS = {"*": like("mine")}'
+    (tmp_path / "pipelines/other.py").write_text(other)
 
     with pytest.raises(ManifestError, match="mine -> other -> mine"):
         pipeline.steps("mine", manifest.load("qinstruct"))

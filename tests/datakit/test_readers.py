@@ -8,13 +8,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from datakit.catalogue.manifest import load
 from datakit.errors import SourceError
-from datakit.jsonfile import chunks
-from datakit.manifest import load
+from datakit.formats.jsonfile import chunks
 from datakit.miniature import coyo_parquet
 from datakit.readers import About, coyo, llava, reading
 from datakit.readers import load as load_reader
-from datakit.record import Part, decode_messages
+from datakit.records.record import Part, decode_messages
 
 REAL = Path(__file__).parents[2].parent / "shared" / "real"
 IMAGE = Part(type="image")

@@ -4,13 +4,14 @@ from collections import Counter
 
 import pytest
 
-from datakit import catalogue, overview, plan
-from datakit.availability import Availability, UpstreamFile
-from datakit.description import describe
+from datakit import catalogue
 from datakit.errors import UsageError
-from datakit.forecast import Forecast, Range
-from datakit.status import Loss, StepStatus
-from datakit.verify import Broken, Findings
+from datakit.reports import overview, plan
+from datakit.reports.availability import Availability, UpstreamFile
+from datakit.reports.description import describe
+from datakit.reports.forecast import Forecast, Range
+from datakit.reports.status import Loss, StepStatus
+from datakit.upkeep.verify import Broken, Findings
 
 
 def upstream_file(address="u", size_bytes=None, problem="", here=False):

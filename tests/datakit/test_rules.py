@@ -8,9 +8,9 @@ from test_choose import run
 from users import REAL
 
 from datakit.errors import UsageError
-from datakit.record import Message, Part, encode
-from datakit.stages.rules import DropText, repetition, sa_id
-from datakit.tables import REFS
+from datakit.records.record import Message, Part, encode
+from datakit.records.tables import REFS
+from datakit.stages.text_rules import DropText, repetition, sa_id
 
 # The sentence in which ShareGPT4V's captioner is known to get caught (its issue 12).
 STUCK = "The image does not contain any imaginary content. "

@@ -11,20 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from users import everything
 
-from datakit.build import Build
-from datakit.done import Done
+from datakit.catalogue.manifest import Annotations, Images, Manifest, Pinned
+from datakit.engine.build import Build
+from datakit.engine.done import Done
+from datakit.engine.runner import execute
+from datakit.engine.stage import Step
 from datakit.errors import DownloadError, Incomplete, ManifestError, SourceError
-from datakit.manifest import Annotations, Images, Manifest, Pinned
 from datakit.miniature import Miniature
 from datakit.miniature.hub import Hub
 from datakit.miniature.server import Answer, Server
 from datakit.readers import flan
-from datakit.record import decode_messages
-from datakit.runner import execute
-from datakit.stage import Step
-from datakit.stages import sampled
-from datakit.stages.sampled import SampledListing, chosen
-from datakit.store import Store
+from datakit.records.record import decode_messages
+from datakit.stages import sampled_listing as sampled
+from datakit.stages.sampled_listing import SampledListing, chosen
+from datakit.storage.store import Store
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
 

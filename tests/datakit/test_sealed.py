@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from datakit import sealed
-from datakit.store import Store
+from datakit.storage import sealed
+from datakit.storage.store import Store
 
 # As the first version wrote it, which had no module for it.
 WRITTEN = (

@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from datakit import catalogue, settings
+from datakit import catalogue
+from datakit.commands import settings
 from datakit.errors import ManifestError, UsageError
 
 

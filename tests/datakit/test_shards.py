@@ -1,7 +1,7 @@
 import pytest
 
 from datakit.errors import UsageError
-from datakit.shards import parse_shards, parse_slice, ranges, shard_name
+from datakit.storage.shards import parse_shards, parse_slice, ranges, shard_name
 
 
 def test_ranges_are_read_and_written_as_a_user_types_them():

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from test_choose import run
 
 from datakit.errors import UsageError
-from datakit.stages.share import StratifiedShare
-from datakit.tables import REFS
+from datakit.records.tables import REFS
+from datakit.stages.stratified_share import StratifiedShare
 
 
 def table(refs, name="k"):

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from datakit import locks
-from datakit import store as store_module
 from datakit.errors import StorageError, UsageError
-from datakit.store import Store, locked
+from datakit.storage import locks
+from datakit.storage import store as store_module
+from datakit.storage.store import Store, locked
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
@@ -40,7 +40,7 @@ def test_what_is_published_has_the_hash_and_size_that_is_told(tmp_path):
 
 def test_a_process_killed_while_writing_leaves_nothing_that_counts_and_is_swept_up(tmp_path):
     code = (
-        "import os, sys\nfrom datakit.store import Store\n"
+        "import os, sys\nfrom datakit.storage.store import Store\n"
         "with Store(sys.argv[1]).publish('x/y.bin') as sink:\n"
         "    sink.write(b'a' * 3_000_000)\n    os.kill(os.getpid(), 9)\n"
     )
@@ -57,7 +57,7 @@ def test_a_process_killed_while_writing_leaves_nothing_that_counts_and_is_swept_
 
 def test_a_full_disk_is_one_clear_error_and_what_was_there_stays(tmp_path):
     code = (
-        "import resource, sys\nfrom datakit.store import Store\n"
+        "import resource, sys\nfrom datakit.storage.store import Store\n"
         "from datakit.errors import StorageError\n"
         "store = Store(sys.argv[1])\n"
         "store.write('small', b'kept')\n"
@@ -107,7 +107,7 @@ def test_a_place_in_an_object_store_is_a_root(bucket):
 def writer(folder, body="sys.stdin.read()"):
     """A process that writes a file, says so, and goes on with `body` before the file is published."""
     code = (
-        "import sys\nfrom datakit.store import Store\n"
+        "import sys\nfrom datakit.storage.store import Store\n"
         f"with Store({str(folder)!r}).publish('y.bin') as sink:\n"
         f"    sink.write(b'a' * 300_000)\n    print('here', flush=True)\n    {body}\n"
     )
@@ -131,7 +131,7 @@ def test_two_containers_of_one_host_name_leave_each_other_s_files_alone(tmp_path
     alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user can't have a process namespace")
-    sweeps = "import sys; from datakit.store import Store; Store(sys.argv[1]).sweep('')"
+    sweeps = "import sys; from datakit.storage.store import Store; Store(sys.argv[1]).sweep('')"
 
     with writer(tmp_path) as other:
         assert other.stdout.readline() == "here\n"
@@ -191,7 +191,7 @@ def test_all_that_kills_left_below_a_folder_is_swept_and_nothing_else(tmp_path):
 
 def test_a_file_that_is_put_into_a_bucket_leaves_nothing_in_the_temporary_folder_after_a_kill(tmp_path):
     code = (
-        "import os, buckets\nfrom datakit.store import Store\nbuckets.opened('x')\n"
+        "import os, buckets\nfrom datakit.storage.store import Store\nbuckets.opened('x')\n"
         "with Store('s3://x').publish('y.bin') as sink:\n"
         "    sink.write(b'a' * 3_000_000)\n    os.kill(os.getpid(), 9)\n"
     )
@@ -319,7 +319,7 @@ def test_a_defect_of_ours_is_not_taken_for_the_bucket_s(bucket):
 
 def test_a_file_that_may_not_be_read_is_one_clear_error(tmp_path):
     code = (
-        "import os, sys\nfrom datakit.errors import StorageError\nfrom datakit.store import Store\n"
+        "import os, sys\nfrom datakit.errors import StorageError\nfrom datakit.storage.store import Store\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "for call in (lambda s: s.read('a/b'), lambda s: s.open('a/b'), lambda s: s.names('c'),\n"
         "             lambda s: s.sizes('c'), lambda s: s.size('c/d')):\n"

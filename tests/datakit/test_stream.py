@@ -6,15 +6,15 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from datakit import mix
 from datakit.errors import MixError, StorageError
-from datakit.ledger import Commit, File, Ledger, Part
-from datakit.record import Message, Record, encode
-from datakit.record import Part as Piece
-from datakit.store import Store
-from datakit.stream import Stream
-from datakit.tables import PACKED
-from datakit.tars import TarWriter
+from datakit.formats.tars import TarWriter
+from datakit.records.record import Message, Record, encode
+from datakit.records.record import Part as Piece
+from datakit.records.tables import PACKED
+from datakit.storage.ledger import Commit, File, Ledger, Part
+from datakit.storage.store import Store
+from datakit.stream import mixfile as mix
+from datakit.stream.reader import Stream
 
 
 def packed(folder, dataset, sizes):

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from datakit.errors import SourceError
-from datakit.tables import (
+from datakit.records.tables import (
     LOCATED,
     PACKED,
     Extent,

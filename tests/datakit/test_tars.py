@@ -3,7 +3,7 @@ import tarfile
 
 import pytest
 
-from datakit.tars import TarWriter
+from datakit.formats.tars import TarWriter
 
 
 def written(samples):

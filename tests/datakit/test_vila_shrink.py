@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from users import REAL
 
-from datakit import images, pipeline
+from datakit import images
+from datakit.catalogue.manifest import load
+from datakit.engine import pipeline
 from datakit.images import normalise
-from datakit.manifest import load
 from datakit.stages.fetch import Fetch
 
 sides = st.integers(1, 65_500)

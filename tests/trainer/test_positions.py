@@ -6,7 +6,7 @@ pytest.importorskip("torch", reason="needs the `train` extra")
 pytest.importorskip("transformers", reason="needs the `train` extra")
 
 from datakit.errors import SourceError
-from datakit.stream import Sample, Stream
+from datakit.stream.reader import Sample, Stream
 from trainer import data
 from trainer.batch import Collate, Pictures
 from trainer.chat import Chat

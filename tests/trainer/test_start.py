@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the `train` extra")
 pytest.importorskip("transformers", reason="needs the `train` extra")
 
-from datakit.stream import Stream
+from datakit.stream.reader import Stream
 from trainer import loop, train
 from trainer.config import load
 

@@ -26,7 +26,7 @@ if importlib.util.find_spec("deepspeed") is None:
 
 import torch
 
-from datakit.stream import Stream
+from datakit.stream.reader import Stream
 from trainer import data
 from trainer.batch import Collate
 from trainer.chat import Chat

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import xxhash
 from PIL import Image
 
-from datakit import ledger, mix
-from datakit.record import Message, Part, Record, encode
-from datakit.store import Store
-from datakit.tars import TarWriter
+from datakit.formats.tars import TarWriter
+from datakit.records.record import Message, Part, Record, encode
+from datakit.storage import ledger
+from datakit.storage.store import Store
+from datakit.stream import mixfile as mix
 
 PICTURE = Part(type="image")
 _PLACE = pa.struct([("offset", pa.int64()), ("size_bytes", pa.int64())])

@@ -1,0 +1,189 @@
+"""Work: what a stage may use besides its fields, what it writes to, and whom it tells how it gets on."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datakit.catalogue.manifest import Manifest
+from datakit.errors import SourceError
+from datakit.formats.tars import TarWriter
+from datakit.records.tables import Extent
+from datakit.storage.store import Sink, Store
+from datakit.web import downloads
+from datakit.web.hosts import Hosts
+from datakit.web.pacing import Limits
+from datakit.web.sidecars import said_of, sidecar_of
+
+
+class Progress:
+    """What work reports of itself while it goes on. This class shows it to nobody.
+
+    Numbers are added up, but for the bytes of a download, which are how far it is. datakit/commands/progress.py shows
+    it.
+    """
+
+    def shards(self, n: int) -> None:
+        """So many shards more belong to this run."""
+
+    def shards_done(self, n: int) -> None:
+        """So many of them are done."""
+
+    def rows_to_come(self, step: str, n: int) -> None:
+        """A step has so many rows more before it; fewer, for a negative number."""
+
+    def rows(self, step: str, n: int) -> None:
+        """A step has written so many rows more."""
+
+    def bytes(self, step: str, n: int) -> None:
+        """A step has read or written so many bytes more."""
+
+    def faults(self, step: str, reason: str, n: int) -> None:
+        """A step has met so many faults more of a kind."""
+
+    def download(self, address: str, n_bytes: int, of_bytes: int | None) -> None:
+        """A download has come so far; `of_bytes` is None where upstream doesn't say."""
+
+
+def intact(path: Path) -> bool:
+    """Whether a download is there with the size that it had when it came; a user's file, read in place, is there."""
+    said = said_of(path)
+    if said is None or not path.is_file():
+        return False
+    return path.is_symlink() or path.stat().st_size == said.get("size_bytes")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage may use besides its fields: where it runs, not what comes out."""
+
+    store: Store
+    manifest: Manifest
+    folder: str  # of the dataset below the root: its name, or name@limit-N for a trial
+    step: str
+    hosts: Hosts
+    limits: Limits  # deadlines and sizes of a crawl
+    limit: int | None = None  # rows of each annotation file that a trial reads
+    imports: str | None = None  # an output folder of img2dataset to take pictures from
+    progress: Progress = field(default_factory=Progress)
+    made: bool = False  # whether it is asked what something was made from, not what it would be made from now
+
+    def path(self, name: str) -> str:
+        """A name of this step's folder, relative to the root."""
+        return f"{self.folder}/{self.step}/{name}"
+
+    @property
+    def scratch(self) -> Path:
+        """A folder on the disk of the root, or of the cache beside a bucket, for what is only needed meanwhile.
+
+        The system's own where that can only be read.
+        """
+        folder = self.store.downloads.parent
+        closed = folder.exists() and not os.access(folder, os.W_OK)
+        return Path(tempfile.gettempdir()) if closed else folder
+
+    def download(self, address: str, *, in_place: bool = False) -> downloads.Downloaded:
+        """A whole, checked upstream file; fetched if it isn't there. Raises DownloadError.
+
+        With `in_place` a file of this machine is read where it is, and not copied.
+        """
+        address = self.manifest.at_commit(address)
+        size, sha256 = self.manifest.expect(address)
+
+        def tell(done: int, total: int | None) -> None:
+            self.progress.download(address, done, total)
+
+        expect = downloads.Expect(size_bytes=size, sha256=sha256)
+        place = self.store.downloads
+        return downloads.download(address, place, hosts=self.hosts, expect=expect, in_place=in_place, tell=tell)
+
+    def known(self, address: str) -> dict[str, Any] | None:
+        """The sidecar of a file that was downloaded once, even if it was cleaned since; no network.
+
+        When it was taken from a file of the user's that was edited since, what that one has become; but where it is
+        asked for what was `made`, a copy is what it was made from, whatever the original is by then.
+        """
+        address = self.manifest.at_commit(address)
+        path = self.local(address)
+        if self.made and not path.is_symlink():
+            return said_of(path)
+        return downloads.edited(address, self.store.downloads) or said_of(path)
+
+    def distrust(self, address: str, error: SourceError) -> SourceError:
+        """Puts a download aside that can't be read, and returns the error with the way on.
+
+        Of a file of the user's only our copy or our link goes.
+        """
+        path = self.local(address)
+        own = downloads.own_file(self.manifest.at_commit(address), self.store.downloads)
+        if own is None and not path.exists():
+            return error
+        sidecar_of(path).unlink(missing_ok=True)
+        if own is not None:
+            path.unlink(missing_ok=True)
+            return type(error)(f"{str(error).rstrip('.')}. That is {own}: mend it, and run the same command again")
+        bad = path.with_name(f"{path.name}.bad")
+        path.replace(bad)
+        return type(error)(f"{str(error).rstrip('.')}. It was put aside as {bad}; the same command fetches it anew")
+
+    def local(self, address: str) -> Path:
+        """Where a download lands."""
+        return self.store.downloads / downloads.parse(self.manifest.at_commit(address)).folder
+
+
+@dataclass
+class Out:
+    """What a stage writes to besides the rows it yields: counters, a log, and a tar if it wants one."""
+
+    open_tar: Callable[[], Sink]
+    tar_name: str  # relative to the root
+    source: Any = None  # what `Stage.opened` gave
+    log: list[dict[str, Any]] = field(default_factory=list)  # tables.LOG: what differs from run to run
+    dropped: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    bad_rows: int = 0  # rows with a fault, which the step's ceiling is for
+    sink: Sink | None = None
+    _tar: TarWriter | None = None
+
+    def drop(self, reason: str, n: int = 1) -> None:
+        """Counts rows that a rule left out: a choice, not a fault. Raises ValueError for a negative number."""
+        if n < 0:
+            raise ValueError(f"{n} rows can't be dropped ({reason})")
+        if n:
+            self.dropped[reason] += n
+
+    def reject(self, reason: str, n: int = 1) -> None:
+        """Counts rows that were left out because something is wrong with them."""
+        self.drop(reason, n)
+        if n:
+            self.faults[reason] += n
+            self.bad_rows += n
+
+    def fail(self, reasons: list[str]) -> None:
+        """Counts what is wrong with a row that is kept, such as the outcomes of its dead URLs."""
+        self.faults.update(reasons)
+        self.bad_rows += bool(reasons)
+
+    @property
+    def tar(self) -> TarWriter:
+        """The tar of this part, `<name>.tar` beside its table."""
+        if self._tar is None:
+            self.sink = self.open_tar()
+            self._tar = TarWriter(self.sink)  # type: ignore[arg-type]
+        return self._tar
+
+    def add(self, name: str, data: bytes) -> Extent:
+        """Writes a picture into the tar; returns where its bytes stand."""
+        offset = self.tar.add(name, data)
+        return {
+            "file": self.tar_name, "offset": offset, "stored_bytes": len(data), "size_bytes": len(data), "method": 0
+        }  # fmt: skip
+
+    def close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()

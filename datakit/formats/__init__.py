@@ -1,0 +1,1 @@
+"""Files that are read by index or row: JSON, Parquet, zip, tar, WebDataset."""

@@ -1,0 +1,1 @@
+"""From packed datasets to a mix."""

@@ -1,0 +1,1 @@
+"""A sample in memory and in a table."""

@@ -1,0 +1,1 @@
+"""Looks at what there is, and writes nothing."""

@@ -1,0 +1,106 @@
+"""Rules on what is said of a picture: captions that name files, or that go round in circles.
+
+VILA cleaned ShareGPT4V's captions of these two (its README: file names `(sa_XXXX)` and repetitive responses) by a
+script that isn't published. The rules here are our own reading of that sentence; their counts need not be upstream's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datakit.engine.stage import Filter
+from datakit.errors import UsageError, nearest
+from datakit.records.record import decode_messages
+
+# A sentence this long isn't said three times by someone who describes a picture; "It is red." may be.
+SENTENCE_WORDS, SENTENCE_TIMES = 4, 3
+# A run of words that is one phrase over and over, without a full stop to part it.
+LOOP_WORDS, LOOP_TIMES = 24, 3
+MAX_PHRASE = 1_000  # words; bounds the work on a text of any length
+
+_SAM = re.compile(r"\bsa_\d", re.IGNORECASE)
+_END = re.compile(r"[.!?]+[\"')\]]*(?:\s+|$)|\n+")
+_WORD = re.compile(r"\w+")
+
+
+def sa_id(text: str) -> bool:
+    """Whether a text names a file of SA-1B, whose pictures are called `sa_545504.jpg`."""
+    return "_" in text and _SAM.search(text) is not None
+
+
+def repetition(text: str) -> bool:
+    """Whether a text is caught in a loop.
+
+    Either a sentence of at least 4 words stands in it 3 times or more; or a run of at least 24 words is one phrase
+    of at most 1,000 words said 3 times or more without a break. Capitals don't count, nor does punctuation in a run.
+    """
+    text = text.lower()
+    return _sentence_again(text) or _loop(_WORD.findall(text))
+
+
+def _sentence_again(text: str) -> bool:
+    sentences = _END.split(text)
+    if len(sentences) - len(set(sentences)) < SENTENCE_TIMES - 1:
+        return False
+    times = Counter(sentences)
+    return any(n >= SENTENCE_TIMES and len(_WORD.findall(s)) >= SENTENCE_WORDS for s, n in times.items())
+
+
+def _loop(words: list[str]) -> bool:
+    # In such a run of n words no more than a third of its fours are new, so at least this many are old.
+    old = LOOP_WORDS - LOOP_WORDS // LOOP_TIMES - 3
+    if len(words) < LOOP_WORDS or len(words) - 3 - len(set(zip(words, words[1:], words[2:], words[3:]))) < old:
+        return False
+    numbers: dict[str, int] = {}
+    said = np.array([numbers.setdefault(word, len(numbers)) for word in words], np.int32)
+    for phrase in range(1, min(len(words) // LOOP_TIMES, MAX_PHRASE) + 1):
+        same = said[phrase:] == said[:-phrase]
+        long = max(LOOP_WORDS, LOOP_TIMES * phrase) - phrase
+        if np.count_nonzero(same) >= long:
+            breaks = np.flatnonzero(np.concatenate([[True], ~same, [True]]))
+            if int(np.diff(breaks).max()) > long:
+                return True
+    return False
+
+
+RULES: dict[str, Callable[[str], bool]] = {"sa_id": sa_id, "repetition": repetition}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropText(Filter):
+    """Drops rows with a picture of which an answer breaks a rule; each is counted under the first that it breaks.
+
+    Rows without a picture pass: verse and code repeat lines on purpose, and name what they like.
+    """
+
+    version: ClassVar[int] = 1
+    rules: tuple[str, ...] = ("sa_id", "repetition")
+
+    def __post_init__(self) -> None:
+        for name in self.rules:
+            if name not in RULES:
+                raise UsageError(f"{name!r} isn't a rule of datakit/stages/text_rules.py. {nearest(name, RULES)}")
+
+    def reasons(self, batch: pa.RecordBatch) -> list[str | None]:
+        pictures = pc.fill_null(pc.list_value_length(batch["images"]), 0).to_pylist()
+        return [
+            self._broken(messages) if n else None
+            for n, messages in zip(pictures, batch["messages"].to_pylist(), strict=True)
+        ]
+
+    def _broken(self, messages: str) -> str | None:
+        """The first rule that an answer breaks."""
+        answers = [
+            " ".join(part.text for part in message.content if part.text)
+            for message in decode_messages(messages)
+            if message.role == "assistant"
+        ]
+        return next((name for name in self.rules if any(RULES[name](text) for text in answers)), None)

@@ -1,0 +1,1 @@
+"""The root: files that appear whole or not at all, the ledger of what is done, and locks."""

@@ -1,0 +1,1 @@
+"""What the trainer reads: mixes, the order of their samples, and the samples."""

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datakit.errors import ArchiveError
-from datakit.formats import archives, members
-from datakit.formats.archives import Index, Member, index, index_path, read, write_index
+from datakit.formats import archives
+from datakit.formats.archives import Index, Member, index, index_path, members, read, write_index
 
 FILES = {
     "a/1.jpg": b"one" * 1000,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import ACCEPT, WITHOUT, load_settings, named, open_build, placed
+from datakit.commands.options import ACCEPT, WITHOUT, load_settings, names_of, open_build, place_options
 from datakit.process.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @WITHOUT
 @ACCEPT
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@placed
+@place_options
 def check(
     name: str,
     repair: bool | None,
@@ -48,7 +48,7 @@ def check(
     from datakit.storage.shards import parse_shards
     from datakit.upkeep.mending import check_and_mend
 
-    build = open_build(load_settings(**place), name, limit=limit, without=named(without), accept=accept)
+    build = open_build(load_settings(**place), name, limit=limit, without=names_of(without), accept=accept)
     with ProgressBars(build.folder) as progress:
         chosen = parse_shards(shards) if shards is not None else None
         checked = check_and_mend(build, repair=repair, full=full, shards=chosen, progress=progress)
@@ -97,7 +97,7 @@ def _show_mended(name: str, rows: int, *, needs_rebuild: bool) -> None:
 @click.option("--out", type=click.Path(), required=True, metavar="DIR", help="A new folder, or s3://… and its like.")
 @click.option("--no-images", is_flag=True, help="llava: only the JSON, with upstream's references.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Of the trial with that limit.")
-@placed
+@place_options
 def export(name: str, form: Format, out: str, no_images: bool, limit: int | None, **place: Any) -> None:
     """Write a packed dataset as other tools read it.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import load_settings, open_build, paced, placed
+from datakit.commands.options import load_settings, open_build, pace_options, place_options
 from datakit.process.terminal import one_line, say, say_json
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def info(name: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@placed
+@place_options
 def status(name: str | None, as_json: bool, **place: Any) -> None:
     """What is done in the root, what was lost, and why."""
     from datakit.engine.opening import builds
@@ -130,8 +130,8 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
 @click.option("--seed", type=int, default=0, help="Of the draw. [0]")
 @click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@paced
-@placed
+@pace_options
+@place_options
 def doctor(
     name: str, sample: int, shards: str | None, seed: int, recipe: str | None, as_json: bool, **flags: Any
 ) -> None:
@@ -215,7 +215,7 @@ def _show_availability(about: Manifest, found: Availability) -> None:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--repair", is_flag=True, help="Forget broken shards, so that the next run makes them again.")
-@placed
+@place_options
 def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
     """Read every file and compare it with its commit."""
     from datakit.commands.progress import ProgressBars

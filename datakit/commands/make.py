@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import Task, load_settings, open_build, placed, working
+from datakit.commands.options import Task, load_settings, open_build, place_options, work_options
 from datakit.errors import UsageError
 from datakit.process.terminal import say
 
@@ -27,7 +27,7 @@ ENGINE = click.Choice(["datakit", "img2dataset"])
 @click.option("--retry", is_flag=True, help="Try failed URLs of fetched shards again, and patch these.")
 @click.option("--where", multiple=True, metavar="KEY=VALUE", help="Retry only these: outcome=dns,timeout_*, host=NAME.")
 @click.option("--engine", type=ENGINE, help="Who fetches pictures by URL. [who began, else datakit]")
-@working
+@work_options
 def fetch(
     names: tuple[str, ...],
     shards: str | None,
@@ -57,7 +57,7 @@ def fetch(
         if retry:
             _retry(build, task, where=where, engine=engine, shards=chosen)
         else:
-            executed(build, task, upto=build.step_of("fetch"), shards=chosen)
+            make_shards(build, task, upto=build.step_of("fetch"), shards=chosen)
 
 
 def _by_url(build: Build) -> None:
@@ -107,7 +107,7 @@ def _retry(
 @click.argument("folder", type=click.Path(exists=True, file_okay=False), metavar="DIR")
 @click.argument("name")
 @click.option("--shards", metavar="RANGE", help="Which shards, e.g. 0-127 or 0,4-6. [all]")
-@working
+@work_options
 def import_(engine: Engine, folder: str, name: str, shards: str | None, task: Task) -> None:
     """Take over what img2dataset has downloaded.
 
@@ -121,7 +121,7 @@ def import_(engine: Engine, folder: str, name: str, shards: str | None, task: Ta
     build = task.build(name, engine=engine, imports=str(Path(folder).absolute()), tolerates=1.0)
     _by_url(build)
     chosen = parse_shards(shards) if shards is not None else None
-    kept = executed(build, task, upto=build.step_of("fetch"), shards=chosen).kept
+    kept = make_shards(build, task, upto=build.step_of("fetch"), shards=chosen).kept
     if kept:
         _retry(build, task, where=("outcome=not_imported",), engine=engine, shards=kept)
 
@@ -130,7 +130,7 @@ def import_(engine: Engine, folder: str, name: str, shards: str | None, task: Ta
 @click.argument("expression", metavar="A+B:2")
 @click.option("--name", help="Name of the mix. [the expression]")
 @click.option("--fetch", "with_fetch", is_flag=True, help="Also fetch what isn't there yet.")
-@working
+@work_options
 def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -> None:
     """Pack what is fetched, and write a mix.
 
@@ -143,10 +143,10 @@ def build_mix(expression: str, name: str | None, with_fetch: bool, task: Task) -
     terms = mixes.parse(expression, catalogue.names("manifests"))
     mix_name = assembly.mix_name(name or expression, task.limit)
     builds = [(task.build(dataset), times) for dataset, times in terms]
-    mixed(task, builds, mix_name, with_fetch=with_fetch)
+    pack_and_mix(task, builds, mix_name, with_fetch=with_fetch)
 
 
-def mixed(task: Task, builds: list[tuple[Build, int]], name: str, *, with_fetch: bool) -> None:
+def pack_and_mix(task: Task, builds: list[tuple[Build, int]], name: str, *, with_fetch: bool) -> None:
     """Packs datasets and writes the mix of them; with `with_fetch` what isn't there is fetched before."""
     from datakit.mixing import assembly
     from datakit.storage.shards import ranges
@@ -157,7 +157,7 @@ def mixed(task: Task, builds: list[tuple[Build, int]], name: str, *, with_fetch:
     for build, _ in builds:
         fetch, pack = build.step_of("fetch"), build.step_of("pack")
         first = None if with_fetch else build.path_to(pack)[len(build.path_to(fetch))]
-        executed(build, task, upto=pack, first=first)
+        make_shards(build, task, upto=pack, first=first)
     if task.slice_of:
         say(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mix")
         return
@@ -169,7 +169,7 @@ def mixed(task: Task, builds: list[tuple[Build, int]], name: str, *, with_fetch:
     _show_mix(mix, where)
 
 
-def executed(
+def make_shards(
     build: Build, task: Task, *, upto: Step, first: Step | None = None, shards: list[int] | None = None
 ) -> Report:
     """Makes the shards of a dataset up to a step, with a progress bar, and says what came of it."""
@@ -226,7 +226,7 @@ def _show_mix(mix: Mix, where: str) -> None:
 @click.argument("name")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Of the trial with that limit.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@placed
+@place_options
 def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
     """Remove what later steps have made superfluous.
 
@@ -252,7 +252,7 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--as", "wanted", metavar="SOURCE", help="Which of the dataset's files it is, when its name doesn't say.")
-@placed
+@place_options
 def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
     """Use a file you have instead of downloading it.
 
@@ -280,7 +280,7 @@ def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--out", type=click.Path(), help="File to write. [beside the manifest]")
-@placed
+@place_options
 def pin(name: str, out: str | None, **place: Any) -> None:
     """Write upstream's commits and hashes to a .sums file.
 

@@ -28,7 +28,7 @@ WITHOUT = click.option(
 ACCEPT = click.option("--accept-licence", "accept", is_flag=True, help="You accept the terms that a dataset has.")
 
 
-def placed(command: F) -> F:
+def place_options(command: F) -> F:
     """Options that say where the root is and who may be connected to."""
     for option in (
         click.option("--root", metavar="DIR", help="Folder, or s3://… and its like. [DATAKIT_ROOT, else ./data]"),
@@ -69,7 +69,7 @@ class Task:
         return open_build(self.settings, name, limit=self.limit, **{**said, **choices})
 
 
-def working(command: Callable[..., Any]) -> Callable[..., Any]:
+def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of commands that make shards, given to the command as one `task`."""
 
     @functools.wraps(command)
@@ -90,7 +90,7 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         if rebuild and slice_of:
             raise UsageError("--rebuild with --slice would remove what another slice makes: rebuild first, then slice")
         choices: dict[str, Any] = {"slice_of": slice_of, "limit": limit, "rebuild": rebuild, "recipe": recipe}
-        task = Task(settings=settings, tolerates=tolerates, without=named(without), accept=accept, **choices)
+        task = Task(settings=settings, tolerates=tolerates, without=names_of(without), accept=accept, **choices)
         return command(*args, task=task, **rest)
 
     for option in (
@@ -109,15 +109,15 @@ def working(command: Callable[..., Any]) -> Callable[..., Any]:
         ACCEPT,
     ):
         with_task = option(with_task)
-    return placed(paced(with_task))
+    return place_options(pace_options(with_task))
 
 
-def named(text: str | None) -> tuple[str, ...] | None:
+def names_of(text: str | None) -> tuple[str, ...] | None:
     """The names of a list with commas; None when none was given, which isn't the same as an empty one."""
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def paced(command: F) -> F:
+def pace_options(command: F) -> F:
     """Options that say how much is done at once."""
     for option in (
         click.option("--jobs", type=int, help="Processes. [DATAKIT_JOBS, else one a core]"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from datakit.commands.options import Task, working
+from datakit.commands.options import Task, work_options
 from datakit.errors import UsageError
 from datakit.process.terminal import say, say_json
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--fallback", is_flag=True, help="Take what may stand for a dataset that upstream has lost.")
 @click.option("--dry-run", is_flag=True, help="Only print the plan: files, sizes, rows, licences, time and disk.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-@working
+@work_options
 def run(
     name: str, only: str | None, shards: str | None, fallback: bool, dry_run: bool, as_json: bool, task: Task
 ) -> None:
@@ -63,14 +63,14 @@ def _make(
     shards: dict[str, list[int] | None],
     task: Task,
 ) -> None:
-    from datakit.commands.make import executed
+    from datakit.commands.make import make_shards
     from datakit.mixing import assembly
     from datakit.process.terminal import size_text
 
     for one in builds.values():  # before the first of them, so that running again needs no flags
         one.remember()
     for dataset, one in builds.items():
-        executed(one, task, upto=one.step_of("pack"), shards=shards[dataset])
+        make_shards(one, task, upto=one.step_of("pack"), shards=shards[dataset])
     if task.slice_of:
         say(f"slice {task.slice_of} is packed; when all are, run this without --slice to write the mixes")
         return

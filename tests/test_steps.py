@@ -17,6 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from users import everything, settings, typed
 
+from datakit.commands.options import load_settings, open_build
+from datakit.engine.done import Done
+from datakit.engine.runner import execute
+from datakit.engine.work import Progress
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 # COYO in parts of two rows, so that a shard has many; and a step of each role, in every place that it may have.
@@ -189,6 +194,30 @@ def test_four_processes_share_one_shard_and_are_killed_ten_times_with_the_bytes_
     assert everything(tmp_path / "root/mixes") == everything(tmp_path / "alone/mixes")
 
 
+def test_progress_of_a_divided_step_counts_each_row_once_also_when_it_goes_on(mine, tmp_path, monkeypatch):
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    build = open_build(load_settings(), "coyo", recipe="parts")
+    fetch = build.step_of("fetch")
+
+    class Counted(Progress):
+        def __init__(self):
+            self.n = 0
+
+        def rows(self, step, n):
+            self.n += n if step == "fetch" else 0
+
+    first, second = Counted(), Counted()
+    execute(build, upto=fetch, shards=[0], jobs=2, progress=first)
+    folder = tmp_path / "root/coyo/fetch"
+    for name in ("00000", "00000-00001", "00000-00004"):
+        (folder / f"{name}.commit.json").unlink()
+    execute(build, upto=fetch, shards=[0], jobs=2, progress=second)
+
+    n_rows = len(rows_of(tmp_path / "root", "fetch"))
+    assert first.n == second.n == n_rows > 8
+
+
 def test_a_choice_after_the_fetch_drops_by_what_was_fetched(mine, tmp_path):
     typed("fetch coyo --recipe parts --shards 0", mine)
 
@@ -205,10 +234,6 @@ def test_a_choice_after_the_fetch_drops_by_what_was_fetched(mine, tmp_path):
 
 
 def test_scores_stand_beside_packed_shards_part_by_part_and_none_waits_for_another(mine, tmp_path):
-    from datakit.commands.options import load_settings, open_build
-    from datakit.engine.done import Done
-    from datakit.engine.runner import execute
-
     typed("fetch coyo --recipe parts --shards 0", mine)
     typed("build-mix coyo", mine)
     with pytest.MonkeyPatch.context() as patch:

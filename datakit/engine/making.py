@@ -48,9 +48,9 @@ class ShardStep:
         self.progress = progress
         self.ledger, self.work = self.build.ledger(step), self.build.work(step, progress)
         self.written = dict(written)  # by part: the files that this job wrote
-        self._counted = set(written)  # parts whose rows were reported
         self._commits: dict[str, Commit] = {}
         self.parts = self._parts()
+        self._counted = set(self.parts if written else ())  # parts whose rows were reported
 
     def _parts(self) -> dict[str, Rows]:
         """The parts by name, and the rows that each is made from."""

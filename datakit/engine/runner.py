@@ -16,7 +16,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -88,14 +88,14 @@ def execute(
             step.stage.prepare(build.work(step, progress))
     progress.shards(len(chosen))
     progress.shards_done(len(chosen) - len(waiting))
-    report = Report(waiting, [k for k in chosen if not todo[k]], 0, Counter(), Counter())
     making = _Making(build, steps, jobs, progress)
     making.all(waiting)
     if waiting and build.store.local:  # in a bucket only `datakit clean` asks for every commit once more
         done = Done(build, snapshot=True)
         for step in steps:
             claims.sweep(done.ledger(step), waiting)
-    return replace(report, rows=making.rows, dropped=making.dropped, faults=making.faults)
+    kept = [k for k in chosen if not todo[k]]
+    return Report(waiting, kept, making.rows, making.dropped, making.faults)
 
 
 def _listed(build: Build, done: Done, progress: Progress) -> list[int]:
@@ -153,7 +153,7 @@ class Walked(NamedTuple):
 
 
 class PartsMade(NamedTuple):
-    """Parts that a process has made, and the stamps of the files that it wrote."""
+    """Parts that are done now, and the stamps of the files that a process wrote for each of them."""
 
     shard: int
     step: str
@@ -259,8 +259,8 @@ def walk(
 ) -> Walked:
     """Takes one shard through the steps it still has to go through, from one to another by their names.
 
-    With `divide` it stops before a step of which several parts are to be made. `written` are the parts of the first
-    such step that other processes have made since.
+    With `divide` it stops before a step of which several parts are to be made. `written` are the parts of that step
+    that other processes have made since.
     """
     made: dict[str, Commit] = {}
     tries: Counter[str] = Counter()
@@ -303,7 +303,7 @@ def make_parts(build: Build, step_name: str, shard: int, names: list[str], progr
         claims.hold_to(build.ledger(step), build.step_recipe(step))
         making = ShardStep(done, step, shard, progress, {})
         making.make(names, alone=False)
-        return PartsMade(shard, step_name, making.written)
+        return PartsMade(shard, step_name, {name: making.written.get(name, {}) for name in names})
 
 
 @contextmanager

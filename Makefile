@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Tests start Python hundreds of times: what it compiles is kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test quick lint check bench bench-crawl soak wheel clean
+.PHONY: help demo test quick lint check docs bench bench-crawl soak wheel clean
 
 help: ## lists the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -38,6 +38,9 @@ lint: $(VENV)/installed ## format, lint, types, and whether what is installed fi
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pip check
+
+docs: $(VENV)/installed ## writes the pages of docs/ that are generated: commands, datasets, recipes
+	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/installed ## how long commands take to start, and to read annotations
 	$(BIN)/python benchmarks/startup.py

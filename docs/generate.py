@@ -138,7 +138,7 @@ def dataset_section(about: Manifest) -> str:
         ("lost", prose(about.lost)),
         ("in its place", f"[`{about.fallback}`](#{about.fallback}), with `--fallback`" if about.fallback else ""),
         ("size", "; ".join(expected(about, key, count) for key, count in about.expected.items())),
-        ("rows from", rows_from(about)),
+        ("rows", rows_from(about)),
         ("parts", ", ".join(f"`{about.name}.{subset}`" for subset in rows.subsets)),
         ("kept keys", ", ".join(f"`{name}` ({kind})" for name, kind in rows.attributes.items())),
         ("pictures", PICTURES[about.images.by]),
@@ -173,7 +173,7 @@ def rows_from(about: Manifest) -> str:
     if about.hub:
         commit = about.pinned.commits.get(about.hub)
         revision = f"commit `{commit}`" if commit else f"`{about.revision}`, not pinned"
-        where = f" of [{about.hub}](https://huggingface.co/datasets/{about.hub}) at {revision}"
+        where = f", from [{about.hub}](https://huggingface.co/datasets/{about.hub}) at {revision}"
     return f"{rows.format}, {' and '.join([', '.join(files[:-1]), files[-1]] if files[1:] else files)}{where}"
 
 

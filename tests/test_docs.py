@@ -18,6 +18,7 @@ from users import typed
 from datakit import catalogue, errors
 from datakit.catalogue import manifest
 from datakit.cli import cli
+from datakit.engine import pipeline
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -102,6 +103,24 @@ def test_terms_problems_and_sources_of_every_dataset_are_on_the_page():
         plain = [about.licence, about.accept, about.lost, about.homepage, about.recipe, *about.problems]
         sources = [word for s in about.images.sources.values() for word in (s.archive, s.licence, s.obtain)]
         assert [words for words in plain + sources if words not in section] == [], name
+
+
+def test_mixes_and_steps_of_every_recipe_are_on_the_page():
+    page = (DOCS / "recipes.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL))
+
+    for name, section in sections.items():
+        module = pipeline.load(name)
+        for phase, mix in getattr(module, "MIXES", {}).items():
+            assert f"| `{phase}` | `{mix}` |" in section
+        for dataset in getattr(module, "STEPS", {}).keys() - {"*"}:
+            table = section[section.rindex(f"[`{dataset}`](datasets.md") :].partition("|\n\n")[0]
+            steps = pipeline.steps(name, manifest.load(dataset))
+            assert re.findall(r"^\| `([\w-]+)` \| (\w+) \| \[`(\w+)`", table, re.MULTILINE) == [
+                (step.name, step.role, type(step.stage).__name__) for step in steps
+            ]
+    assert "`share=0.2`, `floor=0.6`" in sections["coyo_vila"]
+    assert "`tolerates=0.95`" in sections["icm_csft"]
 
 
 def headings(path):

@@ -206,7 +206,7 @@ class Step:
     name: str
     stage: Stage
     tolerates: float = 0.05
-    """Share of a part's rows that may be faults (a few always may, see runner.FEW); more stop the shard."""
+    """Share of a part's rows that may be faults (a few always may, see making.FEW); more stop the shard."""
 
     @property
     def role(self) -> Role:

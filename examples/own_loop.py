@@ -50,7 +50,7 @@ def train(mix: str, checkpoint: Path, steps: int) -> None:
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         position = stream.check_state(kept["stream"])
-    # Positions count on through the epochs. Process r of n would take range(...)[r::n].
+    # Positions count on through the epochs. trainer/data.py shares them among processes.
     loader = DataLoader(Examples(stream), batch_size=BATCH, sampler=range(position, steps * BATCH))
     for pixels, there in loader:
         loss = torch.nn.functional.binary_cross_entropy_with_logits(model(pixels), there)

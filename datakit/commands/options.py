@@ -124,7 +124,13 @@ def pace_options(command: F) -> F:
         click.option("--timeout", "timeout_s", type=int, metavar="S", help="Seconds for one picture. [30]"),
         click.option("--in-flight", type=int, metavar="N", help="URLs of a process at once, at most. [2048]"),
         click.option("--per-host", type=int, metavar="N", help="Requests of a process to one host at once. [8]"),
-        click.option("--rate", "per_host_per_s", type=int, metavar="N", help="Requests of a process to one host in a second. [50]"),
+        click.option(
+            "--rate",
+            "per_host_per_s",
+            type=int,
+            metavar="N",
+            help="Requests of a process to one host in a second. [50]",
+        ),
         click.option("--robots", is_flag=True, help="Ask each host for its robots.txt, and obey."),
     ):
         command = option(command)

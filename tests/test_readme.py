@@ -230,3 +230,28 @@ def test_every_dataset_and_recipe_is_told_of_in_the_changelog():
 
     for name in (*catalogue.names("manifests"), *catalogue.names("pipelines")):
         assert f"`{name}`" in text, name
+
+
+def anchors(path):
+    """What a link to a heading of a page may say behind its #, as GitHub makes it of the heading."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])  # tests/test_docs.py follows those of docs/
+def test_a_link_of_a_page_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (ROOT / page).parent / name if name else ROOT / page
+        assert there.is_file(), f"{target} of {page}"
+        assert not anchor or anchor in anchors(there), f"{target} of {page}"
+
+
+def test_what_make_is_to_do_is_a_target_of_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    assert [line.split()[1] for line in commands("make")][:2] == ["demo", "test"]
+    assert {line.split()[1] for line in commands("make")} <= targets
+    assert {code.split()[1] for page in PAGES for code in codes(page) if code.startswith("make ")} <= targets

@@ -30,7 +30,6 @@ from datakit.records.tables import Rows, column
 from datakit.storage.fingerprint import plain
 
 Role = Literal["list", "choose", "fetch", "pack", "score"]
-ROLES: tuple[Role, ...] = get_args(Role)
 Engine = Literal["datakit", "img2dataset"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 

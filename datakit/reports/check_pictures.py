@@ -22,7 +22,7 @@ from datakit.errors import ArchiveError, BadImage
 from datakit.formats import archives
 from datakit.formats.members import DEFLATED
 from datakit.images.extensions import TYPES, extension_of
-from datakit.images.headers import sniffed
+from datakit.images.headers import readable_type
 from datakit.upstream.finder import Finder, index_of, sources_with, table_name
 from datakit.upstream.loose import Find, Folder, decoded
 
@@ -169,7 +169,7 @@ def content(data: bytes, name: str, ref: str, full: bool) -> Found:
         yield "html", ref
         return
     try:
-        kind = images.inspect(data)[0] if full else sniffed(data)
+        kind = images.inspect(data)[0] if full else readable_type(data)
     except BadImage as error:
         yield "unreadable", f"{ref}: {error}"
         return

@@ -11,7 +11,7 @@ from typing import Any
 from datakit.add import Found
 from datakit.errors import UsageError, shortlist
 from datakit.formats import archives, jsonfile
-from datakit.records.attributes import Seen, used
+from datakit.records.attributes import SeenKeys, used_keys
 from datakit.upstream.loose import is_file
 
 REFS = 2000  # references to pictures that are compared with an archive's names
@@ -25,7 +25,7 @@ def look(path: Path, pictures: Path | None) -> Found:
     n_rows = 0
     refs: list[str] = []
     first: list[Any] = []
-    seen = Seen()
+    seen = SeenKeys()
     for chunk, rows in jsonfile.chunks(path):
         n_rows += chunk.n_rows
         first = first or rows[:100]
@@ -70,7 +70,7 @@ def _folder(found: Found, folder: Path, refs: list[str]) -> None:
     found.note("pictures", text, problem=bool(outside) or not counts[best])
 
 
-def json_rows(found: Found, rows: list[Any], name: str, seen: Seen) -> str:
+def json_rows(found: Found, rows: list[Any], name: str, seen: SeenKeys) -> str:
     """Says which reader the rows of a JSON need, and which of the keys seen are kept as attributes.
 
     Raises UsageError for rows of another kind.
@@ -92,7 +92,7 @@ def json_rows(found: Found, rows: list[Any], name: str, seen: Seen) -> str:
     found.note("columns", columns_text(columns))
     if not is_llava:
         found.annotations["columns"] = columns
-    keep(found, *seen.kinds(used(found.reader, {} if is_llava else columns)))
+    keep(found, *seen.kinds(used_keys(found.reader, {} if is_llava else columns)))
     return "JSON, LLaVA's conversations" if is_llava else "JSON, messages"
 
 

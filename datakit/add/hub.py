@@ -18,7 +18,7 @@ from datakit.errors import DownloadError, SourceError, UsageError, nearest, shor
 from datakit.formats import webdataset
 from datakit.process.terminal import size_text
 from datakit.readers import webdataset as samples
-from datakit.records.attributes import Seen, of_arrow, refused
+from datakit.records.attributes import SeenKeys, kind_of_arrow, why_refused
 from datakit.web.addresses import HubFile
 from datakit.web.downloads import tried
 from datakit.web.hosts import Hosts
@@ -145,12 +145,12 @@ def _lines(lines: list[str]) -> str:
 
 def _hub_json(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
     found.annotations["rows_per_shard"] = ROWS_PER_SHARD
-    rows, used = _json_head(head)
-    seen = Seen()
+    rows, n_bytes = _json_head(head)
+    seen = SeenKeys()
     for row in rows:
         seen.add(row)
     what = json_rows(found, rows, files[0], seen)
-    n_rows = round(len(rows) * sum(map(hub.files.__getitem__, files)) / used)
+    n_rows = round(len(rows) * sum(map(hub.files.__getitem__, files)) / n_bytes)
     whole = len(head) == hub.files[files[0]] and len(files) == 1
     found.expected = {"rows" if whole else "rows_about": n_rows}
     if not whole:
@@ -193,8 +193,8 @@ def _hub_parquet(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
     named, told_by = columns(schema, f"{files[0]} of {hub.repo}")
     found.annotations["columns"] = named
     found.note("columns", columns_text(named))
-    others = {name: of_arrow(schema.field(name).type) for name in schema.names if name not in named.values()}
-    reasons = {name: refused(name, ()) or "" if kind else "JSON has no such type" for name, kind in others.items()}
+    others = {name: kind_of_arrow(schema.field(name).type) for name in schema.names if name not in named.values()}
+    reasons = {name: why_refused(name, ()) or "" if kind else "JSON has no such type" for name, kind in others.items()}
     said = [f"key {name!r} ({schema.field(name).type}) isn't kept: {why}" for name, why in reasons.items() if why]
     keep(found, {name: kind for name, kind in others.items() if kind and not reasons[name]}, said)
     held = named.get("image")

@@ -329,12 +329,12 @@ def _check_attributes(manifest: Manifest, wrong: Wrong) -> None:
     if rows.attributes and manifest.reader not in attributes.READERS:
         known = " and ".join(attributes.READERS)
         raise wrong(["annotations", "attributes"], f"only {known} keep keys of rows, not the reader {manifest.reader}")
-    taken = attributes.used(manifest.reader, rows.columns)
+    taken = attributes.used_keys(manifest.reader, rows.columns)
     for name, kind in rows.attributes.items():
         if kind not in attributes.KINDS:
             what = f"unknown type {kind!r}. {nearest(kind, attributes.KINDS)}"
             raise wrong(["annotations", "attributes", name], what)
-        if why := attributes.refused(name, taken):
+        if why := attributes.why_refused(name, taken):
             raise wrong(["annotations", "attributes", name], f"it can't be kept, {why}")
 
 

@@ -37,7 +37,7 @@ def write_choices(store: Store, folder: str, **chosen: Any) -> None:
     """Writes down what was chosen, if it differs; what isn't named stays as it is by then, whoever chose it."""
     if not _differ(read_choices(store, folder), chosen):
         return
-    with store.held(f"{folder}/.choices.lock"):
+    with store.lock(f"{folder}/.choices.lock"):
         now = structs.replace(read_choices(store, folder), **chosen)
         store.write(f"{folder}/{_FILE}", msgspec.json.encode(now) + b"\n")
 

@@ -94,7 +94,7 @@ class ShardStep:
             where = ", ".join(f"{self.ledger.folder}/{part}" for part in lost)
             log.warning("another job wrote %s at the same time", where)
             for part in self.parts.keys() & lost:
-                claims.settle(self.ledger, part)
+                claims.withdraw_unless_whole(self.ledger, part)
             self._commits, self.written = {}, {}
         raise DatakitError(
             f"another job keeps writing to {self.ledger.folder}/{name}: let only one of them work on a shard, "
@@ -111,7 +111,7 @@ class ShardStep:
                 for name in todo:
                     with ExitStack() as claimed:
                         if not alone:
-                            claimed.enter_context(claims.held(self.ledger, name))
+                            claimed.enter_context(claims.shard_lock(self.ledger, name))
                         if (name != todo[0] or not alone) and self._take(name):
                             break  # what is opened begins anew without it
                         with suppress(_Taken):
@@ -134,7 +134,7 @@ class ShardStep:
         """Makes a part and commits it, unless it is the shard's only one. Raises _Taken."""
 
         def last_look() -> None:
-            claims.hold_to(self.ledger, self.build.step_recipe(self.step))
+            claims.check_recipe(self.ledger, self.build.step_recipe(self.step))
             if self._take(name):
                 raise _Taken
 
@@ -199,7 +199,7 @@ def committed_rows(build: Build, step: Step, shard: int, parts: list[Part]) -> R
 def check_tables(ledger: Ledger, parts: list[Part]) -> None:
     """Raises SourceError when a table that is about to be read isn't as it was committed. Tars check their pictures."""
     for part in parts:
-        if wrong := ledger.wrong(part.table):
+        if wrong := ledger.file_problem(part.table):
             raise SourceError(
                 f"{ledger.store.root}/{ledger.folder}/{part.table.name} can't be used: {wrong}. Run "
                 "`datakit verify --repair`, which says how to have it again"

@@ -282,14 +282,14 @@ def walk(
             if tries[step.name] > TRIES:
                 raise _never_done(build, step.name, shard)
             try:
-                claims.hold_to(build.ledger(step), build.step_recipe(step))
+                claims.check_recipe(build.ledger(step), build.step_recipe(step))
                 making = ShardStep(done, step, shard, progress, written)
                 if divide and len(left := making.undone()) > 1:
                     return Walked(shard, list(made.values()), Divided(shard, step.name, left))
                 made[step.name] = making.commit()
                 written = {}
             except (OSError, DatakitError) as error:
-                claims.hold_to(build.ledger(step), build.step_recipe(step))
+                claims.check_recipe(build.ledger(step), build.step_recipe(step))
                 if not isinstance(error, Changed) or tries[step.name] == TRIES:
                     raise
     return Walked(shard, list(made.values()), None)
@@ -300,7 +300,7 @@ def make_parts(build: Build, step_name: str, shard: int, names: list[str], progr
     step = build.step(step_name)
     done = Done(build)
     with _alone(build, step, shard, shared=True):
-        claims.hold_to(build.ledger(step), build.step_recipe(step))
+        claims.check_recipe(build.ledger(step), build.step_recipe(step))
         making = ShardStep(done, step, shard, progress, {})
         making.make(names, alone=False)
         return PartsMade(shard, step_name, {name: making.written.get(name, {}) for name in names})
@@ -312,6 +312,6 @@ def _alone(build: Build, step: Step, shard: int, *, shared: bool = False) -> Ite
     with ExitStack() as claimed:
         before = build.step_before(step)
         if before is not None:
-            claimed.enter_context(claims.held(build.ledger(before), shard_name(shard), shared=True))
-        claimed.enter_context(claims.held(build.ledger(step), shard_name(shard), shared=shared))
+            claimed.enter_context(claims.shard_lock(build.ledger(before), shard_name(shard), shared=True))
+        claimed.enter_context(claims.shard_lock(build.ledger(step), shard_name(shard), shared=shared))
         yield

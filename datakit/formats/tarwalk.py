@@ -15,14 +15,14 @@ _MAX_NAME_BYTES = 1 << 20  # of a GNU long name or a pax header
 
 
 def is_header(block: bytes) -> bool:
-    """Whether a block's checksum is its own; old tars summed signed bytes."""
+    """Whether a block is a header with the right checksum; old tars summed signed bytes."""
     try:
         stated = int(block[148:156].strip(b" \0") or b"x", 8)
     except ValueError:
         return False
-    summed = block[:148] + b" " * 8 + block[156:].rstrip(b"\0")
-    total = sum(summed)
-    return stated == total or stated == total - 256 * sum(b > 127 for b in summed)
+    without_checksum = block[:148] + b" " * 8 + block[156:].rstrip(b"\0")
+    total = sum(without_checksum)
+    return stated == total or stated == total - 256 * sum(b > 127 for b in without_checksum)
 
 
 def _number(archive: ArchiveFile, field: bytes, at: int) -> int:
@@ -52,7 +52,7 @@ def _after_header(archive: ArchiveFile, block: bytes, at: int) -> int:
 
 
 def _data_bytes(archive: ArchiveFile, block: bytes, at: int, pax: Mapping[bytes, bytes]) -> int:
-    """The length of a member's data: as a pax header before it says, or as it says itself."""
+    """The length of a member's data: from the pax header before it if there is one, else from its own header."""
     stated = _number(archive, block[124:136], at)
     if block[156:157] in b"123456":
         return 0  # links, devices and folders have no data, whatever they say
@@ -60,7 +60,7 @@ def _data_bytes(archive: ArchiveFile, block: bytes, at: int, pax: Mapping[bytes,
 
 
 def _extension(archive: ArchiveFile, kind: bytes, at: int, size: int) -> dict[bytes, bytes]:
-    """What a header that describes the next members says of them, by pax's keys."""
+    """The attributes, by pax key, that an extension header gives to the members after it."""
     if size > _MAX_NAME_BYTES:
         archive.fail(at, f"a tar extension header of {size} bytes")
     body = archive.at(at, size)

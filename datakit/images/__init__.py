@@ -360,12 +360,12 @@ def _flatten(image: Image, icc: bytes) -> Pixels:
     """8-bit grey or RGB of an open image, laid over white."""
     from PIL import Image
 
-    clear = image.info.get("transparency")
+    transparency = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         deep = np.asarray(image)
         pixels = (deep >> 8).astype(np.uint8)
-        if isinstance(clear, int):
-            pixels[deep == clear] = 255
+        if isinstance(transparency, int):
+            pixels[deep == transparency] = 255
         return apply_profile(Image.fromarray(pixels), icc)
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
@@ -374,11 +374,11 @@ def _flatten(image: Image, icc: bytes) -> Pixels:
     if image.mode not in ("1", "L", "P", "RGB", "YCbCr", "LA", "PA", "RGBA"):
         raise BadImage("unsupported", f"pixels of mode {image.mode}")
     flat = "L" if image.mode in ("1", "L", "LA") else "RGB"
-    if image.mode in ("LA", "PA", "RGBA") or clear is not None:
+    if image.mode in ("LA", "PA", "RGBA") or transparency is not None:
         try:
-            sheer = image.convert("RGBA")
+            with_alpha = image.convert("RGBA")
         except _PILLOW_FAULTS as error:  # a transparent colour that the mode doesn't have
-            raise BadImage("corrupt", f"transparency {clear!r} in mode {image.mode}") from error
-        image = Image.new(flat, sheer.size, "white")
-        image.paste(sheer.convert(flat), mask=sheer.getchannel("A"))
+            raise BadImage("corrupt", f"transparency {transparency!r} in mode {image.mode}") from error
+        image = Image.new(flat, with_alpha.size, "white")
+        image.paste(with_alpha.convert(flat), mask=with_alpha.getchannel("A"))
     return apply_profile(image.convert(flat), icc)

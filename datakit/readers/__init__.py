@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from datakit.catalogue.manifest import Manifest
 from datakit.errors import ManifestError, shortlist
-from datakit.formats.jsonfile import Mended
-from datakit.formats.parquetrows import Unreadable
+from datakit.formats.jsonfile import RepairedRow
+from datakit.formats.parquetrows import UnreadableRow
 from datakit.records import attributes
 from datakit.records.record import Message
 
@@ -57,7 +57,7 @@ def schema(manifest: Manifest) -> pa.Schema:
     """The columns of a listing: the reader's, and the attributes that the manifest names."""
     found: pa.Schema = load(manifest).SCHEMA
     for name, kind in manifest.annotations.attributes.items():
-        found = found.append(pa.field(name, attributes.arrow(kind)))
+        found = found.append(pa.field(name, attributes.arrow_type(kind)))
     return found
 
 
@@ -77,12 +77,12 @@ def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
         read = _checked(read, module)
 
     def noted(row: Any, number: int) -> Any:
-        if isinstance(row, Unreadable):
+        if isinstance(row, UnreadableRow):
             return row.reason
         record = read(row, number)
         if isinstance(record, str):
             return record
-        repairs = ["surrogate"] if isinstance(row, Mended) and "repairs" in module.SCHEMA.names else []
+        repairs = ["surrogate"] if isinstance(row, RepairedRow) and "repairs" in module.SCHEMA.names else []
         if kinds:
             found, misfit = attributes.values(row, kinds)
             record.attrs.update(found)

@@ -70,7 +70,7 @@ def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Itera
     One whose url, text or hash isn't UTF-8 is rejected as `not_utf8`, one without an id as `no_id`; of several with one
     id the first is kept, the others are `same_id`; one without a caption is `empty_answer`.
     """
-    with parquetrows.opened(path, (["id"], 1 << 20), (list(NEEDED), BATCH), anew=_ANEW) as file:
+    with parquetrows.open_file(path, (["id"], 1 << 20), (list(NEEDED), BATCH), remedy=_ANEW) as file:
         _check(file.schema, path)
         left = file.rows if stop is None else min(stop, file.rows)
         again = _repeated(file, left)
@@ -81,17 +81,17 @@ def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Itera
                 return
             same = None if again is None else pa.array(again[at : at + batch.num_rows])
             at += batch.num_rows
-            if (readable := parquetrows.readable(batch, TEXTS)) is not None:
-                reject("not_utf8", pc.sum(pc.invert(readable)).as_py())
-                batch, same = batch.filter(readable), None if same is None else same.filter(readable)
+            if (utf8_rows := parquetrows.utf8_rows(batch, TEXTS)) is not None:
+                reject("not_utf8", pc.sum(pc.invert(utf8_rows)).as_py())
+                batch, same = batch.filter(utf8_rows), None if same is None else same.filter(utf8_rows)
             good = pc.is_valid(batch["id"])
             if same is not None:
                 reject("same_id", pc.sum(pc.and_(good, same)).as_py() or 0)
                 good = pc.and_not(good, same)
             reject("no_id", batch["id"].null_count)
-            said = pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(batch["text"].cast(pa.string()), "")), "")
-            reject("empty_answer", pc.sum(pc.and_not(good, said)).as_py() or 0)
-            good = pc.and_(good, said)
+            has_text = pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(batch["text"].cast(pa.string()), "")), "")
+            reject("empty_answer", pc.sum(pc.and_not(good, has_text)).as_py() or 0)
+            good = pc.and_(good, has_text)
             yield _records(batch.filter(good), dataset)
 
 
@@ -118,7 +118,7 @@ def _check(schema: pa.Schema, path: Path) -> None:
             raise SourceError(f"{path}: column {name!r} is of type {schema.field(name).type}. {_CHANGED}")
 
 
-def _repeated(file: parquetrows.Opened, rows: int) -> npt.NDArray[np.bool_] | None:
+def _repeated(file: parquetrows.OpenFile, rows: int) -> npt.NDArray[np.bool_] | None:
     """A mark for each row whose id an earlier one has; None when the ids rise, as Spark gives them."""
     columns = [b["id"] for b in file.batches()]
     filled = [pc.fill_null(c.cast(pa.int64()), _NO_ID).to_numpy(zero_copy_only=False) for c in columns]

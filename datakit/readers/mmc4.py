@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from datakit.errors import SourceError
 from datakit.readers.llava import Row
-from datakit.records.interleaved import INTERLEAVED, SENTENCES, SIMILARITY, document, fitting, laid_out
+from datakit.records.interleaved import INTERLEAVED, SENTENCES, SIMILARITY, document, lay_out, similarity_matrix
 from datakit.records.record import problem
 from datakit.records.tables import REFS
 
@@ -54,7 +54,7 @@ def read(row: Any, number: int) -> Row | str:
         return "empty_answer"
     matrix, places = _matrix(row, len(refs), len(sentences)), _places(found, len(sentences))
     if places is not None:
-        messages, order = laid_out(sentences, places)
+        messages, order = lay_out(sentences, places)
     elif matrix is not None:
         messages, order = document(sentences, matrix, len(refs))
     else:
@@ -76,7 +76,7 @@ def read(row: Any, number: int) -> Row | str:
 def _matrix(row: dict[str, Any], n_images: int, n_sentences: int) -> Any:
     """Upstream's similarities as they are, None when they can't be matched by."""
     try:
-        fitting(row.get("similarity_matrix"), n_images, n_sentences)
+        similarity_matrix(row.get("similarity_matrix"), n_images, n_sentences)
     except SourceError:
         return None
     return row["similarity_matrix"]

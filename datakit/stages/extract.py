@@ -16,7 +16,7 @@ from datakit.catalogue.manifest import Manifest
 from datakit.engine.stage import Chosen, Cost, Role, Stage
 from datakit.engine.work import Out, Work
 from datakit.errors import BadImage, SourceError
-from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
+from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_pictures
 from datakit.stages.locate import with_repair
 from datakit.upstream.annotations import about, numbered
 from datakit.upstream.loose import Find, Folder, decoded, folder_state
@@ -87,7 +87,7 @@ class Extract(Stage):
                 mended.append(any(repaired for _, repaired in made))
                 out.fail(failures(places[-1]))
             work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in places for p in row))
-            yield with_places(with_repair(batch, mended), places, schema)
+            yield with_pictures(with_repair(batch, mended), places, schema)
 
 
 def _place(key: str, at: int, n: int, ref: str, out: Out) -> tuple[LocatedPicture, bool]:

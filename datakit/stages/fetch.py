@@ -26,7 +26,7 @@ from datakit.records.tables import (
     located_picture,
     refs_of,
     with_images,
-    with_places,
+    with_pictures,
 )
 from datakit.web.crawl import Fetched, crawl
 
@@ -154,7 +154,7 @@ class Fetch(Stage):
             for row in places:
                 out.fail(failures(row))
             work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in places for p in row))
-            yield with_places(batch, places, schema)
+            yield with_pictures(batch, places, schema)
 
     def place(self, got: Fetched[Got], key: str, at: int, n: int, out: Out) -> LocatedPicture:
         """Where picture `at` of the `n` of a row stands, once it is written; or why it doesn't."""

@@ -15,9 +15,9 @@ from datakit.engine.stage import Chosen, Cost, Role, Stage
 from datakit.engine.work import Out, Work
 from datakit.errors import ArchiveError, DownloadError, Incomplete
 from datakit.formats import archives
-from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
+from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_pictures
 from datakit.storage.fingerprint import plain
-from datakit.storage.store import locked
+from datakit.storage.store import file_lock
 from datakit.upstream.finder import Finder, Found, asked_for, by_hand, open_index, sources_with
 from datakit.web import derived
 from datakit.web.downloads import check_unedited
@@ -83,7 +83,7 @@ class Locate(Stage):
         done = work.download(archive, in_place=True)  # of one's own, 200 GB aren't there twice
         path = done.path
         index = archives.index_path(path)
-        with locked(index.with_name(f"{index.name}.lock")):
+        with file_lock(index.with_name(f"{index.name}.lock")):
             if not _fits(index, path, done.sha256):
                 open_index.cache_clear()
                 derived.remove(index)
@@ -127,7 +127,7 @@ class Locate(Stage):
                 places.append([_place(ref, one) for ref, one in found])
                 mended.append(any(isinstance(one, Found) and one.repaired for _, one in found))
                 out.fail([why for why in failures(places[-1]) if why != "left_out"])  # a choice, not a fault
-            yield with_places(with_repair(batch, mended), places, schema)
+            yield with_pictures(with_repair(batch, mended), places, schema)
 
 
 def _place(ref: str, found: Found | str) -> LocatedPicture:

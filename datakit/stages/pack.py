@@ -228,7 +228,7 @@ def _matched_again(row: dict[str, Any], about: dict[str, Any], gone: Collection[
     n_images, similarity = len(row["images"]), about[interleaved.SIMILARITY]
     if similarity is not None:
         return interleaved.document(about[interleaved.SENTENCES], similarity, n_images, gone)
-    messages = interleaved.without(decode_messages(row["messages"]), gone)
+    messages = interleaved.without_images(decode_messages(row["messages"]), gone)
     return interleaved.Document(messages, [at for at in range(n_images) if at not in gone])
 
 

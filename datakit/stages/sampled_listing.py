@@ -26,7 +26,7 @@ from datakit.catalogue.manifest import Manifest
 from datakit.engine.stage import Role, Stage
 from datakit.engine.work import Out, Work
 from datakit.errors import Incomplete, ManifestError, SourceError
-from datakit.formats.parquetrows import Unreadable, values
+from datakit.formats.parquetrows import UnreadableRow, batch_rows
 from datakit.records.record import encode
 from datakit.records.tables import Rows, as_batches
 from datakit.storage import sealed
@@ -99,7 +99,7 @@ class SampledListing(Stage):
         def waiting() -> None:
             log.warning("waiting for another job, which plans %s", work.manifest.name)
 
-        with work.store.held(work.path(".plan.lock"), waiting=waiting):  # two could find upstream at two commits
+        with work.store.lock(work.path(".plan.lock"), on_wait=waiting):  # two could find upstream at two commits
             self._plan(work)
 
     def _plan(self, work: Work) -> None:
@@ -160,7 +160,7 @@ class SampledListing(Stage):
         for place, wanted in self._places(plan, work.limit, shard):
             file = plan.files[place]
             for row, found in zip(wanted, _read(work, plan, file, wanted), strict=True):
-                record = found.reason if isinstance(found, Unreadable) else read(found, number)
+                record = found.reason if isinstance(found, UnreadableRow) else read(found, number)
                 if isinstance(record, str):
                     out.reject(record)
                 else:
@@ -294,7 +294,7 @@ def _metadata(work: Work, file: RangedFile, footer: bytes) -> pq.FileMetaData:
     return metadata
 
 
-def _read(work: Work, plan: _Plan, about: _File, wanted: list[int]) -> Iterator[dict[str, Any] | Unreadable]:
+def _read(work: Work, plan: _Plan, about: _File, wanted: list[int]) -> Iterator[dict[str, Any] | UnreadableRow]:
     """Rows of a file in rising order, each as its columns' values; one batch of one row group is in memory."""
     columns = list(readers.load(work.manifest).COLUMNS)
     address = str(HubFile(repo=plan.hub, revision=plan.commit, path=about.path))
@@ -341,7 +341,7 @@ def _taken(parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[i
         while row is not None and row < at + batch.num_rows:
             here.append(row - at)
             row = next(left, None)
-        yield from values(batch.take(pa.array(here, pa.int64())))
+        yield from batch_rows(batch.take(pa.array(here, pa.int64())))
         at += batch.num_rows
         if row is None:
             return

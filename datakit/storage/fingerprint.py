@@ -1,4 +1,4 @@
-"""Fingerprints: what an object is, as canonical JSON and its sha256; and how two of them differ."""
+"""Fingerprints: the sha256 of an object's canonical JSON, and the fields in which two objects differ."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from datakit.errors import ManifestError
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: dataclasses become their fields, enums their values, tuples lists.
+    """A value in the types of JSON: dataclasses become their fields, enums their values, tuples lists.
 
-    Raises ManifestError for what no text can stand for, such as a function.
+    Raises ManifestError for a value without a JSON form, such as a function.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -34,7 +34,7 @@ def plain(value: Any) -> Any:
 
 
 def canonical(value: Any) -> bytes:
-    """One spelling for equal values: sorted keys, no spaces."""
+    """JSON with sorted keys and no spaces, the same bytes for equal values."""
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -50,8 +50,8 @@ def changes(old: Any, new: Any, name: str = "") -> list[str]:
         for key in sorted(old.keys() | new.keys()):
             lines += changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
         return lines
-    return [] if plain(old) == plain(new) else [f"{name}: {_shown(old)} -> {_shown(new)}"]
+    return [] if plain(old) == plain(new) else [f"{name}: {_as_text(old)} -> {_as_text(new)}"]
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return "(nothing)" if value is None else json.dumps(plain(value), ensure_ascii=False)

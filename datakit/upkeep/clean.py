@@ -207,7 +207,7 @@ def _by_shard(build: Build, files: list[File]) -> list[tuple[Step, str, list[Fil
 
 def _remove(build: Build, step: Step, shard: str, files: list[File]) -> list[File]:
     """Removes files of a shard unless another job works on it, or has made them needed again. Returns what went."""
-    with claims.held(build.ledger(step), shard, wait=False) as ours:
+    with claims.shard_lock(build.ledger(step), shard, wait=False) as ours:
         if not ours or not _served(Done(build), step, int(shard)):
             return []
         for file in files:

@@ -27,12 +27,12 @@ from datakit.errors import Incomplete, MixError, UsageError, shortlist
 from datakit.formats.members import clean_name
 from datakit.images.extensions import is_exported
 from datakit.readers.llava import MARK, NAMES, written
-from datakit.records.attributes import arrow, column_value
+from datakit.records.attributes import arrow_type, column_value
 from datakit.records.interleaved import INTERLEAVED
 from datakit.records.record import Record, decode, encode
 from datakit.records.tables import Rows
 from datakit.storage.fingerprint import changes
-from datakit.storage.ledger import wrong_bytes
+from datakit.storage.ledger import bytes_problem
 from datakit.storage.store import Store
 from datakit.stream import mixfile as mixes
 from datakit.stream.mixfile import MixPart, MixShard
@@ -156,7 +156,7 @@ def _samples(store: Store, shard: MixShard, progress: Progress) -> Iterator[tupl
     """Records of a tar with their pictures, in its order."""
     tar, index = (mixes.locate("mixes/export", name) for name in (shard.tar, shard.index))
     for name, size, xxh3 in ((tar, shard.size_bytes, shard.xxh3), (index, None, shard.index_xxh3)):
-        if wrong := wrong_bytes(store, name, size, xxh3):
+        if wrong := bytes_problem(store, name, size, xxh3):
             raise MixError(f"{name!r} can't be used: {wrong}. `datakit verify --repair` says how to have it again")
     rows = Rows(store, 0, ((index, shard.samples),), 0, shard.samples)
     with store.open(tar) as file:
@@ -262,7 +262,7 @@ def _write_parquet(
     )
     schema = HF_SCHEMA.with_metadata({"huggingface": about})
     for name, kind in attributes.items():
-        schema = schema.append(pa.field(name, arrow(kind)))
+        schema = schema.append(pa.field(name, arrow_type(kind)))
     rows: list[dict[str, Any]] = []
     size = 0
     with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=1) as writer:

@@ -51,7 +51,7 @@ def _take_back(holding: Holding, broken: list[Broken], hashes: Collection[str]) 
         for shard, parts in sorted(seeds[step].items()):
             if shard not in there:
                 continue
-            with claims.held(ledger, shard):
+            with claims.shard_lock(ledger, shard):
                 for part in [None] if None in parts else sorted(parts, key=str):
                     ledger.discard(shard, part)
                     names.append(f"{ledger.folder}/{part or shard}")

@@ -25,7 +25,7 @@ from datakit.engine.pool import Call, run_calls
 from datakit.engine.stage import Engine
 from datakit.engine.work import Progress, Work
 from datakit.errors import Incomplete, UsageError, nearest
-from datakit.records.tables import LocatedPicture, Rows, with_places
+from datakit.records.tables import LocatedPicture, Rows, with_pictures
 from datakit.stages.fetch import Fetch
 from datakit.storage import claims
 from datakit.storage.ledger import Commit, Ledger, Part
@@ -152,7 +152,7 @@ def retry_shard(
     assert isinstance(stage, Fetch)  # retry has seen to it
     stage = replace(stage, engine=engine or stage.engine)
     report = Report()
-    with claims.held(ledger, shard_name(shard)):
+    with claims.shard_lock(ledger, shard_name(shard)):
         whole = ledger.read(shard_name(shard))
         if whole is None or not Done(build).has(step, shard, files=True):
             raise Incomplete(
@@ -213,7 +213,7 @@ def _patched(
                     after[places[at]["outcome"]] += 1
                     n_tried += 1
             work.progress.rows(work.step, n_tried)
-            files.write(with_places(batch, listed, schema))
+            files.write(with_pictures(batch, listed, schema))
     report.before += before
     report.after += after
     for outcome, n in after.items():

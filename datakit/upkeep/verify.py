@@ -159,7 +159,7 @@ def _step(one: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str | Bro
     if (data := one.store.read(f"{ledger.folder}/{PLAN}")) is not None:
         where = f"{ledger.folder}/{PLAN}"
         yield where if sealed.is_whole(data) else Broken(where, "the plan is damaged", cures, Made(one.folder, step))
-    cleaned = ledger.cleaned()
+    cleaned = ledger.cleaned_names()
     for name in names:
         shard = shard_of(name)
         if (commit := commits.get(name)) is None:
@@ -183,7 +183,7 @@ def _part(
         if file.name in cleaned and one.store.size(where) is None:
             whole = False
             continue
-        if ledger.wrong(file) and (wrong := _still_wrong(ledger, shard, part.name, file)):
+        if ledger.file_problem(file) and (wrong := _still_wrong(ledger, shard, part.name, file)):
             whole = False
             yield Broken(where, wrong, cures, Made(one.folder, step, shard, part.name))
         else:
@@ -195,12 +195,12 @@ def _part(
 
 def _still_wrong(ledger: Ledger, shard: str, part: str, file: File) -> str | None:
     """What is wrong with a committed file, looked at once more while no other job works on its shard."""
-    with claims.held(ledger, shard, wait=False) as ours:
+    with claims.shard_lock(ledger, shard, wait=False) as ours:
         commit = ledger.read(shard) or ledger.read(part)
         if not ours or commit is None or file not in (f for one in commit.parts for f in one.files()):
             log.warning("%s/%s isn't checked: another job works on it", ledger.folder, file.name)
             return None
-        return None if file.name in ledger.cleaned() else ledger.wrong(file)
+        return None if file.name in ledger.cleaned_names() else ledger.file_problem(file)
 
 
 def _wrong_pictures(store: Store, folder: str, part: Part) -> str | None:
@@ -254,7 +254,7 @@ def _mix_commands(store: Store) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in store.names("mixes"):
         limit = name.partition("@limit-")[2]
-        terms, command = mix.told(store.read(f"mixes/{name}/mix.json") or b"", name)
+        terms, command = mix.terms_and_command(store.read(f"mixes/{name}/mix.json") or b"", name)
         for dataset, _ in terms:
             found.setdefault(f"{dataset}@limit-{limit}" if limit else dataset, []).append(command)
     return found
@@ -299,7 +299,7 @@ def _download(store: Store, path: Path, sha256: str, cures: tuple[str, ...]) -> 
 def _mix(store: Store, name: str) -> str | Broken:
     """A mix, which must name packed tars as their commits have them."""
     where = f"mixes/{name}/mix.json"
-    cure = (mix.told(store.read(where) or b"", name)[1],)
+    cure = (mix.terms_and_command(store.read(where) or b"", name)[1],)
     try:
         found, base = mix.read(_mix_path(store, name))
         if found.name != name:

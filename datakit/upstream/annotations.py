@@ -28,7 +28,7 @@ from datakit.formats import archives, jsonfile
 from datakit.readers import About
 from datakit.storage import sealed
 from datakit.storage.refusals import storage_errors
-from datakit.storage.store import Sink, locked, published, sweep, temporary
+from datakit.storage.store import Sink, atomic_file, file_lock, sweep, temporary_file
 from datakit.web import derived
 from datakit.web.sidecars import Downloaded
 
@@ -227,10 +227,10 @@ def _member(work: Work, path: Path, sha256: str) -> Path:
     if not inside:
         return path
     out = path.with_name(f"{path.name}{INSIDE}{Path(inside).suffix}")
-    with locked(out.with_name(f"{out.name}.lock")):
+    with file_lock(out.with_name(f"{out.name}.lock")):
         if not derived.fits(out, sha256):
             derived.remove(out)
-            with published(out) as sink:
+            with atomic_file(out) as sink:
                 _take_out(path, inside, sink)
             derived.declare(out, sha256)
     return out
@@ -247,7 +247,7 @@ def _json(work: Work, path: Path) -> Iterator[Path]:
     if not os.access(folder, os.W_OK):  # a root that can only be read
         folder = Path(tempfile.gettempdir())
         sweep(folder)
-    with temporary(folder / f"{path.name}{INSIDE}", suffix=Path(inside).suffix) as (raw, out):
+    with temporary_file(folder / f"{path.name}{INSIDE}", suffix=Path(inside).suffix) as (raw, out):
         _take_out(path, inside, Sink(raw, out))
         with storage_errors(out):
             raw.flush()

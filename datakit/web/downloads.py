@@ -26,7 +26,7 @@ from typing import TypeVar
 
 from datakit.errors import DownloadError, Incomplete, SourceError, UsageError
 from datakit.storage.refusals import storage_errors
-from datakit.storage.store import locked, replace
+from datakit.storage.store import file_lock, replace
 from datakit.web.addresses import HubFile, LocalFile, Source, WebFile, parse
 from datakit.web.hosts import Hosts
 from datakit.web.own import OwnFile
@@ -269,7 +269,7 @@ def _alone(path: Path) -> Iterator[None]:
     """Nobody else makes this download meanwhile."""
     lock = path.with_name(path.name + ".lock")
     _swept(path.parent)
-    with locked(lock):
+    with file_lock(lock):
         yield
         lock.unlink(missing_ok=True)
 

@@ -276,8 +276,8 @@ def test_adopting_what_is_linked_already_links_it_again(mine, tmp_path):
 
 TAKES_OUT = """
 import pathlib, sys
-from datakit.storage.store import temporary
-with temporary(pathlib.Path(sys.argv[1]), suffix=".json") as (raw, path):
+from datakit.storage.store import temporary_file
+with temporary_file(pathlib.Path(sys.argv[1]), suffix=".json") as (raw, path):
     raw.write(b"x" * 1000)
     print(path, flush=True)
     sys.stdin.read()

@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--urls", type=int, default=20_000, help="of a shard")
     args = parser.parse_args()
     print(head(), flush=True)
-    memory.spare()  # as the command line does
+    memory.reduce_overhead()  # as the command line does
     with (
         tempfile.TemporaryDirectory(prefix="datakit-soak-") as scratch,
         Web(webserver.pictures()) as web,

@@ -74,7 +74,7 @@ def _retry(
     from datakit.storage.shards import parse_slice, ranges
     from datakit.upkeep.retry import parse_where, retry
 
-    memory.spare()
+    memory.reduce_overhead()
     with ProgressBars(build.folder, noun="URLs") as progress:
         report = retry(
             build,
@@ -178,7 +178,7 @@ def make_shards(
     from datakit.process import memory
     from datakit.storage.shards import parse_slice
 
-    memory.spare()
+    memory.reduce_overhead()
     if build.choices.recipe and task.recipe is None:
         say(f"{build.folder}: recipe {build.recipe!r}, as it was chosen before")
     if build.choices.without and task.without is None:

@@ -46,7 +46,7 @@ def run_calls(
     queue = context.SimpleQueue()
     ear = threading.Thread(target=_relay, args=(queue, progress), daemon=True)
     ear.start()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(queue, terminal.level()))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(queue, terminal.log_level()))
     workers: Mapping[int, Any] = {}
     rest, following = iter(calls), deque[Call]()
     running: set[Future[Any]] = set()
@@ -134,9 +134,9 @@ def _begin(queue: Any, level: int) -> None:
     """In a new worker: Ctrl-C is the parent's to handle, and a worker doesn't outlive its parent."""
     global _queue
     _queue = queue
-    memory.spare()
-    terminal.open_doors()
-    terminal.listen(level)
+    memory.reduce_overhead()
+    terminal.open_standard_streams()
+    terminal.show_logs(level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -169,7 +169,7 @@ def _call(sealed: Any) -> Any:
         function, arguments = pickle.loads(sealed)  # noqa: S301 - our own parent's
         return function(*arguments, _Relayed())
     except BaseException as error:
-        told = usercode.portable(error)
+        told = usercode.portable_error(error)
         if _crosses(told):
             if told is error:
                 raise

@@ -148,7 +148,7 @@ class _Engine(Generic[T]):
         self._call(self._stopping.set)
         self._thread.join()
         self._spool.close()
-        memory.give_back()
+        memory.release()
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         try:

@@ -27,7 +27,7 @@ from datakit.engine.work import Out, Work
 from datakit.errors import Incomplete, ManifestError, SourceError, UsageError, shortlist
 from datakit.process import usercode  # importing it lets a stage of a user's recipe be unpickled, see Stage
 from datakit.records.tables import Rows, column
-from datakit.storage.fingerprint import plain
+from datakit.storage.fingerprint import json_value
 
 Role = Literal["list", "choose", "fetch", "pack", "score"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -77,7 +77,7 @@ class Stage:
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         """What recipe.json says: class, version, fields, and the parts of the manifest that matter."""
         parts = {} if self.rows_per_part is None else {"rows_per_part": self.rows_per_part}
-        return {"stage": type(self).__name__, "version": self.version, **parts, **plain(self)}
+        return {"stage": type(self).__name__, "version": self.version, **parts, **json_value(self)}
 
     def as_chosen(self, chosen: Chosen, recorded: dict[str, Any]) -> Stage:
         """This stage with what was chosen; `recorded` is its own part of recipe.json, {} before there is any."""

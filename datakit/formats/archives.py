@@ -58,7 +58,7 @@ def members(path: Path | str, skipped: Counter[str] | None = None) -> Iterator[M
 
 
 def index_path(path: Path | str) -> Path:
-    """Where the index of an archive stands unless told otherwise."""
+    """The default path of an archive's index."""
     return Path(f"{path}.index.parquet")
 
 
@@ -156,7 +156,7 @@ class Index:
     def find_stem(self, stem: str, preferred: Sequence[str]) -> Member | None:
         """The member with this name and any extension: the preferred ones in their order, then others by name.
 
-        `preferred` are in lower case and stand for any case.
+        `preferred` are in lower case and match any case.
         """
         wanted = stem.removeprefix("./").encode(errors="replace") + b"."
         best: tuple[int, int] | None = None

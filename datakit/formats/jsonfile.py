@@ -249,7 +249,7 @@ class _Scan:
 def _scan(source: _Source, block: bytes, offset: int) -> _Scan:
     """Finds the last boundary by counting brackets outside of strings; `block` starts at an element.
 
-    Raises SourceError when anything but a comma stands between two objects.
+    Raises SourceError when there is anything but a comma between two objects.
     """
     found = _Scan()
     depth = end = 0

@@ -1,4 +1,4 @@
-"""Members of archives: where a file's bytes stand inside a zip or tar, and taking them out.
+"""Members of archives: where a file's bytes are inside a zip or tar, and how they are read.
 
 Nothing in an archive is trusted: `read` never makes more bytes than are stated, and checks them. Names are only looked
 up, never written to; `clean_name` nevertheless rejects those that could leave a folder.
@@ -24,7 +24,7 @@ _HOSTILE = re.compile(r"^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]|(?:^|/)\.\.(?:/|$)")
 
 
 class Member(NamedTuple):
-    """Where a file's bytes stand inside an archive."""
+    """Where a file's bytes are inside an archive."""
 
     name: str
     offset: int  # of the first byte of the data itself

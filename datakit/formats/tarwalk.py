@@ -71,13 +71,13 @@ def _extension(archive: ArchiveFile, kind: bytes, at: int, size: int) -> dict[by
 
 def tar_members(archive: ArchiveFile, skipped: Counter[str]) -> Iterator[Member]:
     """The files of a tar in their order; `skipped` counts what is left out, by reason. Raises ArchiveError."""
-    at, seen, ended = 0, 0, False
+    at, n_members, ended = 0, 0, False
     shared: dict[bytes, bytes] = {}
     given: dict[bytes, bytes] = {}
     while True:
         block = archive.at(at, BLOCK)
         if len(block) < BLOCK and not (ended and not any(block)):
-            archive.fail(archive.size, f"cut short, the tar has no end mark ({seen} members before byte {at})")
+            archive.fail(archive.size, f"cut short, the tar has no end mark ({n_members} members before byte {at})")
         if not any(block):
             ended = True
             at = _after_zeros(archive, at)
@@ -86,17 +86,17 @@ def tar_members(archive: ArchiveFile, skipped: Counter[str]) -> Iterator[Member]
             continue
         if not is_header(block):
             if not ended:
-                archive.fail(at, f"damaged, not a tar header ({seen} members before it)")
+                archive.fail(at, f"damaged, not a tar header ({n_members} members before it)")
             skipped["after_end_mark"] += 1
             break
         ended = False  # tars joined by `cat` go on after the first one's end mark
-        seen += 1
+        n_members += 1
         kind = block[156:157]
         size = _data_bytes(archive, block, at, ChainMap(given, shared))
         data_at = _after_header(archive, block, at)
         at = data_at + size + -size % BLOCK
         if at > archive.size:
-            archive.fail(archive.size, f"cut short, member {seen} needs bytes up to {at}")
+            archive.fail(archive.size, f"cut short, member {n_members} needs bytes up to {at}")
         if kind in b"LKxXg":
             (shared if kind == b"g" else given).update(_extension(archive, kind, data_at, size))
             continue
@@ -109,7 +109,7 @@ def tar_members(archive: ArchiveFile, skipped: Counter[str]) -> Iterator[Member]
             skipped["sparse" if sparse else _TAR_KINDS.get(kind, "special")] += 1
         elif (name := clean_name(raw, skipped)) is not None:
             yield Member(name, data_at, size, size, STORED)
-    if not seen:
+    if not n_members:
         archive.fail(0, "nothing but zeros: the tar was never written")
 
 

@@ -2,7 +2,7 @@
 
 A member's key is its name up to the first dot of the base name, and its kind is the rest in lower case, as the
 webdataset library cuts them: `a/0001.seg.PNG` is the `seg.png` of `a/0001`. Members of a sample are looked up by the
-tar's headers, so they need not stand beside each other; only one sample's bytes are in memory.
+tar's headers, so they needn't be adjacent; only one sample's bytes are in memory.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ _TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 
 
 def _entries(tiff: bytes, order: str) -> Iterator[tuple[int, int, int, int]]:
-    """(tag, type, count, where its value stands) of a TIFF's first folder."""
+    """(tag, type, count, offset of the value) of each entry of a TIFF's first folder."""
     start: int = struct.unpack_from(f"{order}I", tiff, 4)[0]
     for at in range(start + 2, start + 2 + 12 * struct.unpack_from(f"{order}H", tiff, start)[0], 12):
         tag, kind, count, _ = struct.unpack_from(f"{order}HHII", tiff, at)

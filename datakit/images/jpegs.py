@@ -95,7 +95,7 @@ def _without_junk(head: bytes, scans: bytes, colours: str, n_bytes: int, marker:
 
     places = [m.start() for m in re.finditer(b"\xff" + re.escape(marker), scans)]
     if marker == _END[1:]:
-        del places[1:]  # what follows, nobody reads
+        del places[1:]  # no decoder reads what follows
     which = bisect_left(places, True, key=has_junk) if len(places) > 1 else 0
     if which == len(places) or places[which] < n_bytes:
         raise BadImage("corrupt", f"{n_bytes} bytes too many before a JPEG marker 0x{marker.hex()}")

@@ -118,7 +118,7 @@ def _walk_gif(data: bytes, width: int, height: int, max_pixels: int) -> tuple[in
     """Walks every block up to the trailer and returns width and height; a first frame beyond the screen enlarges it."""
     at, n_frames, remaining_steps = 13 + _colour_table_bytes(data[10]), 0, walk_steps("gif")
     for _ in remaining_steps:
-        mark = _GIF_MARK.search(data, at)  # what else stands between blocks, decoders skip
+        mark = _GIF_MARK.search(data, at)  # decoders skip anything else between blocks
         if mark is None:
             raise BadImage("truncated", f"GIF ends at byte {len(data)} without a trailer")
         at = mark.end()
@@ -183,10 +183,10 @@ def _check_bmp_rows(data: bytes, width: int, height: int) -> None:
 
 def _walk_avif(data: bytes) -> None:
     """Walks the boxes of a file, and checks the number of frames that a sequence states."""
-    at, pixels = 0, data.find(b"idat", 0, 1 << 20) >= 0  # pixels may stand in the `meta` box too
+    at, pixels = 0, data.find(b"idat", 0, 1 << 20) >= 0  # pixels may be in the `meta` box too
     for _ in walk_steps("avif"):
         name = data[at + 4 : at + 8]
-        if name not in _AVIF_BOXES:  # the end, or what stands behind the picture
+        if name not in _AVIF_BOXES:  # the end, or bytes after the picture
             break
         pixels = pixels or name == b"mdat"
         length, head = int.from_bytes(data[at : at + 4]), 8

@@ -24,14 +24,14 @@ _STYLES = {"error:": "\x1b[31m", "$": "\x1b[1m"}  # of labels, on a terminal
 _PLAIN = "\x1b[0m"
 
 
-def visible(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Text with control and reordering characters escaped, as `\\x1b` or `\\u202e`; line breaks and tabs stay."""
     return _UNSAFE.sub(lambda found: _escape(ord(found[0])), text)
 
 
 def one_line(text: object) -> str:
-    """The text of an object, escaped as by `visible`, with line breaks and tabs escaped too."""
-    return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+    """The text of an object, escaped as by `escape_controls`, with line breaks and tabs escaped too."""
+    return escape_controls(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _escape(code: int) -> str:
@@ -54,7 +54,7 @@ def say(text: object = "", *, err: bool = False, label: str = "") -> None:
     if label:
         label = f"{_STYLES[label]}{label}{_PLAIN} " if is_terminal(err=err) else f"{label} "
     try:
-        _write(stream, f"{label}{visible(str(text))}\n")
+        _write(stream, f"{label}{escape_controls(str(text))}\n")
     except OSError:
         if not err:
             raise

@@ -28,7 +28,7 @@ INTERLEAVED = "interleaved"  # the attribute that marks a document, even one tha
 
 
 class Document(NamedTuple):
-    """A document laid out as messages, with the images that its marks stand for."""
+    """A document laid out as messages, and the images of its marks."""
 
     messages: list[Message]
     order: list[int]  # the image of each mark, as its row in the matrix that was given

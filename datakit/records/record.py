@@ -38,7 +38,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):  # neither can be in a cyc
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A sample as it stands in `<key>.json` of a packed tar; the pictures stand beside it."""
+    """A sample as it is in `<key>.json` of a packed tar; its pictures are members beside it."""
 
     key: str
     source: str  # the dataset's name

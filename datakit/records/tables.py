@@ -5,7 +5,7 @@ Every table has these columns, and any other column is an attribute of the recor
 
     key       string
     messages  string, JSON (datakit/records/record.py)
-    images    list of struct: {ref} after listing; what LOCATED holds after fetch; where it stands after pack
+    images    list of struct: {ref} after listing; LOCATED after fetch; PACKED after pack
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class LocatedPicture(TypedDict):
 
 
 class Extent(TypedDict):
-    """Where the bytes of a picture stand in a file; the fields are LocatedPicture's."""
+    """Where the bytes of a picture are in a file; the fields are LocatedPicture's."""
 
     file: str
     offset: int

@@ -21,8 +21,7 @@ from datakit.engine.done import Done
 from datakit.engine.stage import Cost, Step
 from datakit.engine.work import intact
 from datakit.errors import DatakitError, DownloadError, Incomplete, UsageError, nearest
-from datakit.storage.fingerprint import changes
-from datakit.storage.fingerprint import plain as plainly
+from datakit.storage.fingerprint import changes, json_value
 from datakit.storage.ledger import by_step
 from datakit.storage.store import free_bytes
 from datakit.stream import mixfile as mix
@@ -105,7 +104,7 @@ class Plan:
         return {
             "recipe": self.recipe,
             "mixes": self.mixes,
-            "datasets": [plainly(one) for one in self.datasets],
+            "datasets": [json_value(one) for one in self.datasets],
             "obstacles": self.obstacles,
             "bytes_to_download": self.to_download,
             "disk_bytes": self.disk_bytes,
@@ -308,8 +307,8 @@ def _expected(build: Build, rows: int | None, size_bytes: float, jobs: int) -> t
 
 
 def _shown(step: Step) -> dict[str, Any]:
-    chosen = {f.name: plainly(getattr(step.stage, f.name)) for f in fields(step.stage)}
-    usual = {f.name: plainly(f.default) for f in fields(step.stage) if f.default is not MISSING}
+    chosen = {f.name: json_value(getattr(step.stage, f.name)) for f in fields(step.stage)}
+    usual = {f.name: json_value(f.default) for f in fields(step.stage) if f.default is not MISSING}
     told = {name: value for name, value in chosen.items() if name not in usual or value != usual[name]}
     return {"step": step.name, "stage": type(step.stage).__name__, **told}
 

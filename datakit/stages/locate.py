@@ -16,7 +16,7 @@ from datakit.engine.work import Out, Work
 from datakit.errors import ArchiveError, DownloadError, Incomplete
 from datakit.formats import archives
 from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_pictures
-from datakit.storage.fingerprint import plain
+from datakit.storage.fingerprint import json_value
 from datakit.storage.store import file_lock
 from datakit.upstream.finder import Finder, Found, asked_for, by_hand, open_index, sources_with
 from datakit.web import derived
@@ -162,7 +162,7 @@ def with_repair(batch: pa.RecordBatch, mended: list[bool]) -> pa.RecordBatch:
 
 def plain_source(source: Source) -> dict[str, Any]:
     """The fields of a source as values that JSON knows."""
-    return {name: plain(getattr(source, name)) for name in source.__struct_fields__}
+    return {name: json_value(getattr(source, name)) for name in source.__struct_fields__}
 
 
 def _fits(index: Path, archive: Path, sha256: str) -> bool:

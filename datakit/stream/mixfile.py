@@ -31,7 +31,7 @@ _OURS = re.compile(r"\.\./\.\./[a-z0-9_-][a-z0-9_.@-]*/[a-z0-9_-]+/(?P<shard>\d+
 
 
 class MixShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One packed tar and the Parquet beside it that says where its members stand."""
+    """One packed tar and the Parquet file beside it with the offsets of its members."""
 
     tar: str  # relative to the folder of mix.json
     index: str
@@ -198,7 +198,7 @@ def matches_commit(shard: MixShard, part: Part | None) -> bool:
 def commit_of(tar: str) -> str:
     """The path of the commit beside a tar, relative to the mix as the tar's is."""
     match = _OURS.fullmatch(tar)
-    assert match  # `read` has seen to it
+    assert match  # `read` has checked it
     return f"{posixpath.dirname(tar)}/{match['shard']}.commit.json"
 
 

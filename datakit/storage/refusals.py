@@ -40,7 +40,7 @@ def storage_errors(where: object, doing: str = "write") -> Iterator[None]:
                 f"no permission to {doing} {str(where)!r}: give another folder with --root or DATAKIT_ROOT"
             ) from error
         if error.errno in _BROKEN:
-            raise StorageError(f"can't use {str(where)!r}: {error.strerror}. Is its disk or server well?") from error
+            raise StorageError(f"can't use {str(where)!r}: {error.strerror}. Check its disk or server") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT):
             raise StorageError(
                 f"can't use {str(where)!r} ({error.strerror}): is --root (or --out) a folder that can be made?"
@@ -64,12 +64,12 @@ def store_errors(where: object, doing: str = "write") -> Iterator[None]:
 
 def _storage_error(where: object, doing: str, error: Exception) -> StorageError:
     if isinstance(error, FileNotFoundError):
-        return StorageError(f"can't {doing} {str(where)!r}: it isn't there. Is the bucket, or its disk?")
+        return StorageError(f"can't {doing} {str(where)!r}: it isn't there. Check that the bucket or disk exists")
     if isinstance(error, PermissionError):
-        return StorageError(f"no permission to {doing} {str(where)!r}: {error}. Who may, or another --root?")
+        return StorageError(f"no permission to {doing} {str(where)!r}: {error}. Get access, or give another --root")
     what = f"{type(error).__name__}: {error}".removesuffix(": ").rstrip(".")
     return StorageError(
-        f"can't {doing} {str(where)!r}: {what}. Everything committed before is kept: when the store is well, "
+        f"can't {doing} {str(where)!r}: {what}. Everything committed before is kept: when the store works again, "
         "run the same command again"
     )
 
@@ -102,8 +102,8 @@ class Remote(io.RawIOBase):
         due = left if size is None or size < 0 else min(size, left)
         if len(data) < due:
             raise StorageError(
-                f"can't read {self._where!r}: {len(data)} of {due} bytes came from byte {at} on. Is its store well? "
-                "Run the same command again"
+                f"can't read {self._where!r}: {len(data)} of {due} bytes came from byte {at} on. Check the store and "
+                "run the same command again"
             )
         return data
 

@@ -233,7 +233,7 @@ def _read_remote(folder: str, paths: list[str]) -> list[bytes | None]:
     for path in paths:
         data = got.get(fs._strip_protocol(path))
         if not isinstance(data, bytes | None | FileNotFoundError):
-            raise MixError(f"can't read {path!r}: {data}. Is the bucket well?")
+            raise MixError(f"can't read {path!r}: {data}. Check that the bucket can be reached")
         found.append(data if isinstance(data, bytes) else None)
     return found
 

@@ -74,9 +74,9 @@ def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
     kinds, is_json = manifest.annotations.attributes, manifest.annotations.format == "json"
     read: Callable[[Any, int], Any] = module.reading(about) if hasattr(module, "reading") else module.read
     if manifest.reader_module:
-        read = _checked(read, module)
+        read = _check_answers(read, module)
 
-    def noted(row: Any, number: int) -> Any:
+    def read_with_repairs(row: Any, number: int) -> Any:
         if isinstance(row, Unreadable):
             return row.reason
         record = read(row, number)
@@ -94,7 +94,7 @@ def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
             record.attrs["repairs"] = [*(record.attrs.get("repairs") or []), *repairs]
         return record
 
-    return noted
+    return read_with_repairs
 
 
 def _check(module: ModuleType) -> None:
@@ -110,16 +110,16 @@ def _check(module: ModuleType) -> None:
         )
 
 
-def _checked(read: Callable[[Any, int], Any], module: ModuleType) -> Callable[[Any, int], Any]:
+def _check_answers(read: Callable[[Any, int], Any], module: ModuleType) -> Callable[[Any, int], Any]:
     """A user's `read`, whose answers are looked at before anything is made of them."""
     own = set(module.SCHEMA.names) - {"key", "messages", "images"}
 
-    def checked(row: Any, number: int) -> Any:
+    def checked_read(row: Any, number: int) -> Any:
         found = read(row, number)
         if isinstance(found, str):
             return found
         messages, images, attrs = (getattr(found, name, None) for name in ("messages", "images", "attrs"))
-        if not (_all(messages, Message) and _all(images, str) and isinstance(attrs, dict)):
+        if not (_is_list_of(messages, Message) and _is_list_of(images, str) and isinstance(attrs, dict)):
             raise ManifestError(
                 f"{module.__file__}: row {number}: a reader answers with a Row of messages, images and attrs "
                 f"(datakit.readers.llava), or with a reason to drop it, not {found!r:.100}"
@@ -128,8 +128,8 @@ def _checked(read: Callable[[Any, int], Any], module: ModuleType) -> Callable[[A
             raise ManifestError(f"{module.__file__}: row {number}: attribute {min(odd)!r} is no column of SCHEMA")
         return found
 
-    return checked
+    return checked_read
 
 
-def _all(values: Any, kind: type) -> bool:
+def _is_list_of(values: Any, kind: type) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)

@@ -54,7 +54,7 @@ _AFTER = "}]}]"
 _ESCAPED = '["\\\\\\x00-\\x1f]'  # what JSON wants written with a backslash
 
 
-def quoted(text: pa.Array) -> pa.Array:
+def quote_json(text: pa.Array) -> pa.Array:
     """Strings as JSON strings. Only the rows that need an escape go through Python."""
     plain = pc.binary_join_element_wise('"', text, '"', "")
     odd = pc.match_substring_regex(text, _ESCAPED)
@@ -71,9 +71,9 @@ def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Itera
     id the first is kept, the others are `same_id`; one without a caption is `empty_answer`.
     """
     with parquetrows.opened(path, (["id"], 1 << 20), (list(NEEDED), BATCH), anew=_ANEW) as file:
-        _check(file.schema, path)
+        _check_schema(file.schema, path)
         left = file.rows if stop is None else min(stop, file.rows)
-        again = _repeated(file, left)
+        again = _repeated_ids(file, left)
         at = 0
         for batch in file.batches():
             batch = batch.slice(0, left - at)
@@ -95,7 +95,7 @@ def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Itera
             yield _records(batch.filter(good), dataset)
 
 
-def _check(schema: pa.Schema, path: Path) -> None:
+def _check_schema(schema: pa.Schema, path: Path) -> None:
     """Raises SourceError for a column that is missing, there twice, or of a type that isn't what it says."""
     missing = [name for name in NEEDED if name not in schema.names]
     if missing:
@@ -118,7 +118,7 @@ def _check(schema: pa.Schema, path: Path) -> None:
             raise SourceError(f"{path}: column {name!r} is of type {schema.field(name).type}. {_CHANGED}")
 
 
-def _repeated(file: parquetrows.Opened, rows: int) -> npt.NDArray[np.bool_] | None:
+def _repeated_ids(file: parquetrows.Opened, rows: int) -> npt.NDArray[np.bool_] | None:
     """A mark for each row whose id an earlier one has; None when the ids rise, as Spark gives them."""
     columns = [b["id"] for b in file.batches()]
     filled = [pc.fill_null(c.cast(pa.int64()), _NO_ID).to_numpy(zero_copy_only=False) for c in columns]
@@ -134,7 +134,7 @@ def _repeated(file: parquetrows.Opened, rows: int) -> npt.NDArray[np.bool_] | No
 def _records(batch: pa.RecordBatch, dataset: str) -> pa.RecordBatch:
     key = pc.binary_join_element_wise(dataset + "-", batch["id"].cast(pa.string()), "")
     text = pc.fill_null(batch["text"].cast(pa.string()), "")
-    messages = pc.binary_join_element_wise(_BEFORE, quoted(text), _AFTER, "")
+    messages = pc.binary_join_element_wise(_BEFORE, quote_json(text), _AFTER, "")
     refs = pa.StructArray.from_arrays([pc.fill_null(batch["url"].cast(pa.string()), "")], ["ref"])
     images = pa.ListArray.from_arrays(pa.array(range(batch.num_rows + 1), pa.int32()), refs)
     sim = pc.add(batch["clip_similarity_vitb32"].cast(pa.float32()), batch["clip_similarity_vitl14"].cast(pa.float32()))

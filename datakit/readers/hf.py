@@ -41,10 +41,10 @@ def reading(about: About) -> Callable[[Any, int], Row | str]:
         )
 
     def read(row: Any, number: int) -> Row | str:
-        found = found_pictures(row, about)
+        found = pictures_or_none(row, about)
         if found is None:
             return "malformed"
-        messages = _said(row, columns, kinds[0], len(found))
+        messages = _messages_of(row, columns, kinds[0], len(found))
         if isinstance(messages, str):
             return messages
         wrong = problem(messages, len(found))
@@ -59,10 +59,10 @@ def reading(about: About) -> Callable[[Any, int], Row | str]:
 
 def pictures(row: Any, about: About) -> list[bytes | str]:
     """The pictures of a row; one of which only the path is known is empty."""
-    return found_pictures(row, about) or []
+    return pictures_or_none(row, about) or []
 
 
-def found_pictures(row: Any, about: About) -> list[bytes | str] | None:
+def pictures_or_none(row: Any, about: About) -> list[bytes | str] | None:
     """The pictures of a row, None when the column holds something else."""
     if not isinstance(row, dict):
         return None
@@ -93,7 +93,7 @@ def conversation(turns: Any, n_pictures: int) -> list[Message] | str:
         if turn.get("role") is None and turn.get("from") is None and {"user", "assistant"} <= turn.keys():
             sides = [(side, turn[side]) for side in ("user", "assistant")]
         else:
-            sides = [(_either(turn, "role", "from"), _either(turn, "content", "value"))]
+            sides = [(_first_given(turn, "role", "from"), _first_given(turn, "content", "value"))]
         for side, value in sides:
             role = ROLES.get(str(side))
             if role is None:
@@ -112,7 +112,7 @@ def caption(text: str, n_pictures: int) -> list[Message]:
     return [Message(role="assistant", content=[_PICTURE] * n_pictures + [Part(type="text", text=text)])]
 
 
-def _said(row: dict[str, Any], columns: dict[str, str], kind: str, n_pictures: int) -> list[Message] | str:
+def _messages_of(row: dict[str, Any], columns: dict[str, str], kind: str, n_pictures: int) -> list[Message] | str:
     if kind == "messages":
         return conversation(row.get(columns["messages"]), n_pictures)
     texts = [row.get(columns[name]) for name in (("question", "answer") if kind == "question" else ("text",))]
@@ -126,7 +126,7 @@ def _said(row: dict[str, Any], columns: dict[str, str], kind: str, n_pictures: i
     return conversation(turns, n_pictures)
 
 
-def _either(turn: dict[str, Any], *names: str) -> Any:
+def _first_given(turn: dict[str, Any], *names: str) -> Any:
     return next((turn[name] for name in names if turn.get(name) is not None), None)
 
 

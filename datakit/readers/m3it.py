@@ -65,7 +65,7 @@ def reading(about: About) -> Callable[[Any, int], Row | str]:
             return "dialog"
         messages = []
         for at, (asked, said) in enumerate(turns):
-            text = _unmarked(asked)
+            text = _without_marks(asked)
             content = [Part(type="image")] * (0 if at else len(found)) + (
                 [Part(type="text", text=text)] if text else []
             )
@@ -100,18 +100,18 @@ def _pictures(row: Any) -> list[str] | None:
     return listed if isinstance(listed, list) and all(isinstance(p, str) and p for p in listed) else None
 
 
-def _unmarked(text: str) -> str:
+def _without_marks(text: str) -> str:
     """Without `<image>` and one line break beside each, in the order in which VILA's loader takes them out."""
     return text.replace(f"{MARK}\n", "").replace(f"\n{MARK}", "").replace(MARK, "")
 
 
 def _turns(question: str, answer: str) -> list[tuple[str, str]]:
     """The rounds of a dialog that is written into its question; none where one isn't a question and an answer."""
-    *told, last = [part.split("\nAnswer: ") for part in question.split("\nQuestion: ")[1:]] or [[]]
-    if len(last) != 1 or any(len(turn) != 2 for turn in told):
+    *earlier, last = [part.split("\nAnswer: ") for part in question.split("\nQuestion: ")[1:]] or [[]]
+    if len(last) != 1 or any(len(turn) != 2 for turn in earlier):
         return []
     # The last question may end in a bare "Answer:", for the outputs to follow.
-    return [*((q, a) for q, a in told), (last[0].removesuffix("\nAnswer:").strip("\n"), answer)]
+    return [*((q, a) for q, a in earlier), (last[0].removesuffix("\nAnswer:").strip("\n"), answer)]
 
 
 def _instructions(about: About) -> list[str]:
@@ -124,10 +124,10 @@ def _instructions(about: About) -> list[str]:
     try:
         found = msgspec.json.decode(about.beside)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _bad(about, f"aren't JSON: {error}") from error
+        raise _instructions_error(about, f"aren't JSON: {error}") from error
     texts = _texts(found)
     if not texts:
-        raise _bad(about, "hold no text")
+        raise _instructions_error(about, "hold no text")
     return texts
 
 
@@ -139,5 +139,5 @@ def _texts(found: Any) -> list[str]:
     return [text for value in inner for text in _texts(value)]
 
 
-def _bad(about: About, what: str) -> SourceError:
+def _instructions_error(about: About, what: str) -> SourceError:
     return SourceError(f"the instructions beside {about.file!r} {what}; pin the revision that datakit reads")

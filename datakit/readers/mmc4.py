@@ -84,5 +84,5 @@ def _matrix(row: dict[str, Any], n_images: int, n_sentences: int) -> Any:
 
 def _places(found: list[dict[str, Any]], n_sentences: int) -> list[int] | None:
     """The sentence of each image by upstream's word, None when not all of them have one."""
-    told: list[Any] = [image.get("matched_text_index") for image in found]
-    return told if all(type(place) is int and 0 <= place < n_sentences for place in told) else None
+    indexes: list[Any] = [image.get("matched_text_index") for image in found]
+    return indexes if all(type(place) is int and 0 <= place < n_sentences for place in indexes) else None

@@ -40,8 +40,8 @@ class Extract(Stage):
     any_extension: bool = False  # of loose files: what `datakit check --repair` turns on
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
-        said = super().identity(manifest)
-        return said if self.any_extension else {k: v for k, v in said.items() if k != "any_extension"}
+        identity = super().identity(manifest)
+        return identity if self.any_extension else {k: v for k, v in identity.items() if k != "any_extension"}
 
     def as_chosen(self, chosen: Chosen, recorded: dict[str, Any]) -> Extract:
         return replace(self, any_extension="extension" in chosen.repairs)
@@ -75,22 +75,22 @@ class Extract(Stage):
         elif work.manifest.images.by == "inline" and parts:
             yield _Inline(numbered(work, parts[0].shard), work, parts[0].shard)
         else:
-            yield _nowhere
+            yield _no_picture
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         schema = self.schema(rows, work.manifest)
         for batch in rows.batches(size=256):
-            places, mended = [], []
+            located, mended = [], []
             for key, refs in zip(batch["key"].to_pylist(), batch["images"].to_pylist(), strict=True):
-                made = [_place(key, at, len(refs), one["ref"], out) for at, one in enumerate(refs)]
-                places.append([place for place, _ in made])
-                mended.append(any(repaired for _, repaired in made))
-                out.fail(failures(places[-1]))
-            work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in places for p in row))
-            yield with_places(with_repair(batch, mended), places, schema)
+                written = [_write_picture(key, at, len(refs), picture["ref"], out) for at, picture in enumerate(refs)]
+                located.append([picture for picture, _ in written])
+                mended.append(any(repaired for _, repaired in written))
+                out.fail(failures(located[-1]))
+            work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in located for p in row))
+            yield with_places(with_repair(batch, mended), located, schema)
 
 
-def _place(key: str, at: int, n: int, ref: str, out: Out) -> tuple[LocatedPicture, bool]:
+def _write_picture(key: str, at: int, n: int, ref: str, out: Out) -> tuple[LocatedPicture, bool]:
     """Where picture `at` of the `n` of a row stands, once it is written, or why it doesn't; and if by a repair."""
     try:
         data, repaired = out.source(ref)
@@ -99,8 +99,8 @@ def _place(key: str, at: int, n: int, ref: str, out: Out) -> tuple[LocatedPictur
         return located_picture(ref, error.reason), False
     name = f"{key}.{ext}" if n == 1 else f"{key}.{at}.{ext}"
     digest, extent = sha256(data).hexdigest(), out.add(name, data)
-    place = located_picture(ref, "ok", **extent, checked=False, ext=ext, width=width, height=height, sha256=digest)
-    return place, repaired
+    written = located_picture(ref, "ok", **extent, checked=False, ext=ext, width=width, height=height, sha256=digest)
+    return written, repaired
 
 
 class _Inline:
@@ -131,5 +131,5 @@ class _Inline:
         )
 
 
-def _nowhere(ref: str) -> tuple[bytes, bool]:
+def _no_picture(ref: str) -> tuple[bytes, bool]:
     raise BadImage("missing", ref)

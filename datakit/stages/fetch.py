@@ -42,7 +42,7 @@ SHRUNK_BYTES = 30_000  # not measured: 336 x 386 pixels, the mean shape of COYO,
 
 
 @dataclass(frozen=True, slots=True)
-class Got:
+class StoredPicture:
     """A picture as it will be stored, with its hash."""
 
     data: bytes
@@ -77,8 +77,8 @@ class Fetch(Stage):
     engine: Engine = "datakit"  # img2dataset: the real one does the crawl, and the shrinking to the nearest pixel
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
-        said = super().identity(manifest)
-        return said if self.rounding != "nearest" else {k: v for k, v in said.items() if k != "rounding"}
+        identity = super().identity(manifest)
+        return identity if self.rounding != "nearest" else {k: v for k, v in identity.items() if k != "rounding"}
 
     def as_chosen(self, chosen: Chosen, recorded: dict[str, Any]) -> Fetch:
         began = next((engine for engine in ENGINES if engine == recorded.get("engine")), self.engine)
@@ -98,7 +98,7 @@ class Fetch(Stage):
         return with_images(rows.schema(), LOCATED)
 
     @contextmanager
-    def opened(self, parts: list[Rows], work: Work) -> Iterator[Generator[Fetched[Got]]]:
+    def opened(self, parts: list[Rows], work: Work) -> Iterator[Generator[Fetched[StoredPicture]]]:
         """One crawl for all the parts: the next one's URLs are asked for while the last of this one hang."""
         urls = (ref for rows in parts for batch in rows.batches(["images"]) for ref in refs_of(batch))
         fetched = self.crawled(urls, work)
@@ -107,10 +107,10 @@ class Fetch(Stage):
         finally:
             fetched.close()
 
-    def crawled(self, urls: Iterable[str], work: Work) -> Generator[Fetched[Got]]:
+    def crawled(self, urls: Iterable[str], work: Work) -> Generator[Fetched[StoredPicture]]:
         """What became of each URL, in their order."""
         prepare = partial(
-            _prepared,
+            _prepare_picture,
             max_short_side_px=self.max_short_side_px,
             quality=self.quality,
             resize=self.resize,
@@ -119,7 +119,7 @@ class Fetch(Stage):
         if work.imports is not None:
             from datakit.interop import img2dataset
 
-            return img2dataset.imported(urls, _output(work.imports), prepare, threads=THREADS)
+            return img2dataset.imported(urls, _open_output(work.imports), prepare, threads=THREADS)
         if self.engine == "img2dataset":
             from datakit.interop import img2dataset
 
@@ -147,16 +147,16 @@ class Fetch(Stage):
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         schema = self.schema(rows, work.manifest)
         for batch in rows.batches(size=256):
-            places = [
-                [self.place(next(out.source), key, at, len(refs), out) for at in range(len(refs))]
+            located = [
+                [self.write_picture(next(out.source), key, at, len(refs), out) for at in range(len(refs))]
                 for key, refs in zip(batch["key"].to_pylist(), batch["images"].to_pylist(), strict=True)
             ]
-            for row in places:
+            for row in located:
                 out.fail(failures(row))
-            work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in places for p in row))
-            yield with_places(batch, places, schema)
+            work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in located for p in row))
+            yield with_places(batch, located, schema)
 
-    def place(self, got: Fetched[Got], key: str, at: int, n: int, out: Out) -> LocatedPicture:
+    def write_picture(self, got: Fetched[StoredPicture], key: str, at: int, n: int, out: Out) -> LocatedPicture:
         """Where picture `at` of the `n` of a row stands, once it is written; or why it doesn't."""
         out.log.append({"key": key, "url": got.url, "outcome": got.outcome, "status": got.status, "ms": got.ms})
         picture = got.value
@@ -179,27 +179,27 @@ class Fetch(Stage):
 
 
 @lru_cache(maxsize=1)  # a process takes many shards from one folder, and its index takes a while
-def _output(folder: str) -> Output:
+def _open_output(folder: str) -> Output:
     from datakit.interop.img2dataset import Output
 
     return Output.open(Path(folder))
 
 
-def _prepared(
+def _prepare_picture(
     data: bytes,
     *,
     max_short_side_px: int | None,
     quality: int,
     resize: images.Resize,
     rounding: images.Rounding = "nearest",
-) -> Got:
+) -> StoredPicture:
     """A body as it is stored. Raises BadImage."""
     kind, width, height = images.inspect(data)
     if max_short_side_px is None:
-        return Got(data, kind, width, height, sha256(data).hexdigest())
+        return StoredPicture(data, kind, width, height, sha256(data).hexdigest())
     if kind != "jpg" and width * height > OTHERS_PIXELS:
         raise BadImage("pixels", f"{kind} of {width} x {height} pixels, at most {OTHERS_PIXELS} in a crawl")
     made = images.normalise(
         data, max_short_side_px=max_short_side_px, quality=quality, resize=resize, rounding=rounding
     )
-    return Got(made.data, made.ext, made.width, made.height, sha256(made.data).hexdigest())
+    return StoredPicture(made.data, made.ext, made.width, made.height, sha256(made.data).hexdigest())

@@ -35,15 +35,15 @@ class Listing(Stage):
         if self.separator == "\n":  # so that datasets to which it means nothing stay what they were
             del said["separator"]
         inline = manifest.images.by == "inline"  # pictures have other names then
-        told = {"inside": rows.inside, "beside": rows.beside, "columns": rows.columns, "inline": inline}
-        told["attributes"] = rows.attributes
+        optional = {"inside": rows.inside, "beside": rows.beside, "columns": rows.columns, "inline": inline}
+        optional["attributes"] = rows.attributes
         return {
             **said,
             "reader": manifest.reader,
             "reader_version": readers.load(manifest).VERSION,
             "files": rows.files,
             "rows_per_shard": rows.rows_per_shard,
-            **{name: value for name, value in told.items() if value},
+            **{name: value for name, value in optional.items() if value},
         }
 
     def prepare(self, work: Work) -> None:

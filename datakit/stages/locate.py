@@ -77,14 +77,14 @@ class Locate(Stage):
         self.check(work)
         for source in self.sources(work.manifest).values():
             for archive in source.archives():
-                self._index(archive, work)
+                self._index_archive(archive, work)
 
-    def _index(self, archive: str, work: Work) -> None:
+    def _index_archive(self, archive: str, work: Work) -> None:
         done = work.download(archive, in_place=True)  # of one's own, 200 GB aren't there twice
         path = done.path
         index = archives.index_path(path)
         with locked(index.with_name(f"{index.name}.lock")):
-            if not _fits(index, path, done.sha256):
+            if not _index_fits(index, path, done.sha256):
                 open_index.cache_clear()
                 derived.remove(index)
                 try:
@@ -121,16 +121,16 @@ class Locate(Stage):
         schema = self.schema(rows, work.manifest)
         finder = Finder(work, without=self.without, repair=self.any_extension)
         for batch in rows.batches():
-            places, mended = [], []
+            located, mended = [], []
             for row in batch["images"].to_pylist():
                 found = [(image["ref"], finder(image["ref"])) for image in row]
-                places.append([_place(ref, one) for ref, one in found])
-                mended.append(any(isinstance(one, Found) and one.repaired for _, one in found))
-                out.fail([why for why in failures(places[-1]) if why != "left_out"])  # a choice, not a fault
-            yield with_places(with_repair(batch, mended), places, schema)
+                located.append([_located(ref, match) for ref, match in found])
+                mended.append(any(isinstance(match, Found) and match.repaired for _, match in found))
+                out.fail([why for why in failures(located[-1]) if why != "left_out"])  # a choice, not a fault
+            yield with_places(with_repair(batch, mended), located, schema)
 
 
-def _place(ref: str, found: Found | str) -> LocatedPicture:
+def _located(ref: str, found: Found | str) -> LocatedPicture:
     """Where a picture stands, or why it doesn't."""
     if isinstance(found, str):
         return located_picture(ref, found)
@@ -165,7 +165,7 @@ def plain_source(source: Source) -> dict[str, Any]:
     return {name: plain(getattr(source, name)) for name in source.__struct_fields__}
 
 
-def _fits(index: Path, archive: Path, sha256: str) -> bool:
+def _index_fits(index: Path, archive: Path, sha256: str) -> bool:
     """Whether an index is there, is whole, and is of this archive."""
     try:
         same = derived.fits(index, sha256, whole=True)

@@ -52,7 +52,7 @@ _HIDDEN = {"file", "offset", "stored_bytes", "method", "crc32", "checked", "outc
 _DROPPED = "images_dropped"  # the attribute of a document that lost pictures
 
 
-class _Kept(NamedTuple):
+class _Sample(NamedTuple):
     """A row that is written, and its pictures in the order of their marks."""
 
     row: dict[str, Any]
@@ -93,7 +93,7 @@ class Pack(Stage):
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         kept = with_images(rows.schema(), PACKED)
-        working = _working(kept)
+        working = _working_columns(kept)
         for name in ("messages", *working):
             kept = kept.remove(kept.get_field_index(name))
         if working and self.missing == "drop_image":
@@ -109,21 +109,21 @@ class Pack(Stage):
             files.check()
 
     def _samples(self, rows: Rows, files: _Files, work: Work, out: Out) -> Iterator[dict[str, Any]]:
-        working = _working(rows.schema())
+        working = _working_columns(rows.schema())
         for batch in rows.batches(size=512):
             n_bytes = 0
             for row in batch.to_pylist():
                 about = {name: row.pop(name) for name in working}
                 if self.missing == "drop_image" and about.get(interleaved.SENTENCES) is not None:
-                    kept = self._what_is_left(row, about, files, out)
+                    kept = self._remaining_document(row, about, files, out)
                 else:
-                    kept = self._all_or_nothing(row, files, out)
+                    kept = self._whole_row(row, files, out)
                 if kept is not None:
-                    yield (written := self._write(*kept, work, out))
-                    n_bytes += written["json_bytes"] + sum(image["size_bytes"] for image in written["images"])
+                    yield (packed := self._write(*kept, work, out))
+                    n_bytes += packed["json_bytes"] + sum(image["size_bytes"] for image in packed["images"])
             work.progress.bytes(work.step, n_bytes)
 
-    def _all_or_nothing(self, row: dict[str, Any], files: _Files, out: Out) -> _Kept | None:
+    def _whole_row(self, row: dict[str, Any], files: _Files, out: Out) -> _Sample | None:
         if failed := failures(row["images"]):
             out.drop(failed[0])  # its fault was counted by fetch
             return None
@@ -135,9 +135,11 @@ class Pack(Stage):
         repairs = row.get("repairs") or []
         if "repairs" in row and "extension" not in repairs and any(misnamed for _, misnamed in pictures):
             row = {**row, "repairs": [*repairs, "content_type"]}
-        return _Kept(row, [picture for picture, _ in pictures])
+        return _Sample(row, [picture for picture, _ in pictures])
 
-    def _what_is_left(self, row: dict[str, Any], about: dict[str, Any], files: _Files, out: Out) -> _Kept | None:
+    def _remaining_document(
+        self, row: dict[str, Any], about: dict[str, Any], files: _Files, out: Out
+    ) -> _Sample | None:
         """A document with the pictures that can be had, matched again if one can't."""
         pictures: dict[int, images.Picture] = {}
         gone: dict[int, str] = {}
@@ -156,7 +158,7 @@ class Pack(Stage):
             reason = next(iter(gone.values()))
         elif gone:
             try:
-                messages, order = _matched_again(row, about, gone)
+                messages, order = _match_again(row, about, gone)
             except SourceError:
                 reason = "similarity"
                 faults.append(reason)
@@ -166,7 +168,7 @@ class Pack(Stage):
         if reason is not None:
             out.drop(reason)
             return None
-        return _Kept({**row, "images": [row["images"][at] for at in order]}, [pictures[at] for at in order])
+        return _Sample({**row, "images": [row["images"][at] for at in order]}, [pictures[at] for at in order])
 
     def _picture(self, image: LocatedPicture, files: _Files) -> tuple[images.Picture, bool]:
         """A picture as it is stored, and whether its name says that it is of another type than it is."""
@@ -174,9 +176,9 @@ class Pack(Stage):
         ext, width, height = image["ext"], image["width"], image["height"]
         if image["checked"] and ext is not None and width is not None and height is not None:
             return images.Picture(data, ext, width, height, False), False
-        made = images.normalise(data, max_short_side_px=self.max_short_side_px, quality=self.quality)
-        said = TYPES_IN_REPAIRS.get(image["ref"].rpartition(".")[2].lower())
-        return made, said is not None and said != images.sniff(data)
+        picture = images.normalise(data, max_short_side_px=self.max_short_side_px, quality=self.quality)
+        by_name = TYPES_IN_REPAIRS.get(image["ref"].rpartition(".")[2].lower())
+        return picture, by_name is not None and by_name != images.sniff(data)
 
     def _write(self, row: dict[str, Any], pictures: list[images.Picture], work: Work, out: Out) -> dict[str, Any]:
         key, messages = row["key"], decode_messages(row["messages"])
@@ -184,7 +186,7 @@ class Pack(Stage):
         for name, kind in work.manifest.annotations.attributes.items():
             if kind == "json" and name in attrs:
                 attrs[name] = Raw(attrs[name].encode())
-        facts, places = [], list[PackedPicture]()
+        facts, packed = [], list[PackedPicture]()
         for at, (image, picture) in enumerate(zip(row["images"], pictures, strict=True)):
             kept = {name: value for name, value in image.items() if name not in _HIDDEN and value is not None}
             facts.append({**kept, "width": picture.width, "height": picture.height})
@@ -192,7 +194,7 @@ class Pack(Stage):
                 facts[-1]["changed"] = True
             name = f"{key}.{picture.ext}" if len(pictures) == 1 else f"{key}.{at}.{picture.ext}"
             offset = out.tar.add(name, picture.data)
-            places.append(
+            packed.append(
                 PackedPicture(
                     offset=offset,
                     size_bytes=len(picture.data),
@@ -207,14 +209,14 @@ class Pack(Stage):
         record = encode(Record(key=key, source=work.manifest.name, messages=messages, images=facts, attrs=attrs))
         return {
             **{name: value for name, value in row.items() if name != "messages"},
-            "images": places,
+            "images": packed,
             "json_offset": out.tar.add(f"{key}.json", record),
             "json_bytes": len(record),
             "text_chars": sum(len(p.text or "") for m in messages for p in m.content),
         }
 
 
-def _working(schema: pa.Schema) -> tuple[str, ...]:
+def _working_columns(schema: pa.Schema) -> tuple[str, ...]:
     """The columns by which documents are matched again; none when the rows aren't documents."""
     names = (interleaved.SENTENCES, interleaved.SIMILARITY)
     if not set(names) <= set(schema.names):
@@ -223,7 +225,7 @@ def _working(schema: pa.Schema) -> tuple[str, ...]:
     return names if pa.types.is_list(sentences) and pa.types.is_list(similarity) else ()
 
 
-def _matched_again(row: dict[str, Any], about: dict[str, Any], gone: Collection[int]) -> interleaved.Document:
+def _match_again(row: dict[str, Any], about: dict[str, Any], gone: Collection[int]) -> interleaved.Document:
     """A document without the pictures that are gone. Raises SourceError when its matrix isn't of its pictures."""
     n_images, similarity = len(row["images"]), about[interleaved.SIMILARITY]
     if similarity is not None:
@@ -254,25 +256,25 @@ class _Files:
         extent = extent_of(image)
         name = extent["file"]
         if name not in self._open:
-            self._open[name] = self._stack.enter_context(self._file(name))
+            self._open[name] = self._stack.enter_context(self._open_file(name))
         try:
-            data = self._bytes(self._open[name], image, extent)
+            data = self._read_bytes(self._open[name], image, extent)
         except ArchiveError as error:
             if name.startswith("downloads/"):
                 raise BadImage("damaged_member", str(error)) from error
-            raise self._damaged(image, error) from error
+            raise self._damage_error(image, error) from error
         if image["sha256"] is not None and sha256(data).hexdigest() != image["sha256"]:
-            raise self._damaged(image, "its bytes aren't those that were fetched")
+            raise self._damage_error(image, "its bytes aren't those that were fetched")
         return data
 
-    def _bytes(self, file: Any, image: LocatedPicture, extent: Extent) -> bytes:
+    def _read_bytes(self, file: Any, image: LocatedPicture, extent: Extent) -> bytes:
         if not (self._store.local or extent["file"].startswith("downloads/")):
             file.seek(extent["offset"])  # a tar of ours in a bucket, read in its own order
             return bytes(file.read(extent["size_bytes"]))
-        place = (extent["offset"], extent["stored_bytes"], extent["size_bytes"], extent["method"], image["crc32"])
-        return archives.read(file, archives.Member(image["ref"], *place))
+        member = (extent["offset"], extent["stored_bytes"], extent["size_bytes"], extent["method"], image["crc32"])
+        return archives.read(file, archives.Member(image["ref"], *member))
 
-    def _damaged(self, image: LocatedPicture, why: object) -> SourceError:
+    def _damage_error(self, image: LocatedPicture, why: object) -> SourceError:
         return SourceError(
             f"{self._store.root}/{image['file']} is damaged, at the picture {image['ref']!r}: {why}. Run "
             "`datakit verify --repair`, which says how to have it again"
@@ -284,7 +286,7 @@ class _Files:
             if name.startswith("downloads/"):
                 check_unedited(self._store.downloads / name.removeprefix("downloads/"))
 
-    def _file(self, name: str) -> Any:
+    def _open_file(self, name: str) -> Any:
         if "\0" in name or {"", ".", ".."} & set(name.split("/")):
             raise SourceError(f"a table says that a picture is in {name!r}, which isn't in this root: nothing was read")
         if not name.startswith("downloads/"):

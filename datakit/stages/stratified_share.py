@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from datakit.engine.stage import KEPT, Filter, Reasons, in_order
+from datakit.engine.stage import KEPT, Filter, Reasons, reasons_in_order
 from datakit.errors import UsageError
 from datakit.records.tables import Rows
 
@@ -41,11 +41,11 @@ class StratifiedShare(Filter):
         return None if rows is None else round(rows * self.share)
 
     def judge(self, rows: Rows) -> Callable[[pa.RecordBatch], Reasons]:
-        return in_order(self._choice(rows), ("not_in_share",))
+        return reasons_in_order(self._reason_numbers(rows), ("not_in_share",))
 
-    def _choice(self, rows: Rows) -> npt.NDArray[np.int8]:
+    def _reason_numbers(self, rows: Rows) -> npt.NDArray[np.int8]:
         """The number of a reason for each row, or KEPT. Memory is some 40 bytes a row."""
-        hashes, strata = _columns(rows)
+        hashes, strata = _hashes_and_strata(rows)
         # By stratum, then by hash; a hash that two keys share is settled by which came first.
         order = np.lexsort((hashes, strata))
         sizes = np.bincount(strata)
@@ -67,7 +67,7 @@ class StratifiedShare(Filter):
         return reasons
 
 
-def _columns(rows: Rows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+def _hashes_and_strata(rows: Rows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
     """For each row the hash of its key, and the number of its stratum."""
     numbers: dict[str | None, int] = {}
     hashes, strata = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
@@ -82,7 +82,7 @@ def _columns(rows: Rows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]
 def _folders(images: pa.Array) -> pa.Array:
     """The folder of each row's first picture: what stands before the last slash, null without a picture."""
     counts = pc.fill_null(pc.list_value_length(images), 0)
-    places = pc.subtract(pc.cumulative_sum(counts), counts)
-    places = pc.if_else(pc.greater(counts, 0), places, pa.scalar(None, places.type))
-    first = pc.take(pc.struct_field(pc.list_flatten(images), "ref"), places)
+    starts = pc.subtract(pc.cumulative_sum(counts), counts)
+    starts = pc.if_else(pc.greater(counts, 0), starts, pa.scalar(None, starts.type))
+    first = pc.take(pc.struct_field(pc.list_flatten(images), "ref"), starts)
     return pc.replace_substring_regex(first, r"(?s)/?[^/]*$", "")

@@ -43,10 +43,10 @@ def repetition(text: str) -> bool:
     of at most 1,000 words said 3 times or more without a break. Capitals don't count, nor does punctuation in a run.
     """
     text = text.lower()
-    return _sentence_again(text) or _loop(_WORD.findall(text))
+    return _repeats_a_sentence(text) or _has_a_loop(_WORD.findall(text))
 
 
-def _sentence_again(text: str) -> bool:
+def _repeats_a_sentence(text: str) -> bool:
     sentences = _END.split(text)
     if len(sentences) - len(set(sentences)) < SENTENCE_TIMES - 1:
         return False
@@ -54,7 +54,7 @@ def _sentence_again(text: str) -> bool:
     return any(n >= SENTENCE_TIMES and len(_WORD.findall(s)) >= SENTENCE_WORDS for s, n in times.items())
 
 
-def _loop(words: list[str]) -> bool:
+def _has_a_loop(words: list[str]) -> bool:
     # In such a run of n words no more than a third of its fours are new, so at least this many are old.
     old = LOOP_WORDS - LOOP_WORDS // LOOP_TIMES - 3
     if len(words) < LOOP_WORDS or len(words) - 3 - len(set(zip(words, words[1:], words[2:], words[3:]))) < old:
@@ -92,11 +92,11 @@ class DropText(Filter):
     def reasons(self, batch: pa.RecordBatch) -> list[str | None]:
         pictures = pc.fill_null(pc.list_value_length(batch["images"]), 0).to_pylist()
         return [
-            self._broken(messages) if n else None
+            self._broken_rule(messages) if n else None
             for n, messages in zip(pictures, batch["messages"].to_pylist(), strict=True)
         ]
 
-    def _broken(self, messages: str) -> str | None:
+    def _broken_rule(self, messages: str) -> str | None:
         """The first rule that an answer breaks."""
         answers = [
             " ".join(part.text for part in message.content if part.text)

@@ -208,7 +208,7 @@ def _patched(
                     if not where.matches(old):
                         report.left[old["outcome"]] += old["outcome"] != "ok"
                         continue
-                    places[at] = stage.place(next(fetched), key, at, len(places), files.out)
+                    places[at] = stage.write_picture(next(fetched), key, at, len(places), files.out)
                     before[old["outcome"]] += 1
                     after[places[at]["outcome"]] += 1
                     n_tried += 1

@@ -4,7 +4,7 @@ A file in a user's catalogue comes before ours of the same name; datakit/process
 A module has `VERSION`, raised when its rows change, `SCHEMA` of the table that comes out, and one of
 
     read(row, number) -> Row | str             one object of upstream's; a str is the reason to drop it
-    reading(about) -> read                     such a function, made for one file, when there is more to know
+    reading(about) -> read                     returns such a function for one file, when it depends on the file
     batches(path, stop, dataset, reject) -> RecordBatches    a Parquet file by columns
 
 One whose rows hold their pictures also has
@@ -30,7 +30,7 @@ from datakit.records.record import Message
 
 
 class About(NamedTuple):
-    """What a reader may want to know of the file that it reads."""
+    """What a reader is told about the file that it reads."""
 
     dataset: str
     file: str  # as the manifest names it
@@ -64,11 +64,11 @@ def schema(manifest: Manifest) -> pa.Schema:
 def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
     """The function that reads the rows of a file, with the attributes that the manifest names.
 
-    What was repaired of a row is named in its attribute `repairs`; besides what the reader has:
+    Each repair of a row is named in its attribute `repairs`; to the reader's own these are added:
 
-    surrogate    half of a surrogate pair became U+FFFD, for it could never be written again
+    surrogate    half of a surrogate pair became U+FFFD, because it can't be encoded as UTF-8
     attribute    a value of another type than the manifest says became null
-    null_key     a key of JSON is there with null, which is kept as if it weren't
+    null_key     a key of the JSON has the value null, and is taken for absent
     """
     module = load(manifest)
     kinds, is_json = manifest.annotations.attributes, manifest.annotations.format == "json"
@@ -98,7 +98,7 @@ def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
 
 
 def _check(module: ModuleType) -> None:
-    """Raises ManifestError for a user's reader without what every reader has."""
+    """Raises ManifestError for a user's reader without a valid VERSION and SCHEMA."""
     version, schema = getattr(module, "VERSION", None), getattr(module, "SCHEMA", None)
     if not isinstance(version, int):
         raise ManifestError(f"{module.__file__}: a reader has VERSION, a whole number, not {version!r}")
@@ -111,7 +111,7 @@ def _check(module: ModuleType) -> None:
 
 
 def _check_answers(read: Callable[[Any, int], Any], module: ModuleType) -> Callable[[Any, int], Any]:
-    """A user's `read`, whose answers are looked at before anything is made of them."""
+    """A user's `read`, with its answers checked."""
     own = set(module.SCHEMA.names) - {"key", "messages", "images"}
 
     def checked_read(row: Any, number: int) -> Any:

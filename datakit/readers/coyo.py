@@ -1,4 +1,4 @@
-"""COYO-700M: 17 columns of Parquet, read by columns; nothing is ever a Python object, for 5.8 M rows a shard.
+"""COYO-700M: 17 columns of Parquet, read by columns, without Python objects, since a shard has 5.8 M rows.
 
 clip_sim is the sum of the two CLIP similarities in float32, so it reaches 2 in theory and 1.1 in practice;
 VILA's choice is by this sum (NVlabs/VILA data_prepare/coyo/coyo_downloader.py).
@@ -65,10 +65,10 @@ def quote_json(text: pa.Array) -> pa.Array:
 
 
 def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Iterator[pa.RecordBatch]:
-    """The first `stop` rows of a file (all for None) as records. Raises SourceError for a column that won't do.
+    """The first `stop` rows of a file (all for None) as records. Raises SourceError for a missing or unusable column.
 
-    One whose url, text or hash isn't UTF-8 is rejected as `not_utf8`, one without an id as `no_id`; of several with one
-    id the first is kept, the others are `same_id`; one without a caption is `empty_answer`.
+    A row whose url, text or hash isn't UTF-8 is rejected as `not_utf8`, a row without an id as `no_id`; of several rows
+    with one id the first is kept, the others are `same_id`; a row without a caption is `empty_answer`.
     """
     with parquetrows.opened(path, (["id"], 1 << 20), (list(NEEDED), BATCH), anew=_ANEW) as file:
         _check_schema(file.schema, path)
@@ -89,14 +89,14 @@ def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Itera
                 reject("same_id", pc.sum(pc.and_(good, same)).as_py() or 0)
                 good = pc.and_not(good, same)
             reject("no_id", batch["id"].null_count)
-            said = pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(batch["text"].cast(pa.string()), "")), "")
-            reject("empty_answer", pc.sum(pc.and_not(good, said)).as_py() or 0)
-            good = pc.and_(good, said)
+            has_text = pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(batch["text"].cast(pa.string()), "")), "")
+            reject("empty_answer", pc.sum(pc.and_not(good, has_text)).as_py() or 0)
+            good = pc.and_(good, has_text)
             yield _records(batch.filter(good), dataset)
 
 
 def _check_schema(schema: pa.Schema, path: Path) -> None:
-    """Raises SourceError for a column that is missing, there twice, or of a type that isn't what it says."""
+    """Raises SourceError for a column that is missing, there twice, or of another type than expected."""
     missing = [name for name in NEEDED if name not in schema.names]
     if missing:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""WebDataset samples: pictures, and what is said of them in `json` or `txt`.
+"""WebDataset samples: pictures, and their conversation or caption in `json` or `txt`.
 
 `json` may hold `messages` or `conversations` (datakit/readers/hf.py says in which forms) or a `caption`; without
 them the caption is `txt`. A picture is `jpg`, `jpeg`, `png`, `webp` or `gif`, and `0.jpg`, `1.jpg`, … where there are
@@ -26,7 +26,7 @@ PICTURE = re.compile(r"(?:(\d{1,18})\.)?(?:jpe?g|png|webp|gif)")
 
 
 def reading(about: About) -> Callable[[Any, int], Row | str]:
-    """The function that reads a sample: `read`, for a manifest has nothing to say about one."""
+    """The function that reads a sample: `read`, which depends on nothing in the manifest."""
     return read
 
 

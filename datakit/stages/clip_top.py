@@ -1,4 +1,4 @@
-"""Choosing rows: reads columns, writes columns, never touches a picture."""
+"""ClipTop: the rows whose caption fits its picture best, by CLIP similarity; pictures are never read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ClipTop(Filter):
         return reasons_in_order(self._reason_numbers(rows), ("below_floor", "below_quota"))
 
     def _reason_numbers(self, rows: Rows) -> npt.NDArray[np.int8]:
-        """The number of a reason for each row, or KEPT: memory is 5 bytes a row, not the rows."""
+        """The index of a reason for each row, or KEPT. Memory is 5 bytes a row."""
         if "clip_sim" not in rows.schema().names:
             raise SourceError(f"shard {rows.shard}: the rows have no clip_sim to choose by; the reader must give it")
         sims = [b["clip_sim"].to_numpy(zero_copy_only=False) for b in rows.batches(["clip_sim"], size=1 << 20)]
@@ -51,7 +51,7 @@ class ClipTop(Filter):
     def _mark_best(
         self, rows: Rows, sim: npt.NDArray[np.float32], passes: npt.NDArray[np.bool_], quota: int
     ) -> npt.NDArray[np.bool_]:
-        """Marks the `quota` best of those that pass, which are more."""
+        """A mark for each of the `quota` best of the rows that pass, of which there are more than `quota`."""
         if quota == 0:
             return np.zeros(len(sim), np.bool_)
         n_passes = int(passes.sum())

@@ -1,4 +1,4 @@
-"""Extract: pictures that the rows themselves hold, or loose files of a folder, into tars."""
+"""Extract: writes pictures that are in the rows themselves, or loose files of a folder, into tars."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from datakit.upstream.loose import Find, Folder, decoded, folder_state
 
 @dataclass(frozen=True, kw_only=True)
 class Extract(Stage):
-    """Takes the pictures of each row out of upstream's rows, and writes their bytes as they came, in row order.
+    """Reads each row's pictures from upstream's rows or from a folder, and writes their bytes unchanged, in row order.
 
-    Every row is kept; a picture that won't do has its outcome instead of a place in the tar, and `pack` leaves such
-    rows out: `missing` when there are no bytes, `outside` for a path that leaves the folder, and what
-    `images.inspect` says of the others.
+    Every row is kept; a picture that can't be used has its outcome instead of an offset in the tar, and `pack` drops
+    such rows. Outcomes are `missing` when there are no bytes, `outside` for a path that leaves the folder, and those of
+    `images.inspect`.
     """
 
     role: ClassVar[Role] = "fetch"
@@ -60,7 +60,7 @@ class Extract(Stage):
 
     def inputs(self, work: Work, shard: int) -> dict[str, str] | None:
         if work.manifest.images.by != "folder":
-            return {}  # the pictures come from the files that the listing names
+            return {}  # the pictures come from the files of the listing
         state = folder_state(work.manifest.images.folder, work.scratch)
         return None if state is None else {"folder": state}
 
@@ -69,7 +69,7 @@ class Extract(Stage):
 
     @contextmanager
     def opened(self, parts: list[Rows], work: Work) -> Iterator[Find]:
-        """One walk through upstream's rows for all the parts of a shard."""
+        """The function that finds a picture's bytes; all parts of a shard share one pass over upstream's rows."""
         if work.manifest.images.by == "folder":
             yield Folder(work.manifest.images.folder, repair=self.any_extension)
         elif work.manifest.images.by == "inline" and parts:
@@ -91,7 +91,7 @@ class Extract(Stage):
 
 
 def _write_picture(key: str, at: int, n: int, ref: str, out: Out) -> tuple[LocatedPicture, bool]:
-    """Where picture `at` of the `n` of a row stands, once it is written, or why it doesn't; and if by a repair."""
+    """Writes picture `at` of a row's `n`; returns where it is or its outcome, and whether it was found by a repair."""
     try:
         data, repaired = out.source(ref)
         ext, width, height = images.inspect(data)
@@ -104,7 +104,7 @@ def _write_picture(key: str, at: int, n: int, ref: str, out: Out) -> tuple[Locat
 
 
 class _Inline:
-    """Pictures by `<number of the row>.<nth>`, asked for in the order of the rows."""
+    """Pictures by `<number of the row>.<nth>`; references must come in the order of the rows."""
 
     def __init__(self, rows: Iterator[tuple[int, Any]], work: Work, shard: int) -> None:
         self._rows = rows
@@ -127,7 +127,7 @@ class _Inline:
                 return row
         raise SourceError(
             f"row {wanted} of {self._dataset!r} was listed and isn't there any more, or rows are out of order: "
-            f"make the listing anew with --rebuild"
+            f"make the listing again with --rebuild"
         )
 
 

@@ -22,19 +22,19 @@ class Listing(Stage):
     """Rows of a dataset as its manifest and reader say. A file is a shard; a JSON may be cut into shards.
 
     Keys are `<dataset>-<id>` where a reader takes columns, whose ids are unique; `<dataset>-<number of the row>` where
-    JSON is cut; `<dataset>-<shard>-<row>` else. Pictures that the rows hold are called `<row>.<nth>`.
+    JSON is cut; otherwise `<dataset>-<shard>-<row>`. Pictures that the rows hold are called `<row>.<nth>`.
     """
 
     role: ClassVar[Role] = "list"
     version: ClassVar[int] = 1
-    separator: str = "\n"  # between an instruction and its input, where upstream has these apart (M3IT)
+    separator: str = "\n"  # between an instruction and its input, where upstream has them apart (M3IT)
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         rows = manifest.annotations
         said = super().identity(manifest)
-        if self.separator == "\n":  # so that datasets to which it means nothing stay what they were
+        if self.separator == "\n":  # so that datasets without instructions keep their identity
             del said["separator"]
-        inline = manifest.images.by == "inline"  # pictures have other names then
+        inline = manifest.images.by == "inline"  # which changes the pictures' references
         optional = {"inside": rows.inside, "beside": rows.beside, "columns": rows.columns, "inline": inline}
         optional["attributes"] = rows.attributes
         return {

@@ -30,9 +30,9 @@ class Locate(Stage):
     """Resolves `image` references to (archive, offset, size) by the manifest's [images.sources].
 
     Archives are downloaded once, indexed once, and never unpacked. Every row is kept; a picture that no archive
-    holds has the outcome `missing`, one under no known prefix `no_source`, one of a source that is done `without`
-    has `left_out`, and `pack` drops such rows. One that was found under another extension than the reference has,
-    where the manifest doesn't say that this is so, is in the row's `repairs`.
+    holds has the outcome `missing`, a picture under no known prefix `no_source`, a picture of a source in `without`
+    `left_out`, and `pack` drops such rows. When a picture was found under another extension than its reference has, and
+    the manifest doesn't allow that, the row's `repairs` say so.
     """
 
     role: ClassVar[Role] = "fetch"
@@ -50,11 +50,11 @@ class Locate(Stage):
             }
             for name, source in manifest.images.sources.items()
         }
-        said = super().identity(manifest)
-        for name in ("without", "any_extension"):  # what isn't chosen isn't said
-            if not said[name]:
-                del said[name]
-        return {**said, "sources": rules}
+        identity = super().identity(manifest)
+        for name in ("without", "any_extension"):  # the defaults aren't part of the identity
+            if not identity[name]:
+                del identity[name]
+        return {**identity, "sources": rules}
 
     def sources(self, manifest: Manifest) -> dict[str, Source]:
         """The sources whose pictures are looked for."""
@@ -67,7 +67,7 @@ class Locate(Stage):
         return Cost(passed_bytes=size_bytes)  # pack writes about as much as the archives hold
 
     def check(self, work: Work) -> None:
-        """Raises UsageError for a source that isn't there, DownloadError for archives that a person has to get."""
+        """Raises UsageError for an unknown source, DownloadError for archives that the user has to get."""
         known_sources(work.manifest, self.without)
         absent = by_hand(self.sources(work.manifest), work)
         if absent:
@@ -80,7 +80,7 @@ class Locate(Stage):
                 self._index_archive(archive, work)
 
     def _index_archive(self, archive: str, work: Work) -> None:
-        done = work.download(archive, in_place=True)  # of one's own, 200 GB aren't there twice
+        done = work.download(archive, in_place=True)  # so that 200 GB of the user's aren't copied
         path = done.path
         index = archives.index_path(path)
         with locked(index.with_name(f"{index.name}.lock")):
@@ -131,7 +131,7 @@ class Locate(Stage):
 
 
 def _located(ref: str, found: Found | str) -> LocatedPicture:
-    """Where a picture stands, or why it doesn't."""
+    """Where a picture is, or its outcome."""
     if isinstance(found, str):
         return located_picture(ref, found)
     member = found.member
@@ -161,12 +161,12 @@ def with_repair(batch: pa.RecordBatch, mended: list[bool]) -> pa.RecordBatch:
 
 
 def plain_source(source: Source) -> dict[str, Any]:
-    """The fields of a source as values that JSON knows."""
+    """The fields of a source as JSON values."""
     return {name: plain(getattr(source, name)) for name in source.__struct_fields__}
 
 
 def _index_fits(index: Path, archive: Path, sha256: str) -> bool:
-    """Whether an index is there, is whole, and is of this archive."""
+    """Whether an index is there, complete, and of this archive."""
     try:
         same = derived.fits(index, sha256, whole=True)
         return same and open_index(index).archive_bytes == archive.stat().st_size

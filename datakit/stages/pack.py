@@ -4,11 +4,11 @@
     <key>.txt   the caption of an image-text pair; a document is none, be it one picture and one text
     <key>.json  the record (datakit/records/record.py)
 
-An interleaved document can lose pictures and stay: it keeps its sentences and the similarity of each picture to
-each of them in two working columns (datakit/readers/mmc4.py), which end here.
+An interleaved document can lose pictures and be kept: two working columns have its sentences and the similarity of
+each picture to each of them (datakit/readers/mmc4.py). Packed tables don't have these columns.
 
-A shard of the step before becomes the tars of the same number, so shards that are fetched later are packed
-beside what is there, and nothing is packed twice.
+A shard of the step before becomes the tars of the same number, so shards that are fetched later add tars, and nothing
+is packed twice.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class _Sample(NamedTuple):
 class Pack(Stage):
     """Writes each row's pictures and record, in row order.
 
-    With `missing="drop_sample"` a row with a picture that can't be had is dropped: all or nothing, VILA's policy.
-    With "drop_image" an interleaved document loses only the picture: its row of the similarity matrix goes, the
-    sentences are matched again (without a matrix the others stay where they are), and the attribute images_dropped
-    says how many went. A document without any picture left is dropped. So is every other row, for a mark can't go
-    from a conversation and leave the question what it was.
+    With `missing="drop_sample"` a row is dropped when one of its pictures is missing: all or nothing, VILA's policy.
+    With "drop_image" an interleaved document loses only the picture: its row of the similarity matrix is removed, the
+    sentences are matched again (without a matrix the other pictures keep their positions), and the attribute
+    images_dropped counts the lost pictures. A document without any picture left is dropped, and so is every row that is
+    no document: a conversation's question would change its meaning with its mark.
 
-    Pictures that `fetch` has not decoded are decoded here, once, to know that they are whole. JPEG and PNG
-    that every decoder reads alike keep their bytes; others are written as JPEG of `quality`.
+    Pictures that `fetch` has not decoded are decoded here, once, to find broken ones. JPEG and PNG that every decoder
+    reads alike keep their bytes; others are written as JPEG of `quality`.
     """
 
     role: ClassVar[Role] = "pack"
@@ -140,7 +140,7 @@ class Pack(Stage):
     def _remaining_document(
         self, row: dict[str, Any], about: dict[str, Any], files: _Files, out: Out
     ) -> _Sample | None:
-        """A document with the pictures that can be had, matched again if one can't."""
+        """A document with the pictures that can be read, matched again if some can't; None when it is dropped."""
         pictures: dict[int, images.Picture] = {}
         gone: dict[int, str] = {}
         faults = []
@@ -171,7 +171,7 @@ class Pack(Stage):
         return _Sample({**row, "images": [row["images"][at] for at in order]}, [pictures[at] for at in order])
 
     def _picture(self, image: LocatedPicture, files: _Files) -> tuple[images.Picture, bool]:
-        """A picture as it is stored, and whether its name says that it is of another type than it is."""
+        """A picture as it is stored, and whether its extension names another type than it has."""
         data = files.read(image)
         ext, width, height = image["ext"], image["width"], image["height"]
         if image["checked"] and ext is not None and width is not None and height is not None:
@@ -217,7 +217,7 @@ class Pack(Stage):
 
 
 def _working_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """The columns by which documents are matched again; none when the rows aren't documents."""
+    """The working columns, by which documents are matched again; none when the rows aren't documents."""
     names = (interleaved.SENTENCES, interleaved.SIMILARITY)
     if not set(names) <= set(schema.names):
         return ()
@@ -242,16 +242,16 @@ def _caption(messages: list[Message]) -> str | None:
 
 
 class _Files:
-    """The archives and tars that pictures are read from, opened once a part."""
+    """The archives and tars that pictures are read from, each opened once for a part."""
 
     def __init__(self, store: Store, stack: ExitStack) -> None:
         self._store, self._stack = store, stack
         self._open: dict[str, Any] = {}
 
     def read(self, image: LocatedPicture) -> bytes:
-        """The bytes of a located picture. Raises BadImage when an archive's word on it was wrong.
+        """The bytes of a located picture. Raises BadImage when it is damaged in its archive.
 
-        SourceError when a picture that fetch wrote isn't as it was then, by its hash.
+        Raises SourceError when a picture that fetch wrote has another hash by now.
         """
         extent = extent_of(image)
         name = extent["file"]
@@ -281,7 +281,7 @@ class _Files:
         )
 
     def check(self) -> None:
-        """Raises Incomplete when an archive that is read where the user has it was edited meanwhile."""
+        """Raises Incomplete when the user edited an archive meanwhile that is read in place."""
         for name in self._open:
             if name.startswith("downloads/"):
                 check_unedited(self._store.downloads / name.removeprefix("downloads/"))

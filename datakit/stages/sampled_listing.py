@@ -181,17 +181,17 @@ class SampledListing(Stage):
         return min(self.n_rows, sum(_row_counts(plan, limit)), *([] if limit is None else [limit]))
 
     def _chosen_rows(self, plan: _Plan, limit: int | None, shard: int) -> Iterator[tuple[int, list[int]]]:
-        """The chosen rows of a shard: which file of the plan, and which of its rows."""
+        """The chosen rows of a shard: the index of a file in the plan, and its row numbers, file by file."""
         ends = list(accumulate(_row_counts(plan, limit)))
         k = self._n_chosen(plan, limit)
         first = shard * self.rows_per_shard
-        numbers = chosen(ends[-1], k, first, min(first + self.rows_per_shard, k))
+        numbers = evenly_spaced(ends[-1], k, first, min(first + self.rows_per_shard, k))
         for nth, in_file in groupby(numbers, lambda number: bisect_right(ends, number)):
             before = ends[nth - 1] if nth else 0
             yield nth, [number - before for number in in_file]
 
 
-def chosen(n: int, k: int, start: int = 0, stop: int | None = None) -> list[int]:
+def evenly_spaced(n: int, k: int, start: int = 0, stop: int | None = None) -> list[int]:
     """Numbers `start` to `stop` of k of the rows 0 to n - 1: the first, the last, and others at even steps.
 
     In whole numbers. VILA's float32 linspace has steps of 352 to 384 rows where 378 are due, and ends behind the last

@@ -1,4 +1,4 @@
-"""A share of the rows, the same of each source of pictures."""
+"""StratifiedShare: a share of the rows, the same for each folder of pictures."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class StratifiedShare(Filter):
     """Keeps a share of each shard's rows, by their keys alone, in the order they came in.
 
     Strata are the folders of the first pictures (`vg/VG_100K`), and the rows without one. A shard with n rows keeps
-    share * n of them, half a row rounded up; each stratum gives share times its own rows, rounded down, and those
-    with the largest rest give one row more. Inside a stratum it is the rows with the lowest XXH3 of their key.
+    share * n of them, half a row rounded up; each stratum keeps share times its own rows, rounded down, and those
+    with the largest remainder keep one row more. Within a stratum it keeps the rows with the lowest XXH3 of their key.
 
-    So a stratum is off by less than a row for each shard. This is no half that anyone has published: how LibMoE drew
-    its 332K rows is written nowhere.
+    So in each shard a stratum is off by less than one row. No paper published this choice: how LibMoE drew its 332K
+    rows isn't documented.
     """
 
     version: ClassVar[int] = 1
@@ -44,9 +44,9 @@ class StratifiedShare(Filter):
         return reasons_in_order(self._reason_numbers(rows), ("not_in_share",))
 
     def _reason_numbers(self, rows: Rows) -> npt.NDArray[np.int8]:
-        """The number of a reason for each row, or KEPT. Memory is some 40 bytes a row."""
+        """The index of a reason for each row, or KEPT. Memory is some 40 bytes a row."""
         hashes, strata = _hashes_and_strata(rows)
-        # By stratum, then by hash; a hash that two keys share is settled by which came first.
+        # By stratum, then by hash; of two keys with one hash the first row comes first.
         order = np.lexsort((hashes, strata))
         sizes = np.bincount(strata)
         starts = np.cumsum(sizes) - sizes
@@ -54,12 +54,12 @@ class StratifiedShare(Filter):
         exact = [share * int(size) for size in sizes]
         quotas = [int(wanted) for wanted in exact]
         spare = int(share * len(hashes) + Fraction(1, 2)) - sum(quotas)
-        # Equal rests, such as all the halves, go by the hash of the row that would be next, so to no stratum always.
+        # Equal remainders, such as all halves, go by the hash of the row that would be next: no stratum is favoured.
         after = {}
         for stratum, (start, quota) in enumerate(zip(starts, quotas)):
             after[stratum] = hashes[order[start + quota]] if quota < exact[stratum] else 0
-        by_rest = sorted(range(len(sizes)), key=lambda s: (quotas[s] - exact[s], after[s]))
-        for stratum in by_rest[:spare]:
+        by_remainder = sorted(range(len(sizes)), key=lambda s: (quotas[s] - exact[s], after[s]))
+        for stratum in by_remainder[:spare]:
             quotas[stratum] += 1
         reasons = np.zeros(len(hashes), np.int8)
         for start, quota in zip(starts, quotas):
@@ -80,7 +80,7 @@ def _hashes_and_strata(rows: Rows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[
 
 
 def _folders(images: pa.Array) -> pa.Array:
-    """The folder of each row's first picture: what stands before the last slash, null without a picture."""
+    """The folder of each row's first picture: its reference up to the last slash, null without a picture."""
     counts = pc.fill_null(pc.list_value_length(images), 0)
     starts = pc.subtract(pc.cumulative_sum(counts), counts)
     starts = pc.if_else(pc.greater(counts, 0), starts, pa.scalar(None, starts.type))

@@ -19,7 +19,7 @@ from datakit.errors import BadImage, SourceError
 from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
 from datakit.stages.locate import with_repair
 from datakit.upstream.annotations import about, numbered
-from datakit.upstream.loose import Find, Folder, decoded, folder_state
+from datakit.upstream.loose import Find, Folder, decode_picture, folder_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class _Inline:
         number, _, nth = ref.partition(".")
         if self._number != int(number):
             self._pictures = self._reader.pictures(self._row(int(number)), self._about)
-        return decoded(self._pictures[int(nth)] if int(nth) < len(self._pictures) else b""), False
+        return decode_picture(self._pictures[int(nth)] if int(nth) < len(self._pictures) else b""), False
 
     def _row(self, wanted: int) -> Any:
         for number, row in self._rows:

@@ -18,7 +18,7 @@ from datakit.formats import archives
 from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
 from datakit.storage.fingerprint import plain
 from datakit.storage.store import locked
-from datakit.upstream.finder import Finder, Found, asked_for, by_hand, open_index, sources_with
+from datakit.upstream.finder import Finder, Found, archives_to_get, get_archives_message, open_index, sources_with
 from datakit.web import derived
 from datakit.web.downloads import check_unedited
 
@@ -69,9 +69,9 @@ class Locate(Stage):
     def check(self, work: Work) -> None:
         """Raises UsageError for an unknown source, DownloadError for archives that the user has to get."""
         known_sources(work.manifest, self.without)
-        absent = by_hand(self.sources(work.manifest), work)
+        absent = archives_to_get(self.sources(work.manifest), work)
         if absent:
-            raise DownloadError(asked_for(work.manifest.name, absent, self.without))
+            raise DownloadError(get_archives_message(work.manifest.name, absent, self.without))
 
     def prepare(self, work: Work) -> None:
         self.check(work)

@@ -101,7 +101,7 @@ def inputs(work: Work, shard: int) -> dict[str, str] | None:
             return None
         found = {file: known["sha256"]}
     if rows.beside:
-        near = ((name, work.known(work.manifest.address(name))) for name in near_by(work.manifest, file))
+        near = ((name, work.known(work.manifest.address(name))) for name in names_beside(work.manifest, file))
         beside = next(((name, known["sha256"]) for name, known in near if known), None)
         if beside is None:
             return None
@@ -272,14 +272,14 @@ def _extract_member(path: Path, inside: str, sink: Sink) -> None:
             sink.write(piece)
 
 
-def near_by(manifest: Manifest, file: str) -> list[str]:
+def names_beside(manifest: Manifest, file: str) -> list[str]:
     """The files that may be beside a file, in the order in which they are tried."""
     return [posixpath.join(posixpath.dirname(file), name) for name in manifest.annotations.beside]
 
 
 def _download_beside(work: Work, file: str) -> Path:
     """The first of the files beside a file that can be downloaded. Raises DownloadError with the error of each."""
-    near = [work.manifest.address(name) for name in near_by(work.manifest, file)]
+    near = [work.manifest.address(name) for name in names_beside(work.manifest, file)]
     if known := next((address for address in near if work.known(address)), None):
         near = [known]
     refusals = []

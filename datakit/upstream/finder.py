@@ -40,7 +40,7 @@ class Finder:
             name: [(source, table_name(work, archive), index_of(work, archive)) for archive in source.archives()]
             for name, source in sources_with(work.manifest, without).items()
         }
-        self._rules = (find, under_another_extension) if repair else (find,)
+        self._rules = (find, find_other_extension) if repair else (find,)
 
     def sources(self, ref: str) -> list[str]:
         """The names of the sources whose prefix a reference has; of several prefixes the longest counts."""
@@ -62,7 +62,7 @@ class Finder:
         return "missing"
 
 
-def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]], without: tuple[str, ...]) -> str:
+def get_archives_message(dataset: str, absent: list[tuple[str, Source, list[str]]], without: tuple[str, ...]) -> str:
     """The message that names archives to get by hand, and the commands to go on with or without them."""
     files = {name: [posixpath.basename(archive) for archive in archives] for name, _, archives in absent}
     lines = [f"  {name}: {shortlist(files[name])}. {source.obtain}" for name, source, _ in absent]
@@ -76,7 +76,7 @@ def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]], without
     )
 
 
-def by_hand(sources: dict[str, Source], work: Work) -> list[tuple[str, Source, list[str]]]:
+def archives_to_get(sources: dict[str, Source], work: Work) -> list[tuple[str, Source, list[str]]]:
     """Sources that no program can download and that aren't here, with their archives."""
     found = []
     for name, source in sources.items():
@@ -102,7 +102,7 @@ def open_index(path: Path) -> archives.Index:
     return archives.Index.open(path)
 
 
-def under_another_extension(index: archives.Index, source: Source, ref: str) -> archives.Member | None:
+def find_other_extension(index: archives.Index, source: Source, ref: str) -> archives.Member | None:
     """The one member that differs from a reference in its extension; None when there are two: it would be a guess."""
     stem = ref.rpartition(".")[0]
     exact = structs.replace(source, any_extension=False)

@@ -21,7 +21,7 @@ Find = Callable[[str], tuple[bytes, bool]]
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
-def decoded(picture: bytes | str) -> bytes:
+def decode_picture(picture: bytes | str) -> bytes:
     """The bytes of a picture; a str is base64, maybe a data URL. Raises BadImage.
 
     Line breaks and other characters outside base64's alphabet are skipped, as by b64decode in upstreams' loaders. Text

@@ -81,7 +81,7 @@ class Holding:
     def ledger(self, step: str) -> Ledger:
         return Ledger(self.store, f"{self.folder}/{step}")
 
-    def after(self, step: str) -> list[str]:
+    def steps_after(self, step: str) -> list[str]:
         """The steps that are made from a step's shards, the last one first."""
         return [name for name, before in reversed(self.before.items()) if step in before]
 
@@ -90,7 +90,7 @@ class Holding:
         ledger = self.ledger(step)
         return {name: commit for name in ledger.committed_names() if (commit := ledger.read(name)) is not None}
 
-    def made_from(self, step: str, hashes: Collection[str]) -> list[str]:
+    def shards_made_from(self, step: str, hashes: Collection[str]) -> list[str]:
         """The shards of a step that were made from downloads with those sha256."""
         found = (
             name for name, commit in self.commits(step).items() if not set(hashes).isdisjoint(commit.inputs.values())
@@ -148,7 +148,7 @@ def _roots_folder(store: Store) -> Path:
     return store.downloads.parent / "roots"
 
 
-def sharing(store: Store) -> Iterator[Store]:
+def roots_sharing_downloads(store: Store) -> Iterator[Store]:
     """This root, and the others whose downloads stand in the same folder.
 
     Raises DatakitError for a root that can't be reached, since then what it needs isn't known.

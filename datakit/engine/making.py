@@ -107,7 +107,7 @@ class ShardStep:
         With `alone` this process already holds the shard; else it holds each part while it makes it.
         """
         while todo := [name for name in names if not self._is_done(name)]:
-            with self.step.stage.opened([self.parts[name] for name in todo], self.work) as source:
+            with self.step.stage.shared_source([self.parts[name] for name in todo], self.work) as source:
                 for name in todo:
                     with ExitStack() as claimed:
                         if not alone:

@@ -116,11 +116,11 @@ class Stage:
         """The schema of what `rows` yields."""
         return rows.schema()
 
-    def crawled(self, urls: Iterable[str], work: Work) -> Generator[Any]:
-        """What became of each URL, in their order, for a stage that is `by_url`: see Fetch.crawled."""
+    def crawl_urls(self, urls: Iterable[str], work: Work) -> Generator[Any]:
+        """What became of each URL, in their order, for a stage that is `by_url`: see Fetch.crawl_urls."""
         raise UsageError(f"{type(self).__name__} asks for no pictures by URL")
 
-    def opened(self, parts: list[Rows], work: Work) -> AbstractContextManager[Any]:
+    def shared_source(self, parts: list[Rows], work: Work) -> AbstractContextManager[Any]:
         """What the parts of a shard share while they are made one after the other; `rows` gets it as `out.source`."""
         return nullcontext()
 

@@ -101,7 +101,7 @@ class Work:
         folder = self.store.downloads
         return downloads.download(address, folder, hosts=self.hosts, expect=expect, in_place=in_place, tell=tell)
 
-    def known(self, address: str) -> dict[str, Any] | None:
+    def sidecar(self, address: str) -> dict[str, Any] | None:
         """The sidecar of a file that was downloaded once, even if it was cleaned since; None without one. No network.
 
         When the user has edited the file that it was taken from, the sidecar is of the file as it is now. With `made`
@@ -141,7 +141,7 @@ class Out:
 
     open_tar: Callable[[], Sink]
     tar_name: str  # relative to the root
-    source: Any = None  # what `Stage.opened` yielded
+    source: Any = None  # what `Stage.shared_source` yielded
     log: list[dict[str, Any]] = field(default_factory=list)  # rows of tables.LOG: values that differ from run to run
     dropped: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)

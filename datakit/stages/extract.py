@@ -18,7 +18,7 @@ from datakit.engine.work import Out, Work
 from datakit.errors import BadImage, SourceError
 from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
 from datakit.stages.locate import with_repair
-from datakit.upstream.annotations import about, numbered
+from datakit.upstream.annotations import about, numbered_rows
 from datakit.upstream.loose import Find, Folder, decode_picture, folder_state
 
 
@@ -68,12 +68,12 @@ class Extract(Stage):
         return with_images(rows.schema(), LOCATED)
 
     @contextmanager
-    def opened(self, parts: list[Rows], work: Work) -> Iterator[Find]:
+    def shared_source(self, parts: list[Rows], work: Work) -> Iterator[Find]:
         """The function that finds a picture's bytes; all parts of a shard share one pass over upstream's rows."""
         if work.manifest.images.by == "folder":
             yield Folder(work.manifest.images.folder, repair=self.any_extension)
         elif work.manifest.images.by == "inline" and parts:
-            yield _Inline(numbered(work, parts[0].shard), work, parts[0].shard)
+            yield _Inline(numbered_rows(work, parts[0].shard), work, parts[0].shard)
         else:
             yield _no_picture
 

@@ -100,16 +100,16 @@ class Fetch(Stage):
         return with_images(rows.schema(), LOCATED)
 
     @contextmanager
-    def opened(self, parts: list[Rows], work: Work) -> Iterator[Generator[Fetched[StoredPicture]]]:
+    def shared_source(self, parts: list[Rows], work: Work) -> Iterator[Generator[Fetched[StoredPicture]]]:
         """One crawl for all the parts: the next part's URLs are fetched while the slow ones of this part still run."""
         urls = (ref for rows in parts for batch in rows.batches(["images"]) for ref in refs_of(batch))
-        fetched = self.crawled(urls, work)
+        fetched = self.crawl_urls(urls, work)
         try:
             yield fetched
         finally:
             fetched.close()
 
-    def crawled(self, urls: Iterable[str], work: Work) -> Generator[Fetched[StoredPicture]]:
+    def crawl_urls(self, urls: Iterable[str], work: Work) -> Generator[Fetched[StoredPicture]]:
         """The outcome and the picture of each URL, in their order."""
         prepare = partial(
             _prepare_picture,

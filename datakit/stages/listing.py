@@ -14,7 +14,7 @@ from datakit.engine.stage import Role, Stage
 from datakit.engine.work import Out, Work
 from datakit.records.record import encode
 from datakit.records.tables import Rows, as_batches
-from datakit.upstream.annotations import about, inputs, numbered, prepare, shards
+from datakit.upstream.annotations import about, inputs, numbered_rows, prepare, shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Listing(Stage):
         key = work.manifest.key if work.manifest.annotations.cut else f"{work.manifest.key}-{shard:05d}"
         width = 9 if work.manifest.annotations.cut else 6
         inline = work.manifest.images.by == "inline"
-        for number, row in numbered(work, shard):
+        for number, row in numbered_rows(work, shard):
             record = read(row, number)
             if isinstance(record, str):
                 out.reject(record)

@@ -105,7 +105,7 @@ class Locate(Stage):
         found = {}
         for name, source in self.sources(work.manifest).items():
             for part, archive in enumerate(source.archives()):
-                known = work.known(archive)
+                known = work.sidecar(archive)
                 if known is None:
                     return None
                 found[f"archive {name}" if source.parts is None else f"archive {name} {part}"] = known["sha256"]

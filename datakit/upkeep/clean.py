@@ -18,7 +18,7 @@ from datakit.catalogue import manifest
 from datakit.catalogue.manifest import Manifest
 from datakit.engine.build import Build
 from datakit.engine.done import Done
-from datakit.engine.holdings import Holding, holdings, sharing
+from datakit.engine.holdings import Holding, holdings, roots_sharing_downloads
 from datakit.engine.opening import open_build
 from datakit.engine.stage import Step
 from datakit.errors import ManifestError, NoSpace, UsageError
@@ -101,7 +101,7 @@ def _served(done: Done, step: Step, shard: int) -> bool:
 
 def _others(build: Build) -> Iterator[Holding]:
     """The other datasets whose downloads stand in the same folder."""
-    for store in sharing(build.store):
+    for store in roots_sharing_downloads(build.store):
         for one in holdings(store):
             if (store.root, one.folder) != (build.store.root, build.folder):
                 yield one

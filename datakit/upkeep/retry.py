@@ -163,7 +163,7 @@ def retry_shard(
         check_tables(ledger, todo)
         rows = {part.name: committed_rows(build, step, shard, [part]) for part in todo}
         urls = (ref for part in todo for ref in _failed(rows[part.name], where))
-        fetched = stage.crawled(urls, work)
+        fetched = stage.crawl_urls(urls, work)
         try:
             for part in todo:
                 made, change, stamps = _patched(stage, part, rows[part.name], where, fetched, work, report)

@@ -66,10 +66,10 @@ def shards(work: Work) -> list[int]:
     rows = work.manifest.annotations
     if not rows.cut:
         return rows.numbers()
-    return list(range(sum(_n_shards(work, n) for n in counts(work).values())))
+    return list(range(sum(_n_shards(work, n) for n in row_counts(work).values())))
 
 
-def counts(work: Work) -> dict[str, int]:
+def row_counts(work: Work) -> dict[str, int]:
     """The number of rows of each file, for JSON that is cut. Raises Incomplete before the files are planned."""
     return {file: kept.plan.n_rows for file, kept in _planned_files(work).items()}
 
@@ -88,7 +88,7 @@ def inputs(work: Work, shard: int) -> dict[str, str] | None:
         except Incomplete:
             return None
         file = cut.file
-        here = work.known(
+        here = work.sidecar(
             work.manifest.address(file)
         )  # None, or the file as it is now, which may not be the one that was planned
         found = {file: here["sha256"] if here else cut.kept.sha256}
@@ -96,12 +96,12 @@ def inputs(work: Work, shard: int) -> dict[str, str] | None:
             found["rows before"] = str(cut.rows_before)
     else:
         file = work.manifest.file_of(shard)
-        known = work.known(work.manifest.address(file))
+        known = work.sidecar(work.manifest.address(file))
         if known is None:
             return None
         found = {file: known["sha256"]}
     if rows.beside:
-        near = ((name, work.known(work.manifest.address(name))) for name in names_beside(work.manifest, file))
+        near = ((name, work.sidecar(work.manifest.address(name))) for name in names_beside(work.manifest, file))
         beside = next(((name, known["sha256"]) for name, known in near if known), None)
         if beside is None:
             return None
@@ -117,7 +117,7 @@ def about(work: Work, shard: int, separator: str = "\n") -> About:
     return About(work.manifest.name, file, beside, rows.columns, separator)
 
 
-def numbered(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
+def numbered_rows(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
     """(number, row) of a shard: its number in the dataset where JSON is cut, else in the shard."""
     rows = work.manifest.annotations
     if rows.cut:
@@ -280,7 +280,7 @@ def names_beside(manifest: Manifest, file: str) -> list[str]:
 def _download_beside(work: Work, file: str) -> Path:
     """The first of the files beside a file that can be downloaded. Raises DownloadError with the error of each."""
     near = [work.manifest.address(name) for name in names_beside(work.manifest, file)]
-    if known := next((address for address in near if work.known(address)), None):
+    if known := next((address for address in near if work.sidecar(address)), None):
         near = [known]
     refusals = []
     for address in near:

@@ -32,7 +32,7 @@ def check_fetched(builds: list[Build]) -> None:
     for build in missing:
         build.permit()
     if missing:
-        commands = " ; ".join(f"datakit fetch {build.typed}" for build in missing)
+        commands = " ; ".join(f"datakit fetch {build.as_argument}" for build in missing)
         raise Incomplete(
             f"nothing of {', '.join(repr(build.manifest.name) for build in missing)} is fetched yet. Run\n"
             f"  {commands}\n"

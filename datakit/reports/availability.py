@@ -10,7 +10,7 @@ from datakit.engine.build import Build
 from datakit.engine.work import intact
 from datakit.errors import DownloadError, shortlist
 from datakit.storage.store import free_bytes
-from datakit.upstream.finder import by_hand
+from datakit.upstream.finder import archives_to_get
 from datakit.web import downloads
 
 
@@ -70,7 +70,7 @@ def availability(build: Build) -> Availability:
     sources = about.images.sources
     left_out = {about.at_commit(archive) for name in build.choices.without for archive in sources[name].archives()}
     files = []
-    for name, source, archives in by_hand(sources, work):
+    for name, source, archives in archives_to_get(sources, work):
         if name not in build.choices.without:
             text = f"{shortlist(posixpath.basename(archive) for archive in archives)}. {source.obtain}"
             files.append(UpstreamFile(name=name, address=source.archive, here=False, problem=text))

@@ -25,7 +25,7 @@ from datakit.reports.check_keys import Keys
 from datakit.reports.check_pictures import Pictures, pictures_of
 from datakit.reports.check_turns import EXPLAINS, findings, id_of
 from datakit.upstream.annotations import about as about_shard
-from datakit.upstream.annotations import counts, numbered
+from datakit.upstream.annotations import numbered_rows, row_counts
 
 EXAMPLES = 5
 _BLOCK = 1 << 16  # rows whose ids are compared at once
@@ -184,7 +184,7 @@ def check(
         raise UsageError(f"{build.manifest.name!r} has no shards {sorted(set(shards) - set(known))[:5]}")
     if build.manifest.annotations.cut and shards is None:
         limit = build.limit
-        work.progress.rows_to_come("check", sum(min(n, limit or n) for n in counts(work).values()))
+        work.progress.rows_to_come("check", sum(min(n, limit or n) for n in row_counts(work).values()))
     with pictures_of(build, full=full, progress=work.progress) as pictures:
         checking = _Checking(work, report, pictures)
         separator = first.stage.identity(build.manifest).get("separator", "\n")  # named where it isn't the usual one
@@ -228,7 +228,7 @@ class _Checking:
     def shard(self, shard: int, about: readers.About) -> None:
         cut, told = self._work.manifest.annotations.cut, 0
         read = readers.reading(self._work.manifest, about)
-        for number, row in numbered(self._work, shard):
+        for number, row in numbered_rows(self._work, shard):
             self._row(f"row {number}" if cut else f"shard {shard} row {number}", row, read(row, number), about)
             told += 1
             if told == 1000:

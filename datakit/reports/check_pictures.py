@@ -24,7 +24,7 @@ from datakit.formats.members import DEFLATED
 from datakit.images.extensions import TYPES, extension_of
 from datakit.images.headers import readable_type
 from datakit.upstream.finder import Finder, index_of, sources_with, table_name
-from datakit.upstream.loose import Find, Folder, decoded
+from datakit.upstream.loose import Find, Folder, decode_picture
 
 _HEAD_BYTES = 4096
 _FEW = 0.1  # of the references into an archive: with fewer found it is taken for another one
@@ -155,7 +155,7 @@ class _InRows(Pictures):
         held = self._reader.pictures(row, about)
         for nth in range(len(refs)):
             try:
-                data = decoded(held[nth] if nth < len(held) else b"")
+                data = decode_picture(held[nth] if nth < len(held) else b"")
             except BadImage as error:
                 lost = error.reason == "missing"
                 yield ("missing", f"picture {nth}") if lost else ("unreadable", f"picture {nth}: {error.detail}")

@@ -165,7 +165,7 @@ def forecast(
     progress.rows_to_come(fetch.name, len(urls))
     seconds, sizes = [], []
     began, cpu = time.perf_counter(), time.process_time()
-    for got in fetch.stage.crawled(urls, build.work(fetch, progress)):
+    for got in fetch.stage.crawl_urls(urls, build.work(fetch, progress)):
         found.outcomes[got.outcome] += 1
         seconds.append(got.ms / 1000)
         if got.value is not None:

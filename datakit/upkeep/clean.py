@@ -18,7 +18,7 @@ from datakit.catalogue import manifest
 from datakit.catalogue.manifest import Manifest
 from datakit.engine.build import Build
 from datakit.engine.done import Done
-from datakit.engine.holdings import Holding, holdings, sharing
+from datakit.engine.holdings import Holding, holdings, roots_sharing_downloads
 from datakit.engine.opening import open_build
 from datakit.engine.stage import Step
 from datakit.errors import ManifestError, NoSpace, UsageError
@@ -26,7 +26,7 @@ from datakit.storage import claims
 from datakit.storage.refusals import store_errors
 from datakit.storage.shards import shard_of
 from datakit.storage.store import sweep
-from datakit.upstream.annotations import INSIDE, file_of, near_by
+from datakit.upstream.annotations import INSIDE, file_of, names_beside
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
 
@@ -101,7 +101,7 @@ def _served(done: Done, step: Step, shard: int) -> bool:
 
 def _others(build: Build) -> Iterator[Holding]:
     """The other datasets whose downloads stand in the same folder."""
-    for store in sharing(build.store):
+    for store in roots_sharing_downloads(build.store):
         for one in holdings(store):
             if (store.root, one.folder) != (build.store.root, build.folder):
                 yield one
@@ -130,7 +130,7 @@ def _downloads(about: Manifest) -> set[str]:
         taken = [f"{_below(about, about.address(file))}{ending}" for file in about.shard_files()]
         found |= {*taken, *(f"{name}.of" for name in taken)}
     if rows.beside:
-        near = {name for file in about.shard_files() for name in near_by(about, file)}
+        near = {name for file in about.shard_files() for name in names_beside(about, file)}
         found |= {_below(about, about.address(name)) for name in near}
     return found
 
@@ -152,7 +152,7 @@ def _still_needed(build: Build) -> set[str]:
         # Pictures that stand in the rows are read again by fetch.
         if not done.has(listing, shard) or (fetch.stage.reads_annotations and not done.has(fetch, shard)):
             file = file_of(build.work(listing), shard)
-            files = (file, *near_by(build.manifest, file))
+            files = (file, *names_beside(build.manifest, file))
             needed |= {_below(build.manifest, build.manifest.address(name)) for name in files}
     if not all(done.has(pack, shard) for shard in known):
         for source in build.manifest.images.sources.values():

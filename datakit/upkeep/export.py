@@ -26,7 +26,7 @@ from datakit.engine.work import Progress
 from datakit.errors import Incomplete, MixError, UsageError, shortlist
 from datakit.formats.members import clean_name
 from datakit.images.extensions import is_exported
-from datakit.readers.llava import MARK, NAMES, written
+from datakit.readers.llava import MARK, NAMES, turn_value
 from datakit.records.attributes import arrow_type, column_value
 from datakit.records.interleaved import INTERLEAVED
 from datakit.records.record import Record, decode, encode
@@ -188,7 +188,7 @@ def conversations(record: Record) -> list[dict[str, str]] | str:
         (message,) = record.messages
         if record.attrs.get(INTERLEAVED) or [p.type for p in message.content] != ["image", "text"]:
             return "document"
-        return [{"from": "human", "value": MARK}, {"from": "gpt", "value": written(message.content[1:])}]
+        return [{"from": "human", "value": MARK}, {"from": "gpt", "value": turn_value(message.content[1:])}]
     spoken = record.messages[1:] if record.messages[0].role == "system" else record.messages
     if not spoken or [m.role for m in spoken] != ["user", "assistant"] * (len(spoken) // 2):
         return "roles"
@@ -198,7 +198,7 @@ def conversations(record: Record) -> list[dict[str, str]] | str:
                 return "picture_in_answer"
             if record.images and message.role == "user" and MARK in (piece.text or ""):
                 return "mark_in_text"  # it would be read as a picture
-    return [{"from": NAMES[m.role], "value": written(m.content)} for m in record.messages]
+    return [{"from": NAMES[m.role], "value": turn_value(m.content)} for m in record.messages]
 
 
 def _llava_row(

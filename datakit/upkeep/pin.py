@@ -33,7 +33,7 @@ def pin(build: Build) -> Pinned:
         if head.repo and head.revision:
             pinned.commits[head.repo] = head.revision
             fixed = re.sub(r"@[^/]+/", f"@{head.revision}/", address, count=1)
-        known = work.known(address) or {}
+        known = work.sidecar(address) or {}
         same = head.size_bytes in (None, known.get("size_bytes"))
         pinned.files[fixed] = (head.size_bytes, head.sha256 or (known.get("sha256") if same else None))
     return pinned

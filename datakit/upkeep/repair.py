@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
-from datakit.engine.holdings import Holding, holdings, sharing
+from datakit.engine.holdings import Holding, holdings, roots_sharing_downloads
 from datakit.storage import claims
 from datakit.storage.refusals import store_errors
 from datakit.storage.shards import shard_of
@@ -30,7 +30,7 @@ def repair(store: Store, broken: list[Broken]) -> list[str]:
     downloads = [store.downloads / one.download for one in broken if one.download is not None]
     hashes = {said["sha256"] for path in downloads if (said := said_of(_download_of(path))) is not None}
     names = []
-    for place in sharing(store) if hashes else [store]:
+    for place in roots_sharing_downloads(store) if hashes else [store]:
         prefix = "" if place is store else f"{place.root}/"
         for holding in holdings(place):
             mine = [one for one in broken if place is store and one.made and one.made.folder == holding.folder]
@@ -69,10 +69,10 @@ def _seeds(holding: Holding, broken: list[Made], hashes: Collection[str]) -> See
         if one.shard is not None:
             seeds[one.step][one.shard].add(one.part)
     for step in holding.before if hashes else ():
-        for shard in holding.made_from(step, hashes):
+        for shard in holding.shards_made_from(step, hashes):
             seeds[step][shard].add(None)
     for step in list(seeds):
-        for later in holding.after(step):
+        for later in holding.steps_after(step):
             for shard in seeds[step]:
                 seeds[later][shard].add(None)
     return seeds

@@ -163,7 +163,7 @@ def retry_shard(
         check_tables(ledger, todo)
         rows = {part.name: committed_rows(build, step, shard, [part]) for part in todo}
         urls = (ref for part in todo for ref in _failed(rows[part.name], where))
-        fetched = stage.crawled(urls, work)
+        fetched = stage.crawl_urls(urls, work)
         try:
             for part in todo:
                 made, change, stamps = _patched(stage, part, rows[part.name], where, fetched, work, report)
@@ -208,7 +208,7 @@ def _patched(
                     if not where.matches(old):
                         report.left[old["outcome"]] += old["outcome"] != "ok"
                         continue
-                    places[at] = stage.place(next(fetched), key, at, len(places), files.out)
+                    places[at] = stage.write_picture(next(fetched), key, at, len(places), files.out)
                     before[old["outcome"]] += 1
                     after[places[at]["outcome"]] += 1
                     n_tried += 1

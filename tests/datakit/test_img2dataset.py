@@ -497,7 +497,7 @@ def test_pictures_that_it_fetched_have_the_sizes_that_the_recipe_asks_for(tmp_pa
     stage = Fetch(max_short_side_px=336, rounding=rounding, engine="img2dataset")
     work = Work(Store(str(tmp_path / "root")), load("coyo"), "coyo", "fetch", Hosts(allowed=(server.place,)), QUICK)
 
-    (got,) = stage.crawled([url], work)
+    (got,) = stage.crawl_urls([url], work)
 
     assert got.outcome == "ok"
     assert (got.value.width, got.value.height) == (width, 336)

@@ -70,10 +70,10 @@ def check(
 def _show(report: Report) -> None:
     say(f"{report.dataset}: {report.rows:,} rows, {report.kept:,} are kept as things are")
     found = report.findings()
-    wide = max((len(one.what) for one in found), default=0)
-    for one in found:
-        say(f"{one.count:>12,}  {one.what:{wide}}  {one.effect}")
-        for example in one.examples:
+    wide = max((len(finding.what) for finding in found), default=0)
+    for finding in found:
+        say(f"{finding.count:>12,}  {finding.what:{wide}}  {finding.effect}")
+        for example in finding.examples:
             called = f" id {example.id}" if example.id else ""
             say(f"{'':14}  {example.where}{called}: {example.value}".rstrip(": "))
     for note in report.notes:

@@ -103,22 +103,22 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
         open_build(settings, name.partition("@")[0])  # an unknown name is refused
     store = Store(settings.root)
     store.check()
-    found = [one for build in builds(store, name) for one in status_of(build)]
+    found = [step_status for build in builds(store, name) for step_status in status_of(build)]
     if as_json:
-        say_json([one.plain() for one in found])
+        say_json([step_status.plain() for step_status in found])
         return
     if not found:
         say(f"nothing in {settings.root!r} yet; start with `datakit fetch {name or 'NAME'}`")
-    for one in found:
-        line = f"{one.dataset}/{one.step}: {len(one.done)} done"
-        if one.stale:
-            line += f", {len(one.stale)} stale ({ranges(one.stale)})"
-        if one.missing:
-            line += f", {len(one.missing)} missing"
-        say(f"{line}; {one.rows:,} rows")
-        for field in one.differs:
+    for step_status in found:
+        line = f"{step_status.dataset}/{step_status.step}: {len(step_status.done)} done"
+        if step_status.stale:
+            line += f", {len(step_status.stale)} stale ({ranges(step_status.stale)})"
+        if step_status.missing:
+            line += f", {len(step_status.missing)} missing"
+        say(f"{line}; {step_status.rows:,} rows")
+        for field in step_status.differs:
             say(f"    made by another recipe: {field}")
-        for loss in one.losses():
+        for loss in step_status.losses():
             again = "  --retry may help" if loss.may_pass else ""
             say(f"    {loss.what:8} {loss.reason:18} {loss.rows:>12,}  {loss.share:6.1%}{again}")
 
@@ -235,8 +235,8 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
     if as_json:
         say_json({**found.plain(), "forgotten": forgotten})
     else:
-        for one in found.broken:
-            say(f"{one.where}: {one.what}")
+        for file in found.broken:
+            say(f"{file.where}: {file.what}")
         for shard in forgotten:
             say(f"forgotten: {shard}")
         say(f"{found.whole} files are whole, {len(found.broken)} are not")

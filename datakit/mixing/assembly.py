@@ -55,16 +55,16 @@ def part(build: Build, repeats: int) -> MixPart:
         )
     shards = [
         MixShard(
-            tar=f"../../{ledger.folder}/{one.tar.name}",
-            index=f"../../{ledger.folder}/{one.table.name}",
-            samples=one.rows,
-            size_bytes=one.tar.size_bytes,
-            xxh3=one.tar.xxh3,
-            index_xxh3=one.table.xxh3,
+            tar=f"../../{ledger.folder}/{part.tar.name}",
+            index=f"../../{ledger.folder}/{part.table.name}",
+            samples=part.rows,
+            size_bytes=part.tar.size_bytes,
+            xxh3=part.tar.xxh3,
+            index_xxh3=part.table.xxh3,
         )
         for _, commit in sorted(ours.items())
-        for one in commit.parts
-        if one.tar is not None and one.rows
+        for part in commit.parts
+        if part.tar is not None and part.rows
     ]
     return MixPart(
         dataset=build.manifest.name,

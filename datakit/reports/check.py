@@ -241,7 +241,8 @@ class _Checking:
         id = id_of(row)
         found = list(findings(row))
         if isinstance(record, str):
-            found = [one for one in found if FINDINGS[one[0]][1] == "dropped"]  # the rest is of rows that are kept
+            # The other findings are of rows that are kept.
+            found = [(name, value) for name, value in found if FINDINGS[name][1] == "dropped"]
             if EXPLAINS.get(record, {record}).isdisjoint(name for name, _ in found):
                 found.append((record, ""))
             self._report.dropped += 1

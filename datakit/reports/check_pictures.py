@@ -98,7 +98,7 @@ class _InArchives(Pictures):
         found = self._finder(ref)
         if isinstance(found, str):
             if found == "missing":
-                name = next(one for one in self._finder.sources(ref) if one in self._first)
+                name = next(source for source in self._finder.sources(ref) if source in self._first)
                 self._asked[name] += 1
                 self._example.setdefault(name, ref)
             yield found, ref

@@ -104,8 +104,8 @@ class Forecast:
         return None if self.free_bytes is None else self.free_bytes >= 2 * self.disk_bytes.value
 
     def plain(self) -> dict[str, Any]:
-        def three(one: Range) -> list[float]:
-            return [round(one.value, 4), round(one.low, 4), round(one.high, 4)]
+        def three(interval: Range) -> list[float]:
+            return [round(interval.value, 4), round(interval.low, 4), round(interval.high, 4)]
 
         return {
             "shards": self.shards,
@@ -153,7 +153,7 @@ def forecast(
         if commit is None:
             raise Incomplete(f"shard {shard} of {build.manifest.name!r} was removed meanwhile")
         tables.append(committed_rows(build, chosen, shard, commit.parts))
-    rows = sum(len(one) for one in tables)
+    rows = sum(len(table) for table in tables)
     if rows == 0:
         raise Incomplete(f"shards {shards} of {build.manifest.name!r} hold no rows to try: name others with --shards")
     urls = _sampled(tables, min(sample, rows), seed)
@@ -185,12 +185,12 @@ def forecast(
 
 def _sampled(tables: list[Rows], n: int, seed: int) -> list[str]:
     """The URLs of `n` rows of the tables, drawn without putting back."""
-    rows = sum(len(one) for one in tables)
+    rows = sum(len(table) for table in tables)
     picked = np.sort(np.random.default_rng(seed).choice(rows, size=n, replace=False))
     urls: list[str] = []
     at = 0
-    for one in tables:
-        for batch in one.batches(["images"]):
+    for table in tables:
+        for batch in table.batches(["images"]):
             first, last = np.searchsorted(picked, [at, at + batch.num_rows])
             urls += refs_of(batch.take(picked[first:last] - at))
             at += batch.num_rows

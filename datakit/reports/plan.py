@@ -84,28 +84,32 @@ class Plan:
     @property
     def to_download(self) -> int:
         """Bytes; an archive that several datasets share counts once."""
-        files = {address: n for one in self.datasets for address, n in one.to_come.items()}
-        return sum(files.values()) + sum(one.more_bytes for one in self.datasets)
+        files = {address: n for dataset in self.datasets for address, n in dataset.to_come.items()}
+        return sum(files.values()) + sum(dataset.more_bytes for dataset in self.datasets)
 
     @property
     def disk_bytes(self) -> int:
-        passing = sum(one.more_bytes for one in self.datasets if one.streamed)
-        return self.to_download - passing + sum(one.made_bytes for one in self.datasets)
+        passing = sum(dataset.more_bytes for dataset in self.datasets if dataset.streamed)
+        return self.to_download - passing + sum(dataset.made_bytes for dataset in self.datasets)
 
     @property
     def seconds(self) -> float:
-        return self.to_download / DOWNLOAD_BYTES_PER_S + sum(one.url_s for one in self.datasets)
+        return self.to_download / DOWNLOAD_BYTES_PER_S + sum(dataset.url_s for dataset in self.datasets)
 
     @property
     def incomplete(self) -> list[str]:
         """Datasets of which something isn't known, so that the sums are too small."""
-        return [one.name for one in self.datasets if one.unknown_files or one.size_bytes is None or one.urls is None]
+        return [
+            dataset.name
+            for dataset in self.datasets
+            if dataset.unknown_files or dataset.size_bytes is None or dataset.urls is None
+        ]
 
     def plain(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe,
             "mixes": self.mixes,
-            "datasets": [plainly(one) for one in self.datasets],
+            "datasets": [plainly(dataset) for dataset in self.datasets],
             "obstacles": self.obstacles,
             "bytes_to_download": self.to_download,
             "disk_bytes": self.disk_bytes,
@@ -268,7 +272,7 @@ def _planned(build: Build, stands_for: str, shards: list[int] | None, jobs: int)
         title=about.title,
         licence=about.licence,
         accept=about.accept,
-        licences={name: one.licence for name, one in about.images.sources.items() if one.licence},
+        licences={name: source.licence for name, source in about.images.sources.items() if source.licence},
         stands_for=stands_for,
         steps=[_shown(step) for step in build.steps],
         n_files=n_files,
@@ -328,8 +332,8 @@ def _files(
         return None, None, {}, 0, 0
     rows = [about.address(about.file_of(k)) for k in shards] if shards is not None else _rows(build)
     sources = {n: s for n, s in about.images.sources.items() if n not in build.choices.without}
-    archives = [about.at_commit(a) for one in sources.values() for a in one.archives()]
-    brought = {about.at_commit(a) for one in sources.values() if one.obtain for a in one.archives()}
+    archives = [about.at_commit(a) for source in sources.values() for a in source.archives()]
+    brought = {about.at_commit(a) for source in sources.values() if source.obtain for a in source.archives()}
     n_files = None if rows is None else len({*rows, *archives})
     size = more = 0
     if rows is None or len(rows) > MANY:

@@ -102,22 +102,24 @@ def _served(done: Done, step: Step, shard: int) -> bool:
 def _others(build: Build) -> Iterator[Holding]:
     """The other datasets whose downloads stand in the same folder."""
     for store in sharing(build.store):
-        for one in holdings(store):
-            if (store.root, one.folder) != (build.store.root, build.folder):
-                yield one
+        for holding in holdings(store):
+            if (store.root, holding.folder) != (build.store.root, build.folder):
+                yield holding
 
 
-def _needed_by(one: Holding) -> set[str] | None:
+def _needed_by(holding: Holding) -> set[str] | None:
     """The downloads that a dataset still needs, all of its when that can't be told; None when they aren't known."""
-    about = one.manifest()
+    about = holding.manifest()
     try:
-        about = about or manifest.load(one.dataset)  # a root of an earlier version
+        about = about or manifest.load(holding.dataset)  # a root of an earlier version
     except (UsageError, ManifestError):
         return None
     try:
-        return _still_needed(open_build(one.store, one.dataset, limit=one.limit, about=about, hosts=Hosts()))
+        return _still_needed(
+            open_build(holding.store, holding.dataset, limit=holding.limit, about=about, hosts=Hosts())
+        )
     except (UsageError, ManifestError) as error:
-        log.warning("all downloads of %s stay: %s", one.folder, error)
+        log.warning("all downloads of %s stay: %s", holding.folder, error)
         return _downloads(about)
 
 
@@ -158,7 +160,7 @@ def _still_needed(build: Build) -> set[str]:
         for source in build.manifest.images.sources.values():
             needed |= {_below(build.manifest, archive) for archive in source.archives()}
     if build.manifest.annotations.inside:
-        needed |= {one for one in _downloads(build.manifest) if one.rpartition(INSIDE)[0] in needed}
+        needed |= {name for name in _downloads(build.manifest) if name.rpartition(INSIDE)[0] in needed}
     return needed
 
 
@@ -189,8 +191,8 @@ def clean(build: Build, files: list[File]) -> list[File]:
                     raise
                 log.warning("no space to note what goes: files of %s go first, to make room", shards[0][2][0].name)
                 removed += _remove(build, *shards.popleft())
-    for one in shards:
-        removed += _remove(build, *one)
+    for group in shards:
+        removed += _remove(build, *group)
     return removed
 
 

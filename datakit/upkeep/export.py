@@ -162,7 +162,10 @@ def _samples(store: Store, shard: MixShard, progress: Progress) -> Iterator[tupl
     with store.open(tar) as file:
         for batch in rows.batches(["json_offset", "json_bytes", "images"], size=256):
             for row in batch.to_pylist():
-                held = [(_bytes(file, tar, one["offset"], one["size_bytes"]), one["ext"]) for one in row["images"]]
+                held = [
+                    (_bytes(file, tar, picture["offset"], picture["size_bytes"]), picture["ext"])
+                    for picture in row["images"]
+                ]
                 yield decode(_bytes(file, tar, row["json_offset"], row["json_bytes"])), held
             progress.rows("export", batch.num_rows)
 
@@ -288,5 +291,5 @@ def _write_parquet(
 def _feature(kind: str) -> Any:
     """An attribute's column as datasets.Features writes it."""
     scalar, many, _ = kind.partition("[]")
-    one = {"dtype": _DTYPES.get(scalar, "string"), "_type": "Value"}
-    return [one] if many else one
+    feature = {"dtype": _DTYPES.get(scalar, "string"), "_type": "Value"}
+    return [feature] if many else feature

@@ -27,13 +27,13 @@ Seeds = dict[str, dict[str, set[str | None]]]  # step -> shard -> its parts, Non
 
 def repair(store: Store, broken: list[Broken]) -> list[str]:
     """Takes back what is broken and what was made of it; returns the names of what went, below the root."""
-    downloads = [store.downloads / one.download for one in broken if one.download is not None]
+    downloads = [store.downloads / file.download for file in broken if file.download is not None]
     hashes = {said["sha256"] for path in downloads if (said := said_of(_download_of(path))) is not None}
     names = []
     for place in sharing(store) if hashes else [store]:
         prefix = "" if place is store else f"{place.root}/"
         for holding in holdings(place):
-            mine = [one for one in broken if place is store and one.made and one.made.folder == holding.folder]
+            mine = [file for file in broken if place is store and file.made and file.made.folder == holding.folder]
             names += [prefix + name for name in _take_back(holding, mine, hashes)]
     for path in sorted(downloads, key=lambda path: path == _download_of(path)):
         with store_errors(path, "remove"):
@@ -43,7 +43,7 @@ def repair(store: Store, broken: list[Broken]) -> list[str]:
 
 def _take_back(holding: Holding, broken: list[Broken], hashes: Collection[str]) -> list[str]:
     """Discards the shards of a dataset that are broken, or were made from what is; from the last step to the first."""
-    seeds = _seeds(holding, [one.made for one in broken if one.made], hashes)
+    seeds = _seeds(holding, [file.made for file in broken if file.made], hashes)
     names = []
     for step in reversed(list(holding.before)):
         ledger = holding.ledger(step)
@@ -55,7 +55,7 @@ def _take_back(holding: Holding, broken: list[Broken], hashes: Collection[str]) 
                 for part in [None] if None in parts else sorted(parts, key=str):
                     ledger.discard(shard, part)
                     names.append(f"{ledger.folder}/{part or shard}")
-    of_steps = [one.where for one in broken if one.made and one.made.shard is None]
+    of_steps = [file.where for file in broken if file.made and file.made.shard is None]
     for where in dict.fromkeys(_plans(holding, hashes) + of_steps):
         holding.store.remove(where)
         names.append(where)
@@ -65,9 +65,9 @@ def _take_back(holding: Holding, broken: list[Broken], hashes: Collection[str]) 
 def _seeds(holding: Holding, broken: list[Made], hashes: Collection[str]) -> Seeds:
     """The shards and parts that go, by step."""
     seeds: Seeds = defaultdict(lambda: defaultdict(set))
-    for one in broken:
-        if one.shard is not None:
-            seeds[one.step][one.shard].add(one.part)
+    for made in broken:
+        if made.shard is not None:
+            seeds[made.step][made.shard].add(made.part)
     for step in holding.before if hashes else ():
         for shard in holding.made_from(step, hashes):
             seeds[step][shard].add(None)
@@ -88,7 +88,7 @@ def _plans(holding: Holding, hashes: Collection[str]) -> list[str]:
 def _download_of(path: Path) -> Path:
     """The download of which a derived file was made, or the file itself."""
     found = (path.with_name(path.name[:at]) for at in range(1, len(path.name)) if path.name[at] == ".")
-    return next((one for one in found if path in derived.derived(one)), path)
+    return next((candidate for candidate in found if path in derived.derived(candidate)), path)
 
 
 def _remove_download(path: Path, store: Store) -> str:

@@ -80,23 +80,23 @@ class Findings:
 
         What isn't `repaired` yet has to be forgotten first, but for mixes, which are only written anew.
         """
-        forget = not repaired and any(not one.where.startswith("mixes/") for one in self.broken)
-        known = dict.fromkeys(cure for one in self.broken for cure in one.cures)
+        forget = not repaired and any(not file.where.startswith("mixes/") for file in self.broken)
+        known = dict.fromkeys(cure for file in self.broken for cure in file.cures)
         ordered = sorted(known, key=lambda cure: not cure.startswith("datakit fetch"))
         every = ["datakit verify --repair"] * forget + ordered
         return [f"{cure} --root {shlex.quote(root)}" for cure in every] if root else every
 
     def plain(self) -> dict[str, Any]:
-        broken = [{"file": one.where, "problem": one.what, "cure": " && ".join(one.cures)} for one in self.broken]
+        broken = [{"file": file.where, "problem": file.what, "cure": " && ".join(file.cures)} for file in self.broken]
         return {"whole": self.whole, "broken": broken}
 
 
 def findings(store: Store, name: str | None = None, *, progress: Progress | None = None) -> Findings:
     """Reads the files of a root, or of one dataset, and tells of each."""
     whole, broken = 0, []
-    for one in verify(store, name):
-        if isinstance(one, Broken):
-            broken.append(one)
+    for result in verify(store, name):
+        if isinstance(result, Broken):
+            broken.append(result)
         else:
             whole += 1
         if progress is not None:
@@ -110,12 +110,12 @@ def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:
     Mixes are looked at when all of the root is. Writes nothing.
     """
     every, commands = holdings(store), _mix_commands(store)
-    ours = [one for one in every if name in (None, one.folder, one.dataset)]
-    for one in ours:
-        cures = cures_of(one, commands)
-        yield from _notes(one, cures)
-        for step in one.before:
-            yield from _step(one, step, cures)
+    ours = [holding for holding in every if name in (None, holding.folder, holding.dataset)]
+    for holding in ours:
+        cures = cures_of(holding, commands)
+        yield from _notes(holding, cures)
+        for step in holding.before:
+            yield from _step(holding, step, cures)
     users = _users(every)
     for path, sha256 in _downloads(store):
         found = users.get(sha256 or "", [])
@@ -124,80 +124,82 @@ def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:
             yield Broken(
                 where, "what is said of it can't be read", tuple({c: 0 for o in every for c in cures_of(o, {})})
             )
-        elif sha256 is not None and (name is None or any(one in ours for one in found)):
-            cures = tuple({cure: None for one in found for cure in cures_of(one, commands)})
+        elif sha256 is not None and (name is None or any(holding in ours for holding in found)):
+            cures = tuple({cure: None for holding in found for cure in cures_of(holding, commands)})
             yield from _download(store, path, sha256, cures)
     if name is None:
         for mixed in store.names("mixes"):
             yield _mix(store, mixed)
 
 
-def _notes(one: Holding, cures: tuple[str, ...]) -> Iterator[str | Broken]:
+def _notes(holding: Holding, cures: tuple[str, ...]) -> Iterator[str | Broken]:
     """What is noted beside the steps: the manifest, and what was chosen."""
     for name in (MANIFEST, CHOICES):
-        where = f"{one.folder}/{name}"
-        if (data := one.store.read(where)) is not None:
+        where = f"{holding.folder}/{name}"
+        if (data := holding.store.read(where)) is not None:
             try:
                 good = isinstance(msgspec.json.decode(data), dict)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 good = False
             again = "" if name == MANIFEST else "; give the next command its --recipe and --without again"
-            yield where if good else Broken(where, f"it can't be read{again}", cures, Made(one.folder, ""))
+            yield where if good else Broken(where, f"it can't be read{again}", cures, Made(holding.folder, ""))
 
 
-def _step(one: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
-    ledger = one.ledger(step)
+def _step(holding: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
+    ledger = holding.ledger(step)
     names = ledger.committed_names()
     read = {name: ledger.read(name) for name in names}
     commits = {name: commit for name, commit in read.items() if commit is not None}
     recipe = ledger.recipe()
     where = f"{ledger.folder}/recipe.json"
     if commits and (recipe is None or fingerprint(recipe) not in {commit.recipe for commit in commits.values()}):
-        yield Broken(where, "it isn't the recipe that its folder was made by", cures, Made(one.folder, step))
+        yield Broken(where, "it isn't the recipe that its folder was made by", cures, Made(holding.folder, step))
     elif recipe is not None:
         yield where
-    if (data := one.store.read(f"{ledger.folder}/{PLAN}")) is not None:
+    if (data := holding.store.read(f"{ledger.folder}/{PLAN}")) is not None:
         where = f"{ledger.folder}/{PLAN}"
-        yield where if sealed.is_whole(data) else Broken(where, "the plan is damaged", cures, Made(one.folder, step))
+        yield (
+            where if sealed.is_whole(data) else Broken(where, "the plan is damaged", cures, Made(holding.folder, step))
+        )
     cleaned = ledger.cleaned()
     for name in names:
         shard = shard_of(name)
         if (commit := commits.get(name)) is None:
             where = f"{ledger.folder}/{name}.commit.json"
-            if one.store.size(where) is None:
+            if holding.store.size(where) is None:
                 continue  # removed meanwhile
             part = name if "-" in name else None
-            yield Broken(where, "the commit is damaged", cures, Made(one.folder, step, shard, part))
+            yield Broken(where, "the commit is damaged", cures, Made(holding.folder, step, shard, part))
         elif name == shard or shard not in commits:  # the parts of a finished shard are in its commit
             for part_of in commit.parts:
-                yield from _part(one, step, shard, part_of, cleaned, cures)
+                yield from _part(holding, step, shard, part_of, cleaned, cures)
 
 
 def _part(
-    one: Holding, step: str, shard: str, part: Part, cleaned: set[str], cures: tuple[str, ...]
+    holding: Holding, step: str, shard: str, part: Part, cleaned: set[str], cures: tuple[str, ...]
 ) -> Iterator[str | Broken]:
     """The files of a part, and when they are whole the pictures in its tar."""
-    ledger, whole = one.ledger(step), True
+    ledger, whole = holding.ledger(step), True
     for file in part.files():
         where = f"{ledger.folder}/{file.name}"
-        if file.name in cleaned and one.store.size(where) is None:
+        if file.name in cleaned and holding.store.size(where) is None:
             whole = False
             continue
         if ledger.wrong(file) and (wrong := _still_wrong(ledger, shard, part.name, file)):
             whole = False
-            yield Broken(where, wrong, cures, Made(one.folder, step, shard, part.name))
+            yield Broken(where, wrong, cures, Made(holding.folder, step, shard, part.name))
         else:
             yield where
-    if whole and part.tar is not None and (wrong := _wrong_pictures(one.store, ledger.folder, part)):
+    if whole and part.tar is not None and (wrong := _wrong_pictures(holding.store, ledger.folder, part)):
         where = f"{ledger.folder}/{part.tar.name}"
-        yield Broken(where, wrong, cures, Made(one.folder, step, shard, part.name))
+        yield Broken(where, wrong, cures, Made(holding.folder, step, shard, part.name))
 
 
 def _still_wrong(ledger: Ledger, shard: str, part: str, file: File) -> str | None:
     """What is wrong with a committed file, looked at once more while no other job works on its shard."""
     with claims.held(ledger, shard, wait=False) as ours:
         commit = ledger.read(shard) or ledger.read(part)
-        if not ours or commit is None or file not in (f for one in commit.parts for f in one.files()):
+        if not ours or commit is None or file not in (f for committed in commit.parts for f in committed.files()):
             log.warning("%s/%s isn't checked: another job works on it", ledger.folder, file.name)
             return None
         return None if file.name in ledger.cleaned() else ledger.wrong(file)
@@ -238,15 +240,15 @@ def _at(file: Any, offset: int, size: int) -> bytes:
     return bytes(file.read(size))
 
 
-def cures_of(one: Holding, commands: dict[str, list[str]]) -> tuple[str, ...]:
+def cures_of(holding: Holding, commands: dict[str, list[str]]) -> tuple[str, ...]:
     """The commands that make what a dataset lacks, and what is made of it; `commands` are those of mixes.
 
     What is there isn't fetched again; what `pack` reads may have been cleaned away.
     """
-    fetch = f"datakit fetch {one.options}"
-    if "pack" not in one.before:
+    fetch = f"datakit fetch {holding.options}"
+    if "pack" not in holding.before:
         return (fetch,)
-    return (fetch, *commands.get(one.folder, [f"datakit build-mix {one.options}"]))
+    return (fetch, *commands.get(holding.folder, [f"datakit build-mix {holding.options}"]))
 
 
 def _mix_commands(store: Store) -> dict[str, list[str]]:
@@ -267,10 +269,10 @@ def _mix_path(store: Store, name: str) -> str:
 def _users(every: Iterable[Holding]) -> dict[str, list[Holding]]:
     """The datasets with shards that were made from something, by its hash: a download's sha256, for one."""
     found: dict[str, list[Holding]] = {}
-    for one in every:
-        commits = (commit for step in one.before for commit in one.commits(step).values())
+    for holding in every:
+        commits = (commit for step in holding.before for commit in holding.commits(step).values())
         for digest in {digest for commit in commits for digest in commit.inputs.values()}:
-            found.setdefault(digest, []).append(one)
+            found.setdefault(digest, []).append(holding)
     return found
 
 

@@ -24,7 +24,7 @@ _KINDS = ("format", "files", "columns", "kept", "pictures", "licence")  # of not
 
 
 @dataclass
-class Found:
+class Draft:
     """A manifest to be written, and what is to be said of it."""
 
     title: str
@@ -50,7 +50,7 @@ class Found:
             self.problems.append(text)
 
 
-def place(folder: str | None) -> tuple[Path, bool]:
+def catalogue_folder(folder: str | None) -> tuple[Path, bool]:
     """The catalogue that is written to, the user's first unless one is named; and whether commands look there."""
     own = catalogue.own() or [Path("catalogue")]
     if folder is None:
@@ -68,23 +68,23 @@ def check(name: str, folder: Path, *, force: bool = False) -> Path:
     return path
 
 
-def write(name: str, found: Found, folder: Path, *, force: bool = False) -> Path:
+def write(name: str, draft: Draft, folder: Path, *, force: bool = False) -> Path:
     """Publishes the manifest of a dataset in a catalogue's folder. Raises UsageError for a name that won't do."""
     path = check(name, folder, force=force)
     before = path.read_bytes() if path.exists() else None
     body = {
-        "title": found.title,
-        "homepage": found.homepage,
-        "licence": found.licence,
+        "title": draft.title,
+        "homepage": draft.homepage,
+        "licence": draft.licence,
         "citation": "",
-        "hub": found.hub,
-        "revision": found.revision,
-        "reader": found.reader,
-        "recipe": found.recipe,
-        "problems": found.problems,
-        "expected": found.expected,
-        "annotations": found.annotations,
-        "images": found.images,
+        "hub": draft.hub,
+        "revision": draft.revision,
+        "reader": draft.reader,
+        "recipe": draft.recipe,
+        "problems": draft.problems,
+        "expected": draft.expected,
+        "annotations": draft.annotations,
+        "images": draft.images,
     }
     try:
         text = toml(body).encode()

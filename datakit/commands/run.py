@@ -13,12 +13,12 @@ from datakit.process.terminal import say, say_json
 
 if TYPE_CHECKING:
     from datakit.engine.build import Build
-    from datakit.reports.plan import Plan, Planned
+    from datakit.reports.plan import Plan, PlannedDataset
 
 
 @click.command()
 @click.argument("name", metavar="RECIPE")
-@click.option("--stage", "only", metavar="NAME", help="Only what this stage of training needs. [all stages]")
+@click.option("--stage", "only", metavar="NAME", help="Only what this phase of training needs. [all phases]")
 @click.option("--shards", metavar="RANGE", help="Of datasets that are one file a shard, such as coyo and mmc4. [all]")
 @click.option("--fallback", is_flag=True, help="Take what may stand for a dataset that upstream has lost.")
 @click.option("--dry-run", is_flag=True, help="Only print the plan: files, sizes, rows, licences, time and disk.")
@@ -29,7 +29,7 @@ def run(
 ) -> None:
     """Everything a paper trains on, by its recipe.
 
-    Downloads, lists, chooses, fetches and packs each dataset of the recipe once, and writes a mix for each stage of
+    Downloads, lists, chooses, fetches and packs each dataset of the recipe once, and writes a mix for each phase of
     training. Run it again to go on after a kill.
     """
     from datakit.reports import plan
@@ -39,7 +39,7 @@ def run(
         raise UsageError(f"`datakit run` takes its recipe as the argument, so give {task.recipe!r} there or {name!r}")
     if as_json and not dry_run:
         raise UsageError("--json prints the plan, so it needs --dry-run")
-    terms, stand_ins = plan.stages(name, only=only, fallback=fallback)
+    terms, stand_ins = plan.phases(name, only=only, fallback=fallback)
     wanted = parse_shards(shards) if shards is not None else None
     task = replace(task, recipe=name)
     datasets = [dataset for some in terms.values() for dataset, _ in some]
@@ -50,7 +50,7 @@ def run(
         found = plan.make(
             name, terms, builds, stand_ins=stand_ins, wanted=wanted, jobs=task.settings.jobs, rebuild=task.rebuild
         )
-        say_json(found.plain()) if as_json else _show(found)
+        say_json(found.json_object()) if as_json else _show(found)
         return
     plan.require_no_obstacles(name, builds.values(), rebuild=task.rebuild)
     _make(name, terms, builds, chosen, task)
@@ -76,13 +76,13 @@ def _make(
         return
     store = next(iter(builds.values())).store
     for build in builds.values():
-        if left_out := assembly.not_packed(build):
+        if left_out := assembly.unpacked_shards(build):
             say(f"{build.folder}: {len(left_out):,} of its shards are not packed, so they are in no mix")
-    for stage, some in terms.items():
-        mix_name = assembly.mix_name(f"{name}-{stage}", task.limit)
+    for phase, some in terms.items():
+        mix_name = assembly.mix_name(f"{name}-{phase}", task.limit)
         mix, where = assembly.write(store, mix_name, [(builds[dataset], times) for dataset, times in some])
         parts = " + ".join(f"{p.dataset} {p.samples:,}{f' x {p.repeats}' * (p.repeats > 1)}" for p in mix.parts)
-        say(f"{stage}: {mix.samples:,} samples an epoch ({parts}), {size_text(mix.size_bytes)} in {mix.n_tars} tars")
+        say(f"{phase}: {mix.samples:,} samples an epoch ({parts}), {size_text(mix.size_bytes)} in {mix.n_tars} tars")
         say(f"  {where}")
 
 
@@ -91,9 +91,9 @@ def _show(found: Plan) -> None:
     from datakit.reports.plan import RATES
 
     say(f"recipe {found.recipe}")
-    wide = max(len(stage) for stage in found.mixes)
-    for stage, expression in found.mixes.items():
-        say(f"  {stage:{wide}}  {expression}  ->  mixes/{found.recipe}-{stage}")
+    wide = max(len(phase) for phase in found.mixes)
+    for phase, expression in found.mixes.items():
+        say(f"  {phase:{wide}}  {expression}  ->  mixes/{found.recipe}-{phase}")
     for dataset in found.datasets:
         _show_dataset(dataset)
     say("\nin all")
@@ -108,7 +108,7 @@ def _show(found: Plan) -> None:
         say("  first     " + wall.replace("\n", "\n            "))
 
 
-def _show_dataset(dataset: Planned) -> None:
+def _show_dataset(dataset: PlannedDataset) -> None:
     from datakit.process.terminal import size_text
 
     instead = f" (in place of {dataset.stands_for})" if dataset.stands_for else ""

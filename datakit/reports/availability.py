@@ -24,7 +24,7 @@ class UpstreamFile:
     size_bytes: int | None = None  # None where nobody says
     problem: str = ""  # why it can't be had
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         known = {"problem": self.problem} if self.problem else {"bytes": self.size_bytes}
         return {"name": self.name, "address": self.address, "here": self.here, **known}
 
@@ -52,9 +52,9 @@ class Availability:
         """Whether nothing stands in the way: every file can be had, and no terms are to be accepted."""
         return not self.terms and not any(file.problem for file in self.files)
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         return {
-            "files": [file.plain() for file in self.files],
+            "files": [file.json_object() for file in self.files],
             "terms": self.terms,
             "bytes_to_download": self.to_download,
             "free_bytes": self.free_bytes,

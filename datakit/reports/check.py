@@ -112,7 +112,7 @@ class Report:
         finding = self.found.setdefault(name, Finding(name))
         finding.count += count
         if where and len(finding.examples) < EXAMPLES:
-            finding.examples.append(Example(where, short(id), short(value)))
+            finding.examples.append(Example(where, shorten(id), shorten(value)))
 
     def findings(self) -> list[Finding]:
         """Those that cost rows first, then by count."""
@@ -136,7 +136,7 @@ class Report:
             after.examples = [*after.examples, *before.examples][:EXAMPLES]
         return rows
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         return {
             "dataset": self.dataset,
             "rows": self.rows,
@@ -157,7 +157,7 @@ class Report:
         }
 
 
-def short(value: object) -> str:
+def shorten(value: object) -> str:
     """A value in one line, not too long to print."""
     text = " ".join(value.split()) if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
@@ -190,9 +190,9 @@ def check(
         separator = first.stage.identity(build.manifest).get("separator", "\n")  # named where it isn't the usual one
         for shard in known if shards is None else shards:
             if hasattr(readers.load(build.manifest), "batches"):
-                checking.columns(shard)
+                checking.check_columns(shard)
             else:
-                checking.shard(shard, about_shard(work, shard, separator))
+                checking.check_shard(shard, about_shard(work, shard, separator))
         checking.close()
     report.notes += pictures.notes
     return report
@@ -207,7 +207,7 @@ class _Checking:
         self._ids: list[tuple[str, str]] = []  # (where, id) of the rows since
         self._keys = Keys(work.manifest)
 
-    def columns(self, shard: int) -> None:
+    def check_columns(self, shard: int) -> None:
         """A shard whose reader works by columns: counts, without examples."""
         work, rejected = self._work, Counter[str]()
         path = work.download(work.manifest.address(work.manifest.file_of(shard))).path
@@ -225,7 +225,7 @@ class _Checking:
         self._report.rows += kept + rejected.total()
         self._report.dropped += rejected.total()
 
-    def shard(self, shard: int, about: readers.About) -> None:
+    def check_shard(self, shard: int, about: readers.About) -> None:
         cut, told = self._work.manifest.annotations.cut, 0
         read = readers.reading(self._work.manifest, about)
         for number, row in numbered(self._work, shard):
@@ -272,7 +272,7 @@ class _Checking:
         hashes = np.array([xxhash.xxh3_64_intdigest(id.encode("utf-8", "replace")) for _, id in self._ids], np.uint64)
         fresh, first = np.unique(hashes, return_index=True)
         again = np.ones(len(hashes), bool)
-        again[first] = _among(fresh, self._seen)
+        again[first] = _is_among(fresh, self._seen)
         for place in np.flatnonzero(again).tolist():
             where, id = self._ids[place]
             self._report.add("duplicate_id", where=where, id=id, value=id)
@@ -286,7 +286,7 @@ class _Checking:
             self._report.add("wrong_zip", count, where=f"source {name}", value=value)
 
 
-def _among(values: npt.NDArray[np.uint64], ordered: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+def _is_among(values: npt.NDArray[np.uint64], ordered: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Which values are in a sorted array."""
     if not len(ordered):
         return np.zeros(len(values), bool)

@@ -103,7 +103,7 @@ class Forecast:
         """Whether there is room for what is fetched and packed; None where nobody knows, as in a bucket."""
         return None if self.free_bytes is None else self.free_bytes >= 2 * self.disk_bytes.value
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         def three(interval: Range) -> list[float]:
             return [round(interval.value, 4), round(interval.low, 4), round(interval.high, 4)]
 
@@ -156,7 +156,7 @@ def forecast(
     rows = sum(len(table) for table in tables)
     if rows == 0:
         raise Incomplete(f"shards {shards} of {build.manifest.name!r} hold no rows to try: name others with --shards")
-    urls = _sampled(tables, min(sample, rows), seed)
+    urls = _sample_urls(tables, min(sample, rows), seed)
     n_shards = max(len(done.known_shards()), len(shards))
     whole = len(urls) / min(sample, rows) * rows / len(shards) * n_shards
     found = Forecast(
@@ -183,7 +183,7 @@ def forecast(
     return found
 
 
-def _sampled(tables: list[Rows], n: int, seed: int) -> list[str]:
+def _sample_urls(tables: list[Rows], n: int, seed: int) -> list[str]:
     """The URLs of `n` rows of the tables, drawn without putting back."""
     rows = sum(len(table) for table in tables)
     picked = np.sort(np.random.default_rng(seed).choice(rows, size=n, replace=False))

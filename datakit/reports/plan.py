@@ -1,6 +1,6 @@
 """Plan: what running a recipe takes, before anything is downloaded, and everything that would stop it on the way.
 
-1. `stages` says which datasets each stage of a paper trains on, with what may stand for a lost one.
+1. `phases` lists the datasets of each phase of a paper's training, and what replaces a lost one.
 2. `obstacles` lists what a person has to do first: accept terms, bring an archive, name a fallback.
 3. `make` asks upstream for the size of each file and reckons with stated rates. It never fails because upstream
    doesn't answer: a size is then unknown, and said to be.
@@ -40,7 +40,7 @@ ASK_S = 60.0  # what hasn't answered by then is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class PlannedDataset:
     """One dataset of a plan. Bytes and rows are None where nobody knows."""
 
     name: str
@@ -77,7 +77,7 @@ class Plan:
 
     recipe: str
     mixes: dict[str, str]
-    datasets: list[Planned]
+    datasets: list[PlannedDataset]
     obstacles: list[str]
     free_bytes: int
 
@@ -105,7 +105,7 @@ class Plan:
             if dataset.unknown_files or dataset.size_bytes is None or dataset.urls is None
         ]
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe,
             "mixes": self.mixes,
@@ -123,15 +123,18 @@ class Plan:
 Terms = dict[str, list[tuple[str, int]]]
 
 
-def stages(recipe: str, *, only: str | None = None, fallback: bool = False) -> tuple[Terms, dict[str, str]]:
-    """The datasets of each stage and how often, and which of them stand for which lost ones."""
+def phases(recipe: str, *, only: str | None = None, fallback: bool = False) -> tuple[Terms, dict[str, str]]:
+    """The datasets of each phase of training with their repeats; and by the name of a stand-in the lost dataset.
+
+    Raises UsageError for a phase that the recipe doesn't have.
+    """
     mixes = pipeline.mixes(recipe)
     if only is not None and only not in mixes:
-        raise UsageError(f"recipe {recipe!r} has no stage {only!r}. {nearest(only, mixes)}")
+        raise UsageError(f"recipe {recipe!r} has no phase {only!r}. {nearest(only, mixes)}")
     found: Terms = {}
     stand_ins: dict[str, str] = {}
-    for stage, expression in mixes.items():
-        if only not in (None, stage):
+    for phase, expression in mixes.items():
+        if only not in (None, phase):
             continue
         times: dict[str, int] = {}
         for name, n in mix.parse(expression, catalogue.names("manifests")):
@@ -140,7 +143,7 @@ def stages(recipe: str, *, only: str | None = None, fallback: bool = False) -> t
             if taken != name:
                 stand_ins[taken] = name
             times[taken] = times.get(taken, 0) + n
-        found[stage] = list(times.items())
+        found[phase] = list(times.items())
     return found, stand_ins
 
 
@@ -200,14 +203,14 @@ def obstacles(builds: Iterable[Build], *, rebuild: bool = False) -> list[str]:
             found.append(
                 f"{about.name!r} has terms: {build.terms}. See {about.homepage}; --accept-licence accepts them"
             )
-        if not _finished(build):
-            found += _to_bring(build)
-        if not rebuild and (differs := _differs(build)):
+        if not _is_packed(build):
+            found += _missing_by_hand(build)
+        if not rebuild and (differs := _first_difference(build)):
             found.append(f"{build.folder} was made by another recipe ({differs}). Take another --root, or --rebuild")
     return found
 
 
-def _to_bring(build: Build) -> Iterator[str]:
+def _missing_by_hand(build: Build) -> Iterator[str]:
     """What only a person can bring, as each step says it."""
     for step in build.steps:
         try:
@@ -216,14 +219,14 @@ def _to_bring(build: Build) -> Iterator[str]:
             yield str(error)
 
 
-def _finished(build: Build) -> bool:
+def _is_packed(build: Build) -> bool:
     """Whether all of a dataset is packed, so that its archives may be gone."""
     done, pack = Done(build, snapshot=True), build.step_of("pack")
     known = done.known_shards()
     return bool(known) and all(done.has(pack, shard) for shard in known)
 
 
-def _differs(build: Build) -> str:
+def _first_difference(build: Build) -> str:
     """The first field in which what is in the root was made otherwise; nothing when there is none."""
     for step in build.steps:
         old = build.ledger(step).recipe()
@@ -244,18 +247,18 @@ def make(
 ) -> Plan:
     """The plan of a recipe for these datasets."""
     planned = [
-        _planned(build, stand_ins.get(name, ""), shards_of(build, wanted), jobs) for name, build in builds.items()
+        _plan_dataset(build, stand_ins.get(name, ""), shards_of(build, wanted), jobs) for name, build in builds.items()
     ]
     return Plan(
         recipe=recipe,
-        mixes={stage: expression(some) for stage, some in terms.items()},
+        mixes={phase: expression(some) for phase, some in terms.items()},
         datasets=planned,
         obstacles=obstacles(builds.values(), rebuild=rebuild),
         free_bytes=free_bytes(next(iter(builds.values())).store.downloads),
     )
 
 
-def _planned(build: Build, stands_for: str, shards: list[int] | None, jobs: int) -> Planned:
+def _plan_dataset(build: Build, stands_for: str, shards: list[int] | None, jobs: int) -> PlannedDataset:
     about, pack = build.manifest, build.step_of("pack")
     done = Done(build, snapshot=True)
     known = shards if shards is not None else done.known_shards()
@@ -263,18 +266,18 @@ def _planned(build: Build, stands_for: str, shards: list[int] | None, jobs: int)
     packed = [k for k in done.ledger(pack).commits() if (not ours or k in ours) and done.has(pack, k)]
     left = 1.0 - len(packed) / len(known) if known else 1.0
     part = 1.0 if shards is None else len(shards) / len(about.annotations.numbers())
-    n_files, size, to_come, more, unknown = _files(build, shards, part, left)
+    n_files, size, to_come, more, unknown = _files_to_download(build, shards, part, left)
     rows = about.count("rows")
     rows = None if rows is None else round(rows * part)
-    chosen, cost = _expected(build, rows, size or 0, jobs)
-    return Planned(
+    chosen, cost = _expected_rows_and_cost(build, rows, size or 0, jobs)
+    return PlannedDataset(
         name=about.name,
         title=about.title,
         licence=about.licence,
         accept=about.accept,
         licences={name: source.licence for name, source in about.images.sources.items() if source.licence},
         stands_for=stands_for,
-        steps=[_shown(step) for step in build.steps],
+        steps=[_step_summary(step) for step in build.steps],
         n_files=n_files,
         size_bytes=size,
         unknown_files=unknown,
@@ -293,7 +296,7 @@ def _planned(build: Build, stands_for: str, shards: list[int] | None, jobs: int)
     )
 
 
-def _expected(build: Build, rows: int | None, size_bytes: float, jobs: int) -> tuple[int | None, Cost]:
+def _expected_rows_and_cost(build: Build, rows: int | None, size_bytes: float, jobs: int) -> tuple[int | None, Cost]:
     """The rows that the choices of a recipe leave, at the most, and what all its steps cost."""
     urls: int | None = 0
     seconds = written_bytes = 0.0
@@ -311,14 +314,14 @@ def _expected(build: Build, rows: int | None, size_bytes: float, jobs: int) -> t
     return rows, Cost(urls=urls, seconds=seconds, written_bytes=written_bytes)
 
 
-def _shown(step: Step) -> dict[str, Any]:
+def _step_summary(step: Step) -> dict[str, Any]:
     chosen = {f.name: plainly(getattr(step.stage, f.name)) for f in fields(step.stage)}
     usual = {f.name: plainly(f.default) for f in fields(step.stage) if f.default is not MISSING}
     told = {name: value for name, value in chosen.items() if name not in usual or value != usual[name]}
     return {"step": step.name, "stage": type(step.stage).__name__, **told}
 
 
-def _files(
+def _files_to_download(
     build: Build, shards: list[int] | None, part: float, left: float
 ) -> tuple[int | None, int | None, dict[str, int], int, int]:
     """What a dataset has to download.
@@ -330,7 +333,7 @@ def _files(
     work = build.work(build.steps[0])
     if about.lost:
         return None, None, {}, 0, 0
-    rows = [about.address(about.file_of(k)) for k in shards] if shards is not None else _rows(build)
+    rows = [about.address(about.file_of(k)) for k in shards] if shards is not None else _annotation_addresses(build)
     sources = {n: s for n, s in about.images.sources.items() if n not in build.choices.without}
     archives = [about.at_commit(a) for source in sources.values() for a in source.archives()]
     brought = {about.at_commit(a) for source in sources.values() if source.obtain for a in source.archives()}
@@ -349,7 +352,7 @@ def _files(
     return n_files, size + sum(here.values()) + sum(to_come.values()), to_come, more, unknown
 
 
-def _rows(build: Build) -> list[str] | None:
+def _annotation_addresses(build: Build) -> list[str] | None:
     """The addresses of all annotation files; None when only the repository knows them."""
     about = build.manifest
     return None if about.annotations.glob else [about.address(file) for file in about.shard_files()]

@@ -48,7 +48,7 @@ class StepStatus:
             Loss("failed", reason, n, n / came, self.by_url and may_pass(reason)) for reason, n in failed.most_common()
         ]
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         missing = None if self.missing is None else ranges(self.missing)
         return {
             "dataset": self.dataset,

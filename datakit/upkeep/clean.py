@@ -42,7 +42,7 @@ class File:
 
 
 @dataclass
-class Superfluous:
+class SuperfluousFiles:
     """What can go, and why something else can't."""
 
     files: list[File] = field(default_factory=list)  # downloads last, tables and tars by step
@@ -53,24 +53,24 @@ class Superfluous:
         return sum(file.size_bytes for file in self.files)
 
 
-def superfluous(build: Build) -> Superfluous:
+def superfluous_files(build: Build) -> SuperfluousFiles:
     """What can go of a dataset: tables and tars whose next step is done, and downloads that nothing needs any more.
 
     Raises StorageError when a bucket that shares the cache of downloads can't be reached.
     """
-    found = Superfluous()
+    found = SuperfluousFiles()
     done = Done(build, snapshot=True)
-    for step in _on_the_way(build):
+    for step in _intermediate_steps(build):
         ledger = done.ledger(step)
         for shard, commit in ledger.commits().items():
-            if _served(done, step, shard):
+            if _is_consumed(done, step, shard):
                 for file in (f for part in commit.parts for f in part.files()):
                     size = ledger.size(file.name)
                     if size is not None:
                         found.files.append(File(f"{ledger.folder}/{file.name}", size))
-    kept = _still_needed(build)
-    for other in _others(build):
-        needed = _needed_by(other)
+    kept = _needed_downloads(build)
+    for other in _other_holdings(build):
+        needed = _downloads_needed_by(other)
         if needed is None:
             found.notes.append(
                 f"no download goes: {other.folder!r} of {other.store.root!r} isn't in this catalogue, so nobody knows "
@@ -89,17 +89,17 @@ def superfluous(build: Build) -> Superfluous:
     return found
 
 
-def _on_the_way(build: Build) -> tuple[Step, ...]:
+def _intermediate_steps(build: Build) -> tuple[Step, ...]:
     """The steps whose tables and tars only the next step reads: those before the packed tars."""
     return build.path_to(build.step_of("pack"))[:-1]
 
 
-def _served(done: Done, step: Step, shard: int) -> bool:
+def _is_consumed(done: Done, step: Step, shard: int) -> bool:
     """Whether all that takes a step's rows of a shard has taken them."""
     return all(done.has(after, shard) and not done.stale(after, shard) for after in done.build.steps_after(step))
 
 
-def _others(build: Build) -> Iterator[Holding]:
+def _other_holdings(build: Build) -> Iterator[Holding]:
     """The other datasets whose downloads stand in the same folder."""
     for store in sharing(build.store):
         for holding in holdings(store):
@@ -107,7 +107,7 @@ def _others(build: Build) -> Iterator[Holding]:
                 yield holding
 
 
-def _needed_by(holding: Holding) -> set[str] | None:
+def _downloads_needed_by(holding: Holding) -> set[str] | None:
     """The downloads that a dataset still needs, all of its when that can't be told; None when they aren't known."""
     about = holding.manifest()
     try:
@@ -115,7 +115,7 @@ def _needed_by(holding: Holding) -> set[str] | None:
     except (UsageError, ManifestError):
         return None
     try:
-        return _still_needed(
+        return _needed_downloads(
             open_build(holding.store, holding.dataset, limit=holding.limit, about=about, hosts=Hosts())
         )
     except (UsageError, ManifestError) as error:
@@ -126,23 +126,23 @@ def _needed_by(holding: Holding) -> set[str] | None:
 def _downloads(about: Manifest) -> set[str]:
     """The files that a dataset downloads, and what was taken out of them, below the downloads folder."""
     rows = about.annotations
-    found = {_below(about, address) for address in about.addresses().values()}
+    found = {_download_path(about, address) for address in about.addresses().values()}
     if rows.inside:
         ending = f"{INSIDE}{Path(rows.inside).suffix}"
-        taken = [f"{_below(about, about.address(file))}{ending}" for file in about.shard_files()]
+        taken = [f"{_download_path(about, about.address(file))}{ending}" for file in about.shard_files()]
         found |= {*taken, *(f"{name}.of" for name in taken)}
     if rows.beside:
         near = {name for file in about.shard_files() for name in near_by(about, file)}
-        found |= {_below(about, about.address(name)) for name in near}
+        found |= {_download_path(about, about.address(name)) for name in near}
     return found
 
 
-def _below(about: Manifest, address: str) -> str:
+def _download_path(about: Manifest, address: str) -> str:
     """Where a download lands, below the downloads folder."""
     return Path(downloads.parse(about.at_commit(address)).folder).as_posix()
 
 
-def _still_needed(build: Build) -> set[str]:
+def _needed_downloads(build: Build) -> set[str]:
     """Those downloads that a step which isn't done yet is made from."""
     done = Done(build, snapshot=True)
     known = done.known_shards()
@@ -155,10 +155,10 @@ def _still_needed(build: Build) -> set[str]:
         if not done.has(listing, shard) or (fetch.stage.reads_annotations and not done.has(fetch, shard)):
             file = file_of(build.work(listing), shard)
             files = (file, *near_by(build.manifest, file))
-            needed |= {_below(build.manifest, build.manifest.address(name)) for name in files}
+            needed |= {_download_path(build.manifest, build.manifest.address(name)) for name in files}
     if not all(done.has(pack, shard) for shard in known):
         for source in build.manifest.images.sources.values():
-            needed |= {_below(build.manifest, archive) for archive in source.archives()}
+            needed |= {_download_path(build.manifest, archive) for archive in source.archives()}
     if build.manifest.annotations.inside:
         needed |= {name for name in _downloads(build.manifest) if name.rpartition(INSIDE)[0] in needed}
     return needed
@@ -210,7 +210,7 @@ def _by_shard(build: Build, files: list[File]) -> list[tuple[Step, str, list[Fil
 def _remove(build: Build, step: Step, shard: str, files: list[File]) -> list[File]:
     """Removes files of a shard unless another job works on it, or has made them needed again. Returns what went."""
     with claims.held(build.ledger(step), shard, wait=False) as ours:
-        if not ours or not _served(Done(build), step, int(shard)):
+        if not ours or not _is_consumed(Done(build), step, int(shard)):
             return []
         for file in files:
             build.store.remove(file.name)

@@ -70,7 +70,7 @@ HF_FEATURES = {  # what datasets.Features of these columns writes; in the form t
 
 
 @dataclass
-class Exported:
+class ExportReport:
     """What an export wrote, and what it couldn't."""
 
     rows: int = 0
@@ -90,7 +90,7 @@ def export(
     attributes: dict[str, str],
     pictures: bool = True,
     progress: Progress | None = None,
-) -> Exported:
+) -> ExportReport:
     """Writes a dataset's packed tars into a folder, with the attributes that its manifest names as keys or columns.
 
     Raises UsageError when something else is in the folder, Incomplete when nothing of the dataset is packed.
@@ -103,7 +103,7 @@ def export(
     _claim(out, part, form, pictures)
     progress = progress or Progress()
     progress.rows_to_come("export", part.samples)
-    done = Exported()
+    done = ExportReport()
     if form == "hf":
         for nth, shard in enumerate(tars):
             with out.publish(f"data/train-{nth:05d}-of-{len(tars):05d}.parquet") as sink:
@@ -205,7 +205,7 @@ def conversations(record: Record) -> list[dict[str, str]] | str:
 
 
 def _llava_row(
-    record: Record, held: Held, attributes: dict[str, str], out: Store | None, done: Exported
+    record: Record, held: Held, attributes: dict[str, str], out: Store | None, done: ExportReport
 ) -> dict[str, Any] | None:
     """One object of the array, its pictures written to `out`; None when LLaVA has no form for it."""
     turns = conversations(record)
@@ -222,7 +222,7 @@ def _llava_row(
     return {"id": record.attrs.get("id") or record.key, **image, "conversations": turns, **own}
 
 
-def _put(out: Store, key: str, at: int, ref: str, data: bytes, ext: str, done: Exported) -> str:
+def _put(out: Store, key: str, at: int, ref: str, data: bytes, ext: str, done: ExportReport) -> str:
     """Writes a picture under its reference, or under its row's key where that won't do; returns which."""
     done.pictures += 1
     if is_path(ref):
@@ -257,7 +257,7 @@ def is_path(ref: str) -> bool:
 
 
 def _write_parquet(
-    samples: Iterator[tuple[Record, Held]], sink: Any, attributes: dict[str, str], done: Exported
+    samples: Iterator[tuple[Record, Held]], sink: Any, attributes: dict[str, str], done: ExportReport
 ) -> None:
     """Rows with their pictures, in row groups small enough to hold in memory."""
     about = json.dumps(

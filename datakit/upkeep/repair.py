@@ -18,7 +18,7 @@ from datakit.storage import claims
 from datakit.storage.refusals import store_errors
 from datakit.storage.shards import shard_of
 from datakit.storage.store import Store
-from datakit.upkeep.verify import PLAN, Broken, Made
+from datakit.upkeep.verify import PLAN, Broken, StepOutput
 from datakit.web import derived
 from datakit.web.sidecars import said_of, sidecar_of
 
@@ -62,7 +62,7 @@ def _take_back(holding: Holding, broken: list[Broken], hashes: Collection[str]) 
     return names
 
 
-def _seeds(holding: Holding, broken: list[Made], hashes: Collection[str]) -> Seeds:
+def _seeds(holding: Holding, broken: list[StepOutput], hashes: Collection[str]) -> Seeds:
     """The shards and parts that go, by step."""
     seeds: Seeds = defaultdict(lambda: defaultdict(set))
     for made in broken:

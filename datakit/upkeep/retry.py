@@ -46,7 +46,7 @@ class Where:
             return False
         if not (any(fnmatchcase(outcome, p) for p in self.outcomes) if self.outcomes else may_pass(outcome)):
             return False
-        return not self.hosts or any(fnmatchcase(_host(place["ref"]), p) for p in self.hosts)
+        return not self.hosts or any(fnmatchcase(_host_of(place["ref"]), p) for p in self.hosts)
 
 
 def parse_where(conditions: tuple[str, ...]) -> Where:
@@ -162,13 +162,13 @@ def retry_shard(
         todo = [part for part in whole.parts if part.tries == tries]
         check_tables(ledger, todo)
         rows = {part.name: committed_rows(build, step, shard, [part]) for part in todo}
-        urls = (ref for part in todo for ref in _failed(rows[part.name], where))
+        urls = (ref for part in todo for ref in _failed_urls(rows[part.name], where))
         fetched = stage.crawled(urls, work)
         try:
             for part in todo:
-                made, change, stamps = _patched(stage, part, rows[part.name], where, fetched, work, report)
-                now = _failures(committed_rows(build, step, shard, [made]))
-                whole = _commit(ledger, shard_name(shard), whole, made, change, now)
+                made, change, stamps = _patch_part(stage, part, rows[part.name], where, fetched, work, report)
+                now = _failure_counts(committed_rows(build, step, shard, [made]))
+                whole = _commit_part(ledger, shard_name(shard), whole, made, change, now)
                 if stamps != claims.stamps(ledger, stamps):
                     raise Incomplete(
                         f"another job patched {ledger.folder}/{made.name} at the same time: run `datakit verify "
@@ -179,21 +179,21 @@ def retry_shard(
     return report
 
 
-def _failed(rows: Rows, where: Where) -> Iterator[str]:
+def _failed_urls(rows: Rows, where: Where) -> Iterator[str]:
     for batch in rows.batches(["images"]):
         for places in batch["images"].to_pylist():
             yield from (place["ref"] for place in places if where.matches(place))
 
 
-def _patched(
+def _patch_part(
     stage: Fetch, part: Part, rows: Rows, where: Where, fetched: Any, work: Work, report: Report
 ) -> tuple[Part, Counter[str], claims.Stamps]:
     """The part as it is now, how its outcomes have changed, and the stamps of the files that were written."""
     name = f"{part.name}.r{part.tries + 1}"
-    n_wanted = sum(1 for _ in _failed(rows, where))
+    n_wanted = sum(1 for _ in _failed_urls(rows, where))
     work.progress.rows_to_come(work.step, n_wanted)
     if not n_wanted:
-        report.left += _failures(rows)
+        report.left += _failure_counts(rows)
         return msgspec.structs.replace(part, tries=part.tries + 1), Counter(), {}
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
@@ -226,7 +226,7 @@ def _patched(
     return made, change, files.stamps
 
 
-def _failures(rows: Rows) -> Counter[str]:
+def _failure_counts(rows: Rows) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     for batch in rows.batches(["images"]):
         outcomes.update(batch["images"].flatten().field("outcome").to_pylist())
@@ -234,7 +234,9 @@ def _failures(rows: Rows) -> Counter[str]:
     return outcomes
 
 
-def _commit(ledger: Ledger, shard: str, whole: Commit, made: Part, change: Counter[str], now: Counter[str]) -> Commit:
+def _commit_part(
+    ledger: Ledger, shard: str, whole: Commit, made: Part, change: Counter[str], now: Counter[str]
+) -> Commit:
     """Declares a part patched, in its shard's commit and in its own when it has one.
 
     The part's own is counted anew (`now`): it may be that of a try that was killed before the shard's was written.
@@ -242,19 +244,19 @@ def _commit(ledger: Ledger, shard: str, whole: Commit, made: Part, change: Count
     faults = Counter(whole.faults)
     faults.update({outcome: n for outcome, n in change.items() if outcome != "ok"})
     parts = [made if part.name == made.name else part for part in whole.parts]
-    names = {shard: _changed(whole, parts, faults)}
+    names = {shard: _changed_commit(whole, parts, faults)}
     if made.name != shard and (own := ledger.read(made.name)) is not None:
-        names = {made.name: _changed(own, [made], now), **names}
+        names = {made.name: _changed_commit(own, [made], now), **names}
     ledger.patch(whole, names)
     return names[shard]
 
 
-def _changed(commit: Commit, parts: list[Part], faults: Counter[str]) -> Commit:
+def _changed_commit(commit: Commit, parts: list[Part], faults: Counter[str]) -> Commit:
     counts = {outcome: n for outcome, n in sorted(faults.items()) if n > 0}
     return msgspec.structs.replace(commit, parts=parts, faults=counts, made_by=maker())
 
 
-def _host(url: str) -> str:
+def _host_of(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""
     except ValueError:

@@ -50,7 +50,7 @@ class Broken:
     where: str  # below the root
     what: str
     cures: tuple[str, ...] = ()  # commands that make it again once it was repaired, in order
-    made: Made | None = None  # for what a step made
+    made: StepOutput | None = None  # for what a step made
 
     @property
     def download(self) -> str | None:
@@ -59,7 +59,7 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class Made:
+class StepOutput:
     """Which of the things that steps make: a shard, a part of one, or without a shard something of the whole step."""
 
     folder: str
@@ -86,7 +86,7 @@ class Findings:
         every = ["datakit verify --repair"] * forget + ordered
         return [f"{cure} --root {shlex.quote(root)}" for cure in every] if root else every
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         broken = [{"file": file.where, "problem": file.what, "cure": " && ".join(file.cures)} for file in self.broken]
         return {"whole": self.whole, "broken": broken}
 
@@ -113,10 +113,10 @@ def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:
     ours = [holding for holding in every if name in (None, holding.folder, holding.dataset)]
     for holding in ours:
         cures = cures_of(holding, commands)
-        yield from _notes(holding, cures)
+        yield from _verify_notes(holding, cures)
         for step in holding.before:
-            yield from _step(holding, step, cures)
-    users = _users(every)
+            yield from _verify_step(holding, step, cures)
+    users = _holdings_by_input(every)
     for path, sha256 in _downloads(store):
         found = users.get(sha256 or "", [])
         if sha256 is None and name is None:
@@ -126,13 +126,13 @@ def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:
             )
         elif sha256 is not None and (name is None or any(holding in ours for holding in found)):
             cures = tuple({cure: None for holding in found for cure in cures_of(holding, commands)})
-            yield from _download(store, path, sha256, cures)
+            yield from _verify_download(store, path, sha256, cures)
     if name is None:
         for mixed in store.names("mixes"):
-            yield _mix(store, mixed)
+            yield _verify_mix(store, mixed)
 
 
-def _notes(holding: Holding, cures: tuple[str, ...]) -> Iterator[str | Broken]:
+def _verify_notes(holding: Holding, cures: tuple[str, ...]) -> Iterator[str | Broken]:
     """What is noted beside the steps: the manifest, and what was chosen."""
     for name in (MANIFEST, CHOICES):
         where = f"{holding.folder}/{name}"
@@ -142,10 +142,10 @@ def _notes(holding: Holding, cures: tuple[str, ...]) -> Iterator[str | Broken]:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 good = False
             again = "" if name == MANIFEST else "; give the next command its --recipe and --without again"
-            yield where if good else Broken(where, f"it can't be read{again}", cures, Made(holding.folder, ""))
+            yield where if good else Broken(where, f"it can't be read{again}", cures, StepOutput(holding.folder, ""))
 
 
-def _step(holding: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
+def _verify_step(holding: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
     ledger = holding.ledger(step)
     names = ledger.committed_names()
     read = {name: ledger.read(name) for name in names}
@@ -153,13 +153,15 @@ def _step(holding: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str |
     recipe = ledger.recipe()
     where = f"{ledger.folder}/recipe.json"
     if commits and (recipe is None or fingerprint(recipe) not in {commit.recipe for commit in commits.values()}):
-        yield Broken(where, "it isn't the recipe that its folder was made by", cures, Made(holding.folder, step))
+        yield Broken(where, "it isn't the recipe that its folder was made by", cures, StepOutput(holding.folder, step))
     elif recipe is not None:
         yield where
     if (data := holding.store.read(f"{ledger.folder}/{PLAN}")) is not None:
         where = f"{ledger.folder}/{PLAN}"
         yield (
-            where if sealed.is_whole(data) else Broken(where, "the plan is damaged", cures, Made(holding.folder, step))
+            where
+            if sealed.is_whole(data)
+            else Broken(where, "the plan is damaged", cures, StepOutput(holding.folder, step))
         )
     cleaned = ledger.cleaned()
     for name in names:
@@ -169,13 +171,13 @@ def _step(holding: Holding, step: str, cures: tuple[str, ...]) -> Iterator[str |
             if holding.store.size(where) is None:
                 continue  # removed meanwhile
             part = name if "-" in name else None
-            yield Broken(where, "the commit is damaged", cures, Made(holding.folder, step, shard, part))
+            yield Broken(where, "the commit is damaged", cures, StepOutput(holding.folder, step, shard, part))
         elif name == shard or shard not in commits:  # the parts of a finished shard are in its commit
             for part_of in commit.parts:
-                yield from _part(holding, step, shard, part_of, cleaned, cures)
+                yield from _verify_part(holding, step, shard, part_of, cleaned, cures)
 
 
-def _part(
+def _verify_part(
     holding: Holding, step: str, shard: str, part: Part, cleaned: set[str], cures: tuple[str, ...]
 ) -> Iterator[str | Broken]:
     """The files of a part, and when they are whole the pictures in its tar."""
@@ -187,12 +189,12 @@ def _part(
             continue
         if ledger.wrong(file) and (wrong := _still_wrong(ledger, shard, part.name, file)):
             whole = False
-            yield Broken(where, wrong, cures, Made(holding.folder, step, shard, part.name))
+            yield Broken(where, wrong, cures, StepOutput(holding.folder, step, shard, part.name))
         else:
             yield where
     if whole and part.tar is not None and (wrong := _wrong_pictures(holding.store, ledger.folder, part)):
         where = f"{ledger.folder}/{part.tar.name}"
-        yield Broken(where, wrong, cures, Made(holding.folder, step, shard, part.name))
+        yield Broken(where, wrong, cures, StepOutput(holding.folder, step, shard, part.name))
 
 
 def _still_wrong(ledger: Ledger, shard: str, part: str, file: File) -> str | None:
@@ -215,27 +217,28 @@ def _wrong_pictures(store: Store, folder: str, part: Part) -> str | None:
         wrong: list[str] = []
         with store.open(f"{folder}/{part.tar.name}") as tar:
             for batch in table.iter_batches(512, columns=["key", "json_offset", "json_bytes", "images"]):
-                wrong += [row["key"] for row in batch.to_pylist() if not _agrees(tar, row)]
+                wrong += [row["key"] for row in batch.to_pylist() if not _record_agrees(tar, row)]
     more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
     return f"the pictures of {wrong[0]}{more} aren't those that their records say" if wrong else None
 
 
-def _agrees(tar: Any, row: dict[str, Any]) -> bool:
+def _record_agrees(tar: Any, row: dict[str, Any]) -> bool:
     """Whether a packed record is its row's, with pictures that have the sha256 that it says."""
     try:
-        record = decode(_at(tar, row["json_offset"], row["json_bytes"]))
+        record = decode(_read_at(tar, row["json_offset"], row["json_bytes"]))
     except SourceError:
         return False
     if record.key != row["key"] or len(record.images) != len(row["images"]):
         return False
     return all(
-        about.get("changed") or hashlib.sha256(_at(tar, place["offset"], place["size_bytes"])).hexdigest() == sha256
+        about.get("changed")
+        or hashlib.sha256(_read_at(tar, place["offset"], place["size_bytes"])).hexdigest() == sha256
         for about, place in zip(record.images, row["images"], strict=True)
         if (sha256 := about.get("sha256")) is not None
     )
 
 
-def _at(file: Any, offset: int, size: int) -> bytes:
+def _read_at(file: Any, offset: int, size: int) -> bytes:
     file.seek(offset)
     return bytes(file.read(size))
 
@@ -266,7 +269,7 @@ def _mix_path(store: Store, name: str) -> str:
     return f"{store.root if '://' in store.root else store.path('')}/mixes/{name}/mix.json"
 
 
-def _users(every: Iterable[Holding]) -> dict[str, list[Holding]]:
+def _holdings_by_input(every: Iterable[Holding]) -> dict[str, list[Holding]]:
     """The datasets with shards that were made from something, by its hash: a download's sha256, for one."""
     found: dict[str, list[Holding]] = {}
     for holding in every:
@@ -285,7 +288,7 @@ def _downloads(store: Store) -> Iterator[tuple[Path, str | None]]:
             yield path, said["sha256"] if said is not None else None
 
 
-def _download(store: Store, path: Path, sha256: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
+def _verify_download(store: Store, path: Path, sha256: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
     """A download, and what was made of it."""
     with path.open("rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
@@ -298,7 +301,7 @@ def _download(store: Store, path: Path, sha256: str, cures: tuple[str, ...]) -> 
         yield Broken(where, damage, cures) if damage else where
 
 
-def _mix(store: Store, name: str) -> str | Broken:
+def _verify_mix(store: Store, name: str) -> str | Broken:
     """A mix, which must name packed tars as their commits have them."""
     where = f"mixes/{name}/mix.json"
     cure = (mix.told(store.read(where) or b"", name)[1],)

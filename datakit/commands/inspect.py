@@ -41,8 +41,8 @@ def check(
     Reads the annotations and the archives' indexes, which are downloaded if they aren't here, and counts what is
     wrong or odd, with five examples each. Exit code 1 says that rows would be lost to faults as things are.
 
-    --repair turns on what can be mended surely: a picture whose name has another extension in its archive is found
-    by the rest of its name, and its row says so in `repairs`. --no-repair turns it off.
+    --repair turns on what can be mended surely: a picture that is there under another extension is found by the
+    rest of its name, and its row says so in `repairs`. --no-repair turns it off.
     """
     from datakit.commands.progress import ProgressBars
     from datakit.storage.shards import parse_shards
@@ -86,7 +86,7 @@ def _show_repair(name: str, rows: int, *, needs_rebuild: bool) -> None:
     """What the repair does, and how to have it."""
     again = " --rebuild, for it was fetched without" if needs_rebuild else ""
     say(
-        f"repair extension is on: a picture that its archive has under another extension is found, and its row says so "
+        f"repair extension is on: a picture that is there under another extension is found, and its row says so "
         f"in `repairs`. That keeps {rows:,} rows more, from the next `datakit fetch {name}` on{again}"
     )
 

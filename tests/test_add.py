@@ -348,7 +348,7 @@ def test_an_archive_whose_names_would_be_a_download_is_left_to_the_person(upstre
     assert hub.names_in(repository, "images.zip") is None
     entry, fits = files.source(found, "images", "https://x/images.zip", ["a.jpg"], None)
     assert (entry["prefix"], fits) == ("", False)
-    assert "images.zip: was too long a look, and rows name pictures as a.jpg" in found.problems[0]
+    assert "images.zip: has too long a list of names to read, and rows name pictures as a.jpg" in found.problems[0]
 
 
 def test_a_licence_is_read_from_the_card_in_its_forms():

@@ -55,8 +55,8 @@ def look(path: Path, pictures: Path | None) -> Draft:
 def _look_in_folder(draft: Draft, folder: Path, refs: list[str]) -> None:
     """The folder that references start from: the one that was named, or one above it."""
     refs = [ref for ref in refs if not ref.startswith("/") and ".." not in ref.split("/")] or ["(paths elsewhere)"]
-    places = (folder, *folder.parents[:3])
-    counts = {above: sum(is_file(above / ref) for ref in refs) for above in places}
+    folders = (folder, *folder.parents[:3])
+    counts = {above: sum(is_file(above / ref) for ref in refs) for above in folders}
     best = max(counts, key=lambda above: counts[above])
     best = best if counts[best] else folder
     draft.images = {"by": "folder", "folder": str(best)}
@@ -120,14 +120,18 @@ def refs_of(rows: Iterable[Any]) -> Iterator[str]:
 def source(
     draft: Draft, name: str, address: str, refs: list[str], names: list[str] | None, *, parts: bool = False
 ) -> tuple[dict[str, Any], bool]:
-    """How references and the names in an archive hang together, as an entry of [images.sources]; whether they do.
+    """An entry of [images.sources] that maps references to the names in an archive; and whether any of them fit.
 
     With `parts` it is the first of several archives, whose own folders may be called after each.
     """
     fits = fit(refs, names) if names else None
     label = address.rpartition("/")[2]
     if fits is None:
-        why = "was too long a look" if names is None else f"has names such as {shortlist(names[:2]) or '(none)'}"
+        why = (
+            "has too long a list of names to read"
+            if names is None
+            else f"has names such as {shortlist(names[:2]) or '(none)'}"
+        )
         draft.note(
             "pictures",
             f"{label}: {why}, and rows name pictures as {shortlist(refs[:2])}; write what stands before the common "

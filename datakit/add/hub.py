@@ -29,7 +29,7 @@ from datakit.web.transfers import hub_files
 Kind = Literal["json", "parquet", "webdataset"]
 HEAD_BYTES = 4 << 20  # of a file that is looked into
 LOOK_BYTES = 64 << 20  # of a zip's index or a Parquet's footer, at most; half a million pictures have 50 MB
-SHOWN = 20  # of things that may be meant
+SHOWN = 20  # choices listed in an error
 LOOKS = 12  # files whose first bytes are fetched before a person is asked which one it is
 _ENDINGS: dict[str, Kind] = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
 _NUMBER = re.compile(r"(?<![A-Za-z])\d+(?:-of-\d+)?(?:-[0-9a-f]{16})?(?=\.\w+$)")
@@ -90,7 +90,7 @@ def licence_of(card: str) -> str:
 
 
 class _TooMuch(DownloadError):
-    """A look that would be a download."""
+    """Looking into a file would take more than LOOK_BYTES."""
 
 
 class _Look(RangedFile):
@@ -98,7 +98,7 @@ class _Look(RangedFile):
 
     def fetch(self, start: int, stop: int) -> bytes:
         if self.bytes_read + stop - start > LOOK_BYTES:
-            raise _TooMuch(f"{self.address!r} says more of itself than {LOOK_BYTES} bytes: write its manifest by hand")
+            raise _TooMuch(f"{self.address!r} has an index of more than {LOOK_BYTES} bytes: write its manifest by hand")
         return super().fetch(start, stop)
 
 
@@ -154,7 +154,9 @@ def _hub_json(draft: Draft, hub: Hub, files: list[str], head: bytes) -> None:
     whole = len(head) == hub.files[files[0]] and len(files) == 1
     draft.expected = {"rows" if whole else "rows_about": n_rows}
     if not whole:
-        draft.note("kept", f"told by the first {len(rows):,} rows; `datakit check` says what doesn't fit in the others")
+        draft.note(
+            "kept", f"told from the first {len(rows):,} rows; `datakit check` says what doesn't fit in the others"
+        )
     draft.note("format", f"{what}, {'' if whole else 'about '}{n_rows:,} rows")
     refs = list(islice(refs_of(rows), REFS))
     if any(re.match(r"https?://", ref) for ref in refs):
@@ -169,7 +171,7 @@ def _hub_json(draft: Draft, hub: Hub, files: list[str], head: bytes) -> None:
         entry, fits = source(draft, name, hub.address(first), refs, names_in(hub, first), parts=parts is not None)
         entries[name] = {**entry, "archive": hub.address(archive)} | ({"parts": parts} if parts else {})
         fitting += [name] if fits else []
-    # One that nothing was found in would stand in the way of one in which there was.
+    # An archive in which no reference was found would come before one in which some were.
     draft.images["sources"] = {name: entries[name] for name in fitting or entries}
     if left := entries.keys() - set(fitting if fitting else entries):
         draft.note("pictures", f"left out of the manifest: {shortlist(sorted(left))}", problem=True)
@@ -203,7 +205,7 @@ def _hub_parquet(draft: Draft, hub: Hub, files: list[str], head: bytes) -> None:
 
 
 def columns(schema: Any, where: str) -> tuple[dict[str, str], str]:
-    """What each column is, and how its pictures were told. Raises UsageError when no column can be what is said."""
+    """The columns by role, and how that of the pictures was recognised. Raises UsageError when none holds text."""
     import pyarrow as pa
 
     def is_list(name: str) -> bool:
@@ -231,7 +233,7 @@ def columns(schema: Any, where: str) -> tuple[dict[str, str], str]:
     kept = next((roles for roles in sets if set(roles) <= set(picked)), None)
     if kept is None:
         raise UsageError(
-            f"no column of {where} is known to hold what is said: it has {shortlist(schema.names, 12)}. "
+            f"no column of {where} has a name that is known to hold text: it has {shortlist(schema.names, 12)}. "
             "Write a manifest with [annotations.columns] (datakit/readers/hf.py)"
         )
     found = {role: picked[role] for role in kept} | ({"image": held[0]} if held else {})

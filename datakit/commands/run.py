@@ -104,8 +104,8 @@ def _show(found: Plan) -> None:
     say(f"            {RATES}")
     if found.incomplete:
         say(f"  unknown   something of {', '.join(found.incomplete)}, which isn't in these sums")
-    for wall in found.obstacles:
-        say("  first     " + wall.replace("\n", "\n            "))
+    for obstacle in found.obstacles:
+        say("  first     " + obstacle.replace("\n", "\n            "))
 
 
 def _show_dataset(dataset: PlannedDataset) -> None:

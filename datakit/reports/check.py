@@ -44,7 +44,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "missing": ("missing picture", "dropped"),
     "no_source": ("picture under no known prefix", "dropped"),
     "outside": ("path that leaves the folder of pictures", "dropped"),
-    "left_out": ("picture of a source that is done without", "left out"),
+    "left_out": ("picture of a source that --without gives up", "left out"),
     "wrong_zip": ("wrong archive: it has few of its pictures or none", "dropped"),
     "html": ("HTML instead of a picture", "dropped"),
     "unreadable": ("unreadable picture", "dropped"),
@@ -67,7 +67,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "unkept_key": ("key that isn't kept", "kept, without it"),
 }
 
-NOTED = ("surrogate", "null_key")  # what only the record of a row says
+SHOWN_BY_REPAIRS = ("surrogate", "null_key")  # findings that only the `repairs` of a row's record show
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Report:
     rows: int = 0
     dropped: int = 0
     repairable: int = 0  # of the dropped, rows that --repair would keep
-    left_out: int = 0  # rows without a fault whose pictures are of a source that is done without
+    left_out: int = 0  # rows without a fault whose pictures are of a source that was given up
     found: dict[str, Finding] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -115,7 +115,7 @@ class Report:
             finding.examples.append(Example(where, shorten(id), shorten(value)))
 
     def findings(self) -> list[Finding]:
-        """Those that cost rows first, then by count."""
+        """The findings: first those that cost rows, then by count."""
         order = ["dropped", "repairable", "left out"]
         return sorted(
             self.found.values(), key=lambda f: (order.index(f.effect) if f.effect in order else 3, -f.count, f.name)
@@ -127,7 +127,7 @@ class Report:
         return self.rows - self.dropped - self.left_out
 
     def mend(self) -> int:
-        """Counts what --repair keeps as kept; returns how many rows that are."""
+        """Counts the repairable rows as kept, for --repair keeps them; returns how many there were."""
         rows, self.repairable = self.repairable, 0
         self.dropped -= rows
         if (before := self.found.pop("extension", None)) is not None:
@@ -166,7 +166,11 @@ def shorten(value: object) -> str:
 def check(
     build: Build, *, full: bool = False, shards: list[int] | None = None, progress: Progress | None = None
 ) -> Report:
-    """Reads a dataset's rows and looks at its pictures; downloads what isn't here. With `full`, whole pictures."""
+    """Reads a dataset's rows and the first bytes of its pictures (with `full`, all bytes); returns what is wrong.
+
+    Downloads what isn't here. Raises UsageError for a dataset whose files only its repository lists, and for unknown
+    shards.
+    """
     if build.manifest.annotations.glob:
         raise UsageError(
             f"{build.manifest.name!r} is chosen from files that only its repository lists, so there is nothing to "
@@ -208,7 +212,7 @@ class _Checking:
         self._keys = Keys(work.manifest)
 
     def check_columns(self, shard: int) -> None:
-        """A shard whose reader works by columns: counts, without examples."""
+        """Checks a shard whose reader works by columns: counts findings, without examples."""
         work, rejected = self._work, Counter[str]()
         path = work.download(work.manifest.address(work.manifest.file_of(shard))).path
 
@@ -226,15 +230,15 @@ class _Checking:
         self._report.dropped += rejected.total()
 
     def check_shard(self, shard: int, about: readers.About) -> None:
-        cut, told = self._work.manifest.annotations.cut, 0
+        cut, unreported = self._work.manifest.annotations.cut, 0
         read = readers.reading(self._work.manifest, about)
         for number, row in numbered(self._work, shard):
             self._row(f"row {number}" if cut else f"shard {shard} row {number}", row, read(row, number), about)
-            told += 1
-            if told == 1000:
-                self._work.progress.rows("check", told)
-                told = 0
-        self._work.progress.rows("check", told)
+            unreported += 1
+            if unreported == 1000:
+                self._work.progress.rows("check", unreported)
+                unreported = 0
+        self._work.progress.rows("check", unreported)
 
     def _row(self, where: str, row: Any, record: Any, about: readers.About) -> None:
         self._report.rows += 1
@@ -259,7 +263,7 @@ class _Checking:
             found += seen
             found += self._keys.findings(row)
             repairs = record.attrs.get("repairs") or ()
-            found += [(name, "") for name in NOTED if name in repairs]
+            found += [(name, "") for name in SHOWN_BY_REPAIRS if name in repairs]
         for name, value in found:
             self._report.add(name, where=where, id=id or "", value=value)
         if id is not None:

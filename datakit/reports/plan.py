@@ -3,7 +3,7 @@
 1. `phases` lists the datasets of each phase of a paper's training, and what replaces a lost one.
 2. `obstacles` lists what a person has to do first: accept terms, bring an archive, name a fallback.
 3. `make` asks upstream for the size of each file and reckons with stated rates. It never fails because upstream
-   doesn't answer: a size is then unknown, and said to be.
+   doesn't answer: such a size is reported as unknown.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ RATES = (
 )
 MANY = 1000  # files of one dataset, beyond which its manifest is asked for their size, not upstream
 ASKED_AT_ONCE = 16
-ASK_S = 60.0  # what hasn't answered by then is unknown
+ASK_S = 60.0  # seconds; the size of a file that upstream hasn't answered for by then is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedDataset:
-    """One dataset of a plan. Bytes and rows are None where nobody knows."""
+    """One dataset of a plan. Bytes and rows are None where they aren't known."""
 
     name: str
     title: str
@@ -148,7 +148,7 @@ def phases(recipe: str, *, only: str | None = None, fallback: bool = False) -> t
 
 
 def expression(terms: list[tuple[str, int]]) -> str:
-    """Terms as `datakit build-mix` takes them."""
+    """Terms as the expression that `datakit build-mix` takes."""
     return "+".join(name if times == 1 else f"{name}:{times}" for name, times in terms)
 
 
@@ -170,7 +170,7 @@ def shards_of(build: Build, wanted: list[int] | None) -> list[int] | None:
 def without_by_dataset(
     recipe: str, datasets: Iterable[str], without: tuple[str, ...] | None
 ) -> dict[str, tuple[str, ...] | None]:
-    """Which of the sources to do without each dataset of a recipe has; None for each where none was said.
+    """For each dataset of a recipe, its own sources among those to do without; None for each when `without` is None.
 
     Raises UsageError for a source that none of the datasets has.
     """
@@ -184,19 +184,23 @@ def without_by_dataset(
 
 
 def require_no_obstacles(recipe: str, builds: Iterable[Build], *, rebuild: bool = False) -> None:
-    """Raises Incomplete that lists all that would stop a run of these datasets."""
-    if walls := obstacles(builds, rebuild=rebuild):
-        told = [wall.replace("\n", "\n    ") for wall in walls]
-        raise Incomplete("\n  - ".join([f"recipe {recipe!r} can't be run yet, and nothing was downloaded:", *told]))
+    """Raises Incomplete, listing everything that would stop a run of these datasets."""
+    if found := obstacles(builds, rebuild=rebuild):
+        lines = [obstacle.replace("\n", "\n    ") for obstacle in found]
+        raise Incomplete("\n  - ".join([f"recipe {recipe!r} can't be run yet, and nothing was downloaded:", *lines]))
 
 
 def obstacles(builds: Iterable[Build], *, rebuild: bool = False) -> list[str]:
-    """What would stop a run of these datasets, with the way on; looks at this machine only."""
+    """What would stop a run of these datasets, each with what to do about it; looks at this machine only."""
     found = []
     for build in builds:
         about = build.manifest
         if about.lost:
-            cure = f"--fallback takes {about.fallback!r} in its place" if about.fallback else "Nothing stands for it"
+            cure = (
+                f"--fallback takes {about.fallback!r} in its place"
+                if about.fallback
+                else "No other dataset replaces it"
+            )
             found.append(f"{about.name!r} can't be had any more: {about.lost.rstrip('.')}. {cure}")
             continue
         if build.terms:
@@ -211,7 +215,7 @@ def obstacles(builds: Iterable[Build], *, rebuild: bool = False) -> list[str]:
 
 
 def _missing_by_hand(build: Build) -> Iterator[str]:
-    """What only a person can bring, as each step says it."""
+    """What a person has to bring before the steps can run, as each step says it."""
     for step in build.steps:
         try:
             step.stage.check(build.work(step))
@@ -227,7 +231,7 @@ def _is_packed(build: Build) -> bool:
 
 
 def _first_difference(build: Build) -> str:
-    """The first field in which what is in the root was made otherwise; nothing when there is none."""
+    """The first field in which the recipe of what is in the root differs from this one; empty when none does."""
     for step in build.steps:
         old = build.ledger(step).recipe()
         if old is not None and (lines := changes(by_step(old), by_step(build.step_recipe(step)))):
@@ -324,10 +328,10 @@ def _step_summary(step: Step) -> dict[str, Any]:
 def _files_to_download(
     build: Build, shards: list[int] | None, part: float, left: float
 ) -> tuple[int | None, int | None, dict[str, int], int, int]:
-    """What a dataset has to download.
+    """What a dataset has to download, as five values.
 
-    Of all files: how many, and the bytes of those whose size is known. Of those that have to come: the bytes of each,
-    and of such as weren't asked about one by one. And how many there are of unknown size.
+    The number of all its files; the bytes of those whose size is known; the bytes of each file still to be downloaded,
+    by address; the bytes of those among them that weren't asked about one by one; the number of files of unknown size.
     """
     about = build.manifest
     work = build.work(build.steps[0])
@@ -359,7 +363,7 @@ def _annotation_addresses(build: Build) -> list[str] | None:
 
 
 def sizes(addresses: list[str], hosts: Hosts) -> dict[str, int | None]:
-    """The size of each file by upstream's word; None where it says nothing, or can't be asked."""
+    """The size in bytes of each file as upstream states it; None where it doesn't, or can't be reached."""
     pool = ThreadPoolExecutor(ASKED_AT_ONCE)
     asked = {address: pool.submit(downloads.head, address, hosts=hosts) for address in addresses}
     done, _ = wait(asked.values(), timeout=ASK_S)

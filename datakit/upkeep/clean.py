@@ -1,4 +1,4 @@
-"""Clean: what later steps, and other datasets, don't need any more, and how it goes.
+"""Clean: what later steps, and other datasets, don't need any more, and its removal.
 
 A table or tar can go when the next step of its shard is done, a download when nothing is still to be made from it: not
 of its own dataset, nor of any other that the root holds (datakit/engine/holdings.py), nor of a bucket that shares the
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class File:
-    """A file that has become superfluous."""
+    """A file that nothing needs any more."""
 
     name: str  # below the root, or downloads/…
     size_bytes: int
@@ -95,7 +95,7 @@ def _intermediate_steps(build: Build) -> tuple[Step, ...]:
 
 
 def _is_consumed(done: Done, step: Step, shard: int) -> bool:
-    """Whether all that takes a step's rows of a shard has taken them."""
+    """Whether every step that reads a step's rows of this shard is done with them."""
     return all(done.has(after, shard) and not done.stale(after, shard) for after in done.build.steps_after(step))
 
 
@@ -108,7 +108,10 @@ def _other_holdings(build: Build) -> Iterator[Holding]:
 
 
 def _downloads_needed_by(holding: Holding) -> set[str] | None:
-    """The downloads that a dataset still needs, all of its when that can't be told; None when they aren't known."""
+    """The downloads that a dataset still needs, or all its downloads when its build can't be opened.
+
+    None when no manifest says which they are.
+    """
     about = holding.manifest()
     try:
         about = about or manifest.load(holding.dataset)  # a root of an earlier version
@@ -143,7 +146,7 @@ def _download_path(about: Manifest, address: str) -> str:
 
 
 def _needed_downloads(build: Build) -> set[str]:
-    """Those downloads that a step which isn't done yet is made from."""
+    """The downloads from which a step that isn't done yet is made."""
     done = Done(build, snapshot=True)
     known = done.known_shards()
     if not known:
@@ -165,7 +168,7 @@ def _needed_downloads(build: Build) -> set[str]:
 
 
 def clean(build: Build, files: list[File]) -> list[File]:
-    """Removes superfluous files, and what killed jobs left; what another job works on stays. Returns what it removed.
+    """Removes superfluous files and what killed jobs left, but nothing another job works on; returns what it removed.
 
     The ledger notes tables and tars before they go, so that they don't count as lost. Downloads go first, which needs
     no room. On a disk so full that nothing can be noted, files go before they are noted until it can be: those of the
@@ -208,7 +211,7 @@ def _by_shard(build: Build, files: list[File]) -> list[tuple[Step, str, list[Fil
 
 
 def _remove(build: Build, step: Step, shard: str, files: list[File]) -> list[File]:
-    """Removes files of a shard unless another job works on it, or has made them needed again. Returns what went."""
+    """Removes files of a shard unless another job works on it, or has made them needed again; returns those removed."""
     with claims.held(build.ledger(step), shard, wait=False) as ours:
         if not ours or not _is_consumed(Done(build), step, int(shard)):
             return []

@@ -71,7 +71,7 @@ HF_FEATURES = {  # what datasets.Features of these columns writes; in the form t
 
 @dataclass
 class ExportReport:
-    """What an export wrote, and what it couldn't."""
+    """What an export wrote, and what it left out or changed."""
 
     rows: int = 0
     pictures: int = 0
@@ -122,7 +122,7 @@ def export(
 
 
 def _claim(out: Store, part: MixPart, form: Format, pictures: bool) -> None:
-    """Takes a folder for an export, or goes on with an earlier one of the same."""
+    """Marks a folder as this export's, or goes on with an earlier export of the same tars. Raises UsageError."""
     about = {
         "dataset": part.dataset,
         "format": form,

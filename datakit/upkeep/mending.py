@@ -34,10 +34,10 @@ def check_and_mend(
     shards: list[int] | None = None,
     progress: Progress | None = None,
 ) -> CheckResult:
-    """Checks a dataset; `repair` turns on what can be mended surely, or off when it is False, and None leaves it.
+    """Checks a dataset. `repair` turns its repairs on (True) or off (False), and leaves them as they are (None).
 
     Remembers that its terms were accepted, but not what the run does without. Raises DownloadError when the dataset is
-    lost or has terms that aren't accepted, else what `checks.check` raises.
+    lost or has terms that aren't accepted, else what `check` raises.
     """
     build.permit()
     write_choices(build.store, build.folder, accepted=build.choices.accepted)

@@ -40,13 +40,13 @@ class Where:
     outcomes: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
 
-    def matches(self, place: LocatedPicture) -> bool:
-        outcome = place["outcome"]
+    def matches(self, picture: LocatedPicture) -> bool:
+        outcome = picture["outcome"]
         if outcome == "ok":
             return False
         if not (any(fnmatchcase(outcome, p) for p in self.outcomes) if self.outcomes else may_pass(outcome)):
             return False
-        return not self.hosts or any(fnmatchcase(_host_of(place["ref"]), p) for p in self.hosts)
+        return not self.hosts or any(fnmatchcase(_host_of(picture["ref"]), p) for p in self.hosts)
 
 
 def parse_where(conditions: tuple[str, ...]) -> Where:
@@ -67,7 +67,7 @@ def parse_where(conditions: tuple[str, ...]) -> Where:
 
 
 def _check_outcome(pattern: str) -> None:
-    """Raises UsageError for what no failed URL can have."""
+    """Raises UsageError for an outcome that no failed URL can have."""
     if pattern == "ok":
         raise UsageError("outcome=ok names the pictures that are there: name a failure")
     if not (re.match(r"http_[\d*?]", pattern) or any(fnmatchcase(name, pattern) for name in KNOWN)):
@@ -76,7 +76,7 @@ def _check_outcome(pattern: str) -> None:
 
 @dataclass
 class Report:
-    """What came of a retry."""
+    """The outcomes of the URLs of a retry, before and after it."""
 
     shards: list[int] = field(default_factory=list)
     behind: list[int] = field(default_factory=list)  # tried more often than others: a retry that was cut goes on
@@ -95,11 +95,11 @@ def retry(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Report:
-    """Tries the failed URLs of the shards that are fetched again; a shard after the other is patched.
+    """Tries the failed URLs of fetched shards again, and patches one shard after the other.
 
-    When it was killed and is run again, the parts that it had done are left out: it takes those that were tried
-    less often than others. `engine` says who tries, if not who fetched. Raises Incomplete when nothing is fetched,
-    UsageError for a dataset without URLs.
+    When it was killed and is run again, the parts that it had done are left out: it takes those that were tried less
+    often than others. `engine` makes the requests; without it, the engine that fetched. Raises Incomplete when nothing
+    is fetched, UsageError for a dataset without URLs.
     """
     progress = progress or Progress()
     step, name = build.step_of("fetch"), build.manifest.name
@@ -146,7 +146,7 @@ def retry(
 def retry_shard(
     build: Build, shard: int, where: Where, tries: int, engine: Engine | None, progress: Progress
 ) -> Report:
-    """Tries the failed URLs of those parts of a shard that were tried so often before; patches part after part."""
+    """Tries again the failed URLs of those parts of a shard that were tried `tries` times, and patches each part."""
     step = build.step_of("fetch")
     stage, ledger, work = step.stage, build.ledger(step), build.work(step, progress)
     assert isinstance(stage, Fetch)  # retry has seen to it
@@ -181,8 +181,8 @@ def retry_shard(
 
 def _failed_urls(rows: Rows, where: Where) -> Iterator[str]:
     for batch in rows.batches(["images"]):
-        for places in batch["images"].to_pylist():
-            yield from (place["ref"] for place in places if where.matches(place))
+        for pictures in batch["images"].to_pylist():
+            yield from (picture["ref"] for picture in pictures if where.matches(picture))
 
 
 def _patch_part(

@@ -1,4 +1,4 @@
-"""Verify: reads every file of a root and says which isn't as it was made; writes nothing, which repair.py does.
+"""Verify: reads every file of a root and reports those that aren't as they were made. Writes nothing; repair.py does.
 
 Everything is found from the root alone (datakit/engine/holdings.py), whatever today's catalogue is.
 
@@ -60,7 +60,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Which of the things that steps make: a shard, a part of one, or without a shard something of the whole step."""
+    """What a step has made: a shard, a part of a shard, or, without `shard`, a file of the whole step."""
 
     folder: str
     step: str
@@ -70,7 +70,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Findings:
-    """What reading the files of a root has shown."""
+    """How many files of a root are whole, and which are broken."""
 
     whole: int  # files
     broken: list[Broken]
@@ -92,7 +92,7 @@ class Findings:
 
 
 def findings(store: Store, name: str | None = None, *, progress: Progress | None = None) -> Findings:
-    """Reads the files of a root, or of one dataset, and tells of each."""
+    """Reads the files of a root, or of one dataset; returns how many are whole, and what is wrong with the others."""
     whole, broken = 0, []
     for result in verify(store, name):
         if isinstance(result, Broken):
@@ -122,7 +122,7 @@ def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:
         if sha256 is None and name is None:
             where = f"downloads/{path.relative_to(store.downloads).as_posix()}"
             yield Broken(
-                where, "what is said of it can't be read", tuple({c: 0 for o in every for c in cures_of(o, {})})
+                where, "its .download.json can't be read", tuple({c: 0 for o in every for c in cures_of(o, {})})
             )
         elif sha256 is not None and (name is None or any(holding in ours for holding in found)):
             cures = tuple({cure: None for holding in found for cure in cures_of(holding, commands)})
@@ -133,7 +133,7 @@ def verify(store: Store, name: str | None = None) -> Iterator[str | Broken]:
 
 
 def _verify_notes(holding: Holding, cures: tuple[str, ...]) -> Iterator[str | Broken]:
-    """What is noted beside the steps: the manifest, and what was chosen."""
+    """Reads the files beside the steps: the manifest, and what was chosen."""
     for name in (MANIFEST, CHOICES):
         where = f"{holding.folder}/{name}"
         if (data := holding.store.read(where)) is not None:
@@ -270,7 +270,7 @@ def _mix_path(store: Store, name: str) -> str:
 
 
 def _holdings_by_input(every: Iterable[Holding]) -> dict[str, list[Holding]]:
-    """The datasets with shards that were made from something, by its hash: a download's sha256, for one."""
+    """The datasets by the hashes of what their shards were made from, such as the sha256 of a download."""
     found: dict[str, list[Holding]] = {}
     for holding in every:
         commits = (commit for step in holding.before for commit in holding.commits(step).values())
@@ -280,7 +280,7 @@ def _holdings_by_input(every: Iterable[Holding]) -> dict[str, list[Holding]]:
 
 
 def _downloads(store: Store) -> Iterator[tuple[Path, str | None]]:
-    """The downloads that are there with the sha256 that was taken when they came; None for one that can't be read."""
+    """The downloads that are there with the sha256 taken when they came; None where the sidecar can't be read."""
     for sidecar in sorted(store.downloads.rglob("*.download.json")):
         path = sidecar.with_name(sidecar.name.removesuffix(".download.json"))
         said = said_of(path)
@@ -289,7 +289,7 @@ def _downloads(store: Store) -> Iterator[tuple[Path, str | None]]:
 
 
 def _verify_download(store: Store, path: Path, sha256: str, cures: tuple[str, ...]) -> Iterator[str | Broken]:
-    """A download, and what was made of it."""
+    """Reads a download and what was made of it."""
     with path.open("rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
     where = f"downloads/{path.relative_to(store.downloads).as_posix()}"

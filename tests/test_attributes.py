@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from users import settings, typed
 
-from datakit.add import Found
+from datakit.add import Draft
 from datakit.add.files import keep
 from datakit.catalogue import manifest
 from datakit.errors import ManifestError
@@ -317,7 +317,7 @@ VALUES = st.recursive(
 
 @pytest.mark.parametrize("name", ["messages.old", "it's\n", 'a "name"\n'])
 def test_a_key_that_cannot_be_kept_is_called_a_key_whatever_quotes_are_in_it(name):
-    seen, found = SeenKeys(), Found(title="T", annotations={}, images={}, reader="hf", recipe="")
+    seen, found = SeenKeys(), Draft(title="T", annotations={}, images={}, reader="hf", recipe="")
     seen.add({name: 1})
 
     keep(found, *seen.kinds(()))

@@ -9,8 +9,8 @@ from typing import Any
 from datakit.catalogue.manifest import Manifest
 from datakit.records import attributes
 
-SHOWN = 20  # keys of which it is said how to keep them
-FEW = 5  # values of each that may be an example
+SHOWN = 20  # keys for which a note says how to keep them
+FEW = 5  # values of each key that may become examples
 
 
 class Keys:

@@ -30,7 +30,7 @@ class Description:
         """Whether a fetch takes whatever the main branch of the repository is by then."""
         return self.hub_revision == "main"
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         return {**msgspec.to_builtins(self.manifest), "steps": json_value(self.steps)}
 
 

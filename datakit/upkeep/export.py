@@ -70,8 +70,8 @@ HF_FEATURES = {  # what datasets.Features of these columns writes; in the form t
 
 
 @dataclass
-class Exported:
-    """What an export wrote, and what it couldn't."""
+class ExportReport:
+    """What an export wrote, and what it left out or changed."""
 
     rows: int = 0
     pictures: int = 0
@@ -90,7 +90,7 @@ def export(
     attributes: dict[str, str],
     pictures: bool = True,
     progress: Progress | None = None,
-) -> Exported:
+) -> ExportReport:
     """Writes a dataset's packed tars into a folder, with the attributes that its manifest names as keys or columns.
 
     Raises UsageError when something else is in the folder, Incomplete when nothing of the dataset is packed.
@@ -103,7 +103,7 @@ def export(
     _claim(out, part, form, pictures)
     progress = progress or Progress()
     progress.rows_to_come("export", part.samples)
-    done = Exported()
+    done = ExportReport()
     if form == "hf":
         for nth, shard in enumerate(tars):
             with out.publish(f"data/train-{nth:05d}-of-{len(tars):05d}.parquet") as sink:
@@ -122,7 +122,7 @@ def export(
 
 
 def _claim(out: Store, part: MixPart, form: Format, pictures: bool) -> None:
-    """Takes a folder for an export, or goes on with an earlier one of the same."""
+    """Marks a folder as this export's, or goes on with an earlier export of the same tars. Raises UsageError."""
     about = {
         "dataset": part.dataset,
         "format": form,
@@ -162,7 +162,10 @@ def _samples(store: Store, shard: MixShard, progress: Progress) -> Iterator[tupl
     with store.open(tar) as file:
         for batch in rows.batches(["json_offset", "json_bytes", "images"], size=256):
             for row in batch.to_pylist():
-                held = [(_bytes(file, tar, one["offset"], one["size_bytes"]), one["ext"]) for one in row["images"]]
+                held = [
+                    (_bytes(file, tar, picture["offset"], picture["size_bytes"]), picture["ext"])
+                    for picture in row["images"]
+                ]
                 yield decode(_bytes(file, tar, row["json_offset"], row["json_bytes"])), held
             progress.rows("export", batch.num_rows)
 
@@ -202,7 +205,7 @@ def conversations(record: Record) -> list[dict[str, str]] | str:
 
 
 def _llava_row(
-    record: Record, held: Held, attributes: dict[str, str], out: Store | None, done: Exported
+    record: Record, held: Held, attributes: dict[str, str], out: Store | None, done: ExportReport
 ) -> dict[str, Any] | None:
     """One object of the array, its pictures written to `out`; None when LLaVA has no form for it."""
     turns = conversations(record)
@@ -219,7 +222,7 @@ def _llava_row(
     return {"id": record.attrs.get("id") or record.key, **image, "conversations": turns, **own}
 
 
-def _put(out: Store, key: str, at: int, ref: str, data: bytes, ext: str, done: Exported) -> str:
+def _put(out: Store, key: str, at: int, ref: str, data: bytes, ext: str, done: ExportReport) -> str:
     """Writes a picture under its reference, or under its row's key where that won't do; returns which."""
     done.pictures += 1
     if is_path(ref):
@@ -254,7 +257,7 @@ def is_path(ref: str) -> bool:
 
 
 def _write_parquet(
-    samples: Iterator[tuple[Record, Held]], sink: Any, attributes: dict[str, str], done: Exported
+    samples: Iterator[tuple[Record, Held]], sink: Any, attributes: dict[str, str], done: ExportReport
 ) -> None:
     """Rows with their pictures, in row groups small enough to hold in memory."""
     about = json.dumps(
@@ -288,5 +291,5 @@ def _write_parquet(
 def _feature(kind: str) -> Any:
     """An attribute's column as datasets.Features writes it."""
     scalar, many, _ = kind.partition("[]")
-    one = {"dtype": _DTYPES.get(scalar, "string"), "_type": "Value"}
-    return [one] if many else one
+    feature = {"dtype": _DTYPES.get(scalar, "string"), "_type": "Value"}
+    return [feature] if many else feature

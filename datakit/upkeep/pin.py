@@ -27,7 +27,7 @@ def pin(build: Build) -> Pinned:
     if about.annotations.glob:  # only the tree knows the files, and the listing keeps their hashes
         commit, _ = downloads.tried(lambda: hub_files(about.hub, about.revision, build.hosts), about.hub)
         pinned.commits[about.hub] = commit
-    for address in _pinnable(build.manifest):
+    for address in _pinnable_addresses(build.manifest):
         head = downloads.head(address, hosts=build.hosts)
         fixed = address
         if head.repo and head.revision:
@@ -53,7 +53,7 @@ def write_pins(build: Build, path: Path | None = None) -> tuple[Path, Pinned]:
     return path, pinned
 
 
-def _pinnable(about: Manifest) -> list[str]:
+def _pinnable_addresses(about: Manifest) -> list[str]:
     """The addresses that upstream is asked about; not those that only a person can get."""
     rows = [] if about.annotations.glob else [about.address(file) for file in about.shard_files()]
     sources = [about.at_commit(a) for s in about.images.sources.values() if not s.obtain for a in s.archives()]

@@ -25,7 +25,7 @@ def pin(build: Build) -> Pinned:
     work = build.work(build.steps[0])
     about = build.manifest
     if about.annotations.glob:  # only the tree knows the files, and the listing keeps their hashes
-        commit, _ = downloads.tried(lambda: hub_files(about.hub, about.revision, build.hosts), about.hub)
+        commit, _ = downloads.with_retries(lambda: hub_files(about.hub, about.revision, build.hosts), about.hub)
         pinned.commits[about.hub] = commit
     for address in _pinnable(build.manifest):
         head = downloads.head(address, hosts=build.hosts)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datakit.errors import DownloadError, StorageError
 from datakit.storage.store import publish_file, replace
-from datakit.web.sidecars import Downloaded, Expect, check, declare, note_of, part_of
+from datakit.web.sidecars import Downloaded, Expect, check, declare, part_note, part_path
 from datakit.web.transfers import PIECE_BYTES, Reply, Version
 
 BINARY = (".json", ".jsonl", ".parquet", ".zip", ".tar", ".gz", ".tgz")  # none of them begins with `<`
@@ -29,7 +29,7 @@ class Part:
         self.path, self.address = path, address
         self.size = 0
         self.version: Version | None = None
-        self._file, self._note = part_of(path), note_of(path)
+        self._file, self._note = part_path(path), part_note(path)
         self._cloned = False
         self._hash = hashlib.sha256()
         self._suffix = path.suffix.lower()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from datakit.errors import DownloadError, SourceError, UsageError
 from datakit.web.addresses import HubFile, LocalFile, WebFile, parse
-from datakit.web.downloads import tried
+from datakit.web.downloads import with_retries
 from datakit.web.hosts import Hosts
 from datakit.web.hubclient import hub_endpoint, hub_library, origin
 from datakit.web.transfers import (
@@ -89,7 +89,7 @@ class RangedFile(io.RawIOBase):
             raise UsageError(f"{address!r} is a file of this machine: there is nothing to ask a server for")
         self._site: _Site = _Hub(source, hosts) if isinstance(source, HubFile) else _Web(source, hosts)
         self._failed = f"{address!r} could not be read"
-        self.version = tried(self._site.find, self._failed)
+        self.version = with_retries(self._site.find, self._failed)
         if self.version.total is None:
             raise DownloadError(f"{address!r} has no size that its server tells, so it can't be read in parts")
         self.size_bytes = self.version.total
@@ -113,7 +113,7 @@ class RangedFile(io.RawIOBase):
                 self._add(got, start + len(got), stop)
             self._lost = False
 
-        tried(go_on, self._failed)
+        with_retries(go_on, self._failed)
         return bytes(got)
 
     def _find_again(self) -> None:

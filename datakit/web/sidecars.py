@@ -21,7 +21,7 @@ from typing import Any
 from datakit.errors import DownloadError
 from datakit.storage import store
 from datakit.storage.store import publish_file
-from datakit.web.derived import derived, remove
+from datakit.web.derived import derived_files, remove
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ class Downloaded:
     etag: str | None
 
 
-def finished(path: Path, expect: Expect) -> Downloaded | None:
+def finished_download(path: Path, expect: Expect) -> Downloaded | None:
     """What the sidecar says, when it is there and the file has the size that it says."""
-    said = said_of(path)
+    said = read_sidecar(path)
     try:
         if said is None or path.stat().st_size != said["size_bytes"] or _between(path):
             return None
@@ -59,35 +59,35 @@ def finished(path: Path, expect: Expect) -> Downloaded | None:
 
 def _between(path: Path) -> bool:
     """Whether a kill came after a new file had got its name, and before its sidecar was there."""
-    return note_of(path).exists() and not part_of(path).exists()
+    return part_note(path).exists() and not part_path(path).exists()
 
 
-def said_of(path: Path) -> dict[str, Any] | None:
+def read_sidecar(path: Path) -> dict[str, Any] | None:
     """What the sidecar says; None when there is none that can be read."""
     try:
-        said = json.loads(sidecar_of(path).read_bytes())
+        said = json.loads(sidecar_path(path).read_bytes())
     except (OSError, ValueError):
         return None
     return said if isinstance(said, dict) and isinstance(said.get("sha256"), str) else None
 
 
-def part_of(path: Path) -> Path:
+def part_path(path: Path) -> Path:
     """Where a download lies until it is whole."""
     return path.with_name(path.name + ".part")
 
 
-def note_of(path: Path) -> Path:
+def part_note(path: Path) -> Path:
     """Says what the part is a part of."""
     return path.with_name(path.name + ".part.json")
 
 
 def forget_part(path: Path) -> None:
     """Removes what an interrupted download left, which a finished file makes needless."""
-    note_of(path).unlink(missing_ok=True)
-    part_of(path).unlink(missing_ok=True)
+    part_note(path).unlink(missing_ok=True)
+    part_path(path).unlink(missing_ok=True)
 
 
-def sidecar_of(path: Path) -> Path:
+def sidecar_path(path: Path) -> Path:
     """The file beside a download that says it is finished, and what it was."""
     return path.with_name(path.name + ".download.json")
 
@@ -97,11 +97,11 @@ def declare(done: Downloaded, address: str, *, by_hand: bool = False) -> None:
 
     With `by_hand` it says that a person has put the file there, so that nobody takes it for what upstream gives again.
     """
-    for left in derived(done.path):
+    for left in derived_files(done.path):
         remove(left)
     said = {**asdict(done), "url": address, **({"by_hand": True} if by_hand else {})}
     del said["path"]
-    publish_file(sidecar_of(done.path), json.dumps(said, indent=2).encode() + b"\n")
+    publish_file(sidecar_path(done.path), json.dumps(said, indent=2).encode() + b"\n")
 
 
 def check(name: object, expect: Expect, *, size_bytes: int | None = None, sha256: str | None = None) -> None:
@@ -121,7 +121,7 @@ def sweep(folder: Path) -> None:
         # .adopted was made by earlier versions: `.X.PID.adopted`
         name = left.stem if left.suffix == ".part" else left.stem[1:]
         path = left.with_name(name.rpartition(".")[0] if left.suffix == ".adopted" else name)
-        if left.suffix == ".part" and finished(path, Expect()) is None:
+        if left.suffix == ".part" and finished_download(path, Expect()) is None:
             continue
         with _unless_held(path.with_name(f"{path.name}.lock")) as free:
             if free and left.suffix == ".part":

@@ -52,7 +52,7 @@ class Found:
 
 def place(folder: str | None) -> tuple[Path, bool]:
     """The catalogue that is written to, the user's first unless one is named; and whether commands look there."""
-    own = catalogue.own() or [Path("catalogue")]
+    own = catalogue.own_folders() or [Path("catalogue")]
     if folder is None:
         return own[0], True
     return Path(folder), Path(folder).absolute() in [p.absolute() for p in own]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from datakit.catalogue.manifest import Manifest, Source, known_sources
+from datakit.catalogue.manifest import Manifest, Source, check_sources
 from datakit.engine.stage import Chosen, Cost, Role, Stage
 from datakit.engine.work import Out, Work
 from datakit.errors import ArchiveError, DownloadError, Incomplete
@@ -68,7 +68,7 @@ class Locate(Stage):
 
     def check(self, work: Work) -> None:
         """Raises UsageError for a source that isn't there, DownloadError for archives that a person has to get."""
-        known_sources(work.manifest, self.without)
+        check_sources(work.manifest, self.without)
         absent = by_hand(self.sources(work.manifest), work)
         if absent:
             raise DownloadError(asked_for(work.manifest.name, absent, self.without))

@@ -49,7 +49,7 @@ def write_pins(build: Build, path: Path | None = None) -> tuple[Path, Pinned]:
     pinned = pin(build)
     name = build.manifest.name
     path = path or catalogue.find("manifests", f"{name}.toml").with_suffix(".sums")
-    publish_file(path, manifest.sums(name, pinned).encode())
+    publish_file(path, manifest.sums_text(name, pinned).encode())
     return path, pinned
 
 

@@ -1,4 +1,4 @@
-"""Derived files: what stands beside a download because it was made of it, an archive's index or a JSON taken out.
+"""Derived files: what was made of a download and stands beside it, an archive's index or a JSON taken out.
 
 `<file>.of` is written after each: of which bytes it was made (the download's sha256), and its own size and hash. A file
 without one, or that doesn't fit it, is made again.
@@ -22,12 +22,12 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 def of_path(path: Path) -> Path:
-    """Where it is said of what a derived file was made."""
+    """The file that says what a derived file was made of."""
     return path.with_name(f"{path.name}.of")
 
 
 def declare(path: Path, sha256: str) -> None:
-    """Says that a derived file is finished, and that it was made of a download with that hash."""
+    """Records that a derived file is finished, and that it was made of a download with that hash."""
     origin = Origin(sha256, path.stat().st_size, _hash(path))
     publish_file(of_path(path), msgspec.json.encode(origin) + b"\n")
 
@@ -41,7 +41,7 @@ def fits(path: Path, sha256: str, *, whole: bool = False) -> bool:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a derived file that `declare` spoke for, None when its bytes are those that were made."""
+    """What is wrong with a derived file that was declared; None when its bytes are those that were made."""
     origin = _declaration(path)
     if origin is None:
         return "what is said of it can't be read"
@@ -53,7 +53,7 @@ def damage(path: Path) -> str | None:
 
 
 def has_declaration(path: Path) -> bool:
-    """Whether it is said of what a derived file was made; earlier versions said nothing, and theirs are made again."""
+    """Whether a derived file was declared; earlier versions declared none, and theirs are made again."""
     return of_path(path).exists()
 
 
@@ -66,7 +66,7 @@ def derived_files(download: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Removes a derived file, and first what it is said to be made of: without that it counts for nothing."""
+    """Removes a derived file, its declaration first: without that the file doesn't count."""
     of_path(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 

@@ -144,7 +144,7 @@ def head(address: str, *, hosts: Hosts) -> Head:
 
 
 def with_retries(ask: Callable[[], Got], failed: str) -> Got:
-    """What `ask` returns, asked again while that may help. Raises DownloadError, which begins with `failed`."""
+    """What `ask` returns; tries again while that may help. Raises DownloadError, which begins with `failed`."""
     tries = 0
     while True:
         try:
@@ -156,18 +156,18 @@ def with_retries(ask: Callable[[], Got], failed: str) -> Got:
 
 
 def edited_hash(address: str, into: Path) -> dict[str, str] | None:
-    """What a file of the user's has become since it was taken, by its sha256; None when it is as it was, or gone."""
+    """`{"sha256": …}` of a user's file that was edited since it was taken; None when it is unchanged, or gone."""
     source = parse(address)
     path = Path(into, source.folder)
-    own, said = _own_file(source, path), read_sidecar(path)
-    if own is None or said is None or not own.file.is_file():
+    own, sidecar = _own_file(source, path), read_sidecar(path)
+    if own is None or sidecar is None or not own.file.is_file():
         return None
     now = own.sha256()
-    return None if now == said["sha256"] else {"sha256": now}
+    return None if now == sidecar["sha256"] else {"sha256": now}
 
 
 def abandoned_parts(address: str, into: Path) -> list[Path]:
-    """What came of a hub's file at other revisions than the one that is meant by now, which nothing goes on with."""
+    """Unfinished downloads of a hub's file at other revisions than the present one, which nothing will resume."""
     source = parse(address)
     if not isinstance(source, HubFile):
         return []
@@ -180,18 +180,18 @@ def abandoned_parts(address: str, into: Path) -> list[Path]:
 
 
 def own_file(address: str, into: Path) -> Path | None:
-    """The file of the user's that stands for a download, which is a copy of it or a link to it; None if none does."""
+    """The user's file of which a download is a copy, or to which it is a link; None when there is none."""
     source = parse(address)
     own = _own_file(source, Path(into, source.folder))
     return None if own is None else own.file
 
 
 def check_unedited(path: Path) -> None:
-    """Raises Incomplete when a download is a link to a file that was edited, so that reading it gives a bit of each."""
+    """Raises Incomplete when a download is a link to a file that was edited: a reader may have met both versions."""
     if not path.is_symlink():
         return
-    said = read_sidecar(path)
-    if said is None or OwnFile(_target(path), path).sha256() != said["sha256"]:
+    sidecar = read_sidecar(path)
+    if sidecar is None or OwnFile(_target(path), path).sha256() != sidecar["sha256"]:
         raise Incomplete(f"{str(_target(path))!r} was edited while it was read: run the same command again")
 
 
@@ -206,9 +206,9 @@ def _target(link: Path) -> Path:
 
 
 def _take(own: OwnFile, address: str, *, in_place: bool, tell: Tell) -> Downloaded:
-    """The copy of a file of the user's, or with `in_place` the link to it; made again when the file was edited."""
+    """Copies a user's file, or with `in_place` links to it, unless that is done and the file unchanged since."""
 
-    def done() -> Downloaded | None:
+    def up_to_date() -> Downloaded | None:
         found = finished_download(own.path, Expect())
         if not own.file.is_file():
             return found
@@ -216,11 +216,11 @@ def _take(own: OwnFile, address: str, *, in_place: bool, tell: Tell) -> Download
             return None
         return found if own.sha256() == found.sha256 else None
 
-    if found := done():
+    if found := up_to_date():
         return found
     _check_readable(own)
     with _lock(own.path):
-        return done() or (_link(own, address, tell) if in_place else _copy(own, address, tell))
+        return up_to_date() or (_link(own, address, tell) if in_place else _copy(own, address, tell))
 
 
 def _check_readable(own: OwnFile) -> None:
@@ -268,7 +268,7 @@ def _sweep_once(folder: Path) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Nobody else makes this download meanwhile."""
+    """Holds the lock of a download, so that nobody else makes it meanwhile."""
     lock = path.with_name(path.name + ".lock")
     _sweep_once(path.parent)
     with locked(lock):
@@ -277,7 +277,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def adopt(path: Path, address: str) -> Downloaded:
-    """Declares a file finished that came by another way and stands where its download would land.
+    """Declares a file finished that datakit didn't download, and that stands where its download would land.
 
     `path` ends with `parse(address).folder`.
     """
@@ -333,7 +333,7 @@ def check_not_html(path: Path) -> None:
 
 
 def _fetch(part: Part, opener: Open, expect: Expect, tell: Tell) -> None:
-    """Lets a part grow until it is whole; tries again while that helps."""
+    """Downloads into a part until it is whole; tries again while that may help."""
     tries, before = 0, part.size
     while not part.whole:
         try:

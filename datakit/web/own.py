@@ -1,9 +1,9 @@
-"""Own: files of the user's that stand for downloads, and how it is noticed that one was edited.
+"""Own: files of the user's that stand for downloads, and how an edit of such a file is noticed.
 
 A download of such a file is a copy, or a symbolic link to it where a copy would double the disk. It is never a hard
 link: an edit in place would change our bytes with the user's, and a comparison of both would find them equal.
 
-Which bytes the user's file has by now is told by its stamps. `.<name>.source.json` beside the download remembers the
+The stamps of the user's file say whether it was edited. `.<name>.source.json` beside the download remembers the
 sha256 that the file had when its size, mtime and ctime were these. With other stamps it is hashed again, once.
 """
 
@@ -63,7 +63,7 @@ class OwnFile:
         return self.path.with_name(f".{self.path.name}.source.json")
 
     def is_on_same_disk(self) -> bool:
-        """Whether it is on the file system of the download, and so there for whoever sees that one."""
+        """Whether it is on the file system of the download, so that whoever sees the download sees it too."""
         return self.file.stat().st_dev == self.path.parent.stat().st_dev
 
     def sha256(self, tell: Callable[[int, int | None], None] | None = None) -> str:
@@ -75,15 +75,15 @@ class OwnFile:
                 for known in (_seen.get(self.memo), self._read_memo()):
                     if known is not None and (known.file, known.stamps) == (str(self.file), now):
                         return known.sha256
-                found = _sha256_of(file, now.size_bytes, tell)
+                sha256 = _sha256_of(file, now.size_bytes, tell)
             if self._stamps() == now:
-                self._remember(found, now, began)
-                return found
+                self._remember(sha256, now, began)
+                return sha256
         raise DownloadError(f"{str(self.file)!r} is being written to: run the same command again when it is finished")
 
     @contextmanager
     def open_at(self, start: int, version: Version | None) -> Iterator[Reply]:
-        """Its bytes from a place on, as `downloads` copies them; Broken at their end when it was changed meanwhile."""
+        """Its bytes from `start` on, for `downloads` to copy; Broken at their end if it was changed meanwhile."""
         began = time.time_ns()
         with self.open_file() as file:
             stamps = _stamps(os.fstat(file.fileno()))
@@ -106,14 +106,14 @@ class OwnFile:
             yield Reply(version=now, start=begin, headers={}, pieces=pieces(), clone=lambda into: _clone(file, into))
 
     def remember_copy(self, sha256: str) -> None:
-        """Remembers what a copy, if it was made in one go, has shown of the hash."""
+        """Remembers the hash of a copy, if it was made in one go."""
         if self._copy_began is not None:
             began, stamps = self._copy_began
             self._remember(sha256, stamps, began)
 
     @contextmanager
     def open_file(self) -> Iterator[BinaryIO]:
-        """Opens it. Raises NoSuchFile when it is gone, DownloadError when its permissions forbid it."""
+        """Opens it for reading. Raises NoSuchFile when it is gone, DownloadError when its permissions forbid it."""
         try:
             with self.file.open("rb", buffering=0) as file:
                 yield file
@@ -123,7 +123,7 @@ class OwnFile:
             raise DownloadError(f"{str(self.file)!r} can't be read: its permissions forbid it") from error
 
     def _stamps(self) -> _Stamps | None:
-        """Of whatever bears its name now; None when nothing does."""
+        """The stamps of the file that has its name now; None when there is none."""
         try:
             return _stamps(self.file.stat())
         except OSError:
@@ -145,8 +145,8 @@ class OwnFile:
             return
 
 
-def _stamps(said: os.stat_result) -> _Stamps:
-    return _Stamps(said.st_size, said.st_mtime_ns, said.st_ctime_ns)
+def _stamps(stat: os.stat_result) -> _Stamps:
+    return _Stamps(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _sha256_of(file: BinaryIO, size_bytes: int, tell: Callable[[int, int | None], None] | None) -> str:
@@ -160,7 +160,7 @@ def _sha256_of(file: BinaryIO, size_bytes: int, tell: Callable[[int, int | None]
 
 
 def _clone(file: BinaryIO, into: int) -> bool:
-    """Whether the file system lets an empty file share the blocks of this one (btrfs, XFS); no byte is copied then."""
+    """Lets an empty file share the blocks of this one; False where the file system can't (btrfs and XFS can)."""
     try:
         fcntl.ioctl(into, FICLONE, file.fileno())
     except OSError:

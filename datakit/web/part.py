@@ -56,7 +56,7 @@ class Part:
         return self.version is not None and self.version.total == self.size
 
     def begin(self, reply: Reply, expect: Expect) -> None:
-        """Gets ready for what a reply brings, unless it can be told that it won't do."""
+        """Gets ready for the bytes of a reply. Raises DownloadError, and StorageError where space is short."""
         total = reply.version.total
         if reply.headers.get("Content-Encoding", "identity") != "identity" and self._suffix != ".gz":
             raise DownloadError(f"{self.address!r} is sent compressed although that wasn't asked for: fetch it by hand")

@@ -28,11 +28,11 @@ from datakit.web.transfers import (
     Version,
     ask_web,
     find_hub,
-    followed,
+    follow,
     hub_errors,
     hub_get,
+    read_steadily,
     refuse,
-    steady,
     web_errors,
     web_session,
 )
@@ -275,14 +275,14 @@ class _Web:
 
     @contextmanager
     def part(self, headers: Mapping[str, str]) -> Iterator[_Part]:
-        url = self._final or self._hosts.first(self._source.url)
-        with web_errors(self._source.url), followed(self._session, "GET", url, self._hosts, headers) as reply:
+        url = self._final or self._hosts.checked_url(self._source.url)
+        with web_errors(self._source.url), follow(self._session, "GET", url, self._hosts, headers) as reply:
             if reply.status_code in _EXPIRED and self._final:
                 raise Broken(f"the link to its bytes answers {reply.status_code}")
             if reply.status_code not in (200, 206):
                 refuse(reply, self._source.url)
             self._final = str(reply.url)
-            yield _Part(reply.status_code, reply.headers, steady(reply.raw))
+            yield _Part(reply.status_code, reply.headers, read_steadily(reply.raw))
 
     def close(self) -> None:
         self._stack.close()

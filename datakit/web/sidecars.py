@@ -45,12 +45,12 @@ class Downloaded:
 
 
 def finished_download(path: Path, expect: Expect) -> Downloaded | None:
-    """What the sidecar says, when it is there and the file has the size that it says."""
-    said = read_sidecar(path)
+    """The finished download at a path; None without a readable sidecar, or when the file hasn't the size it says."""
+    sidecar = read_sidecar(path)
     try:
-        if said is None or path.stat().st_size != said["size_bytes"] or _between(path):
+        if sidecar is None or path.stat().st_size != sidecar["size_bytes"] or _between(path):
             return None
-        done = Downloaded(path=path, **{k: said[k] for k in ("size_bytes", "sha256", "revision", "etag")})
+        done = Downloaded(path=path, **{k: sidecar[k] for k in ("size_bytes", "sha256", "revision", "etag")})
     except (OSError, KeyError, TypeError):
         return None
     check(path, expect, size_bytes=done.size_bytes, sha256=done.sha256)
@@ -58,17 +58,17 @@ def finished_download(path: Path, expect: Expect) -> Downloaded | None:
 
 
 def _between(path: Path) -> bool:
-    """Whether a kill came after a new file had got its name, and before its sidecar was there."""
+    """Whether a kill came between the renaming of a new file and the writing of its sidecar."""
     return part_note(path).exists() and not part_path(path).exists()
 
 
 def read_sidecar(path: Path) -> dict[str, Any] | None:
-    """What the sidecar says; None when there is none that can be read."""
+    """The contents of the sidecar; None when there is none that can be read."""
     try:
-        said = json.loads(sidecar_path(path).read_bytes())
+        sidecar = json.loads(sidecar_path(path).read_bytes())
     except (OSError, ValueError):
         return None
-    return said if isinstance(said, dict) and isinstance(said.get("sha256"), str) else None
+    return sidecar if isinstance(sidecar, dict) and isinstance(sidecar.get("sha256"), str) else None
 
 
 def part_path(path: Path) -> Path:
@@ -77,23 +77,23 @@ def part_path(path: Path) -> Path:
 
 
 def part_note(path: Path) -> Path:
-    """Says what the part is a part of."""
+    """The file that says of which version of which file the part is."""
     return path.with_name(path.name + ".part.json")
 
 
 def forget_part(path: Path) -> None:
-    """Removes what an interrupted download left, which a finished file makes needless."""
+    """Removes what an interrupted download left; once the file is finished nobody needs it."""
     part_note(path).unlink(missing_ok=True)
     part_path(path).unlink(missing_ok=True)
 
 
 def sidecar_path(path: Path) -> Path:
-    """The file beside a download that says it is finished, and what it was."""
+    """The sidecar of a download: that it is finished, its size, hash, commit and address."""
     return path.with_name(path.name + ".download.json")
 
 
 def declare(done: Downloaded, address: str, *, by_hand: bool = False) -> None:
-    """Writes the sidecar: from now on the file is finished, and what was made of another in its place goes.
+    """Writes the sidecar, which makes the file finished; removes what was derived from another file of that name.
 
     With `by_hand` it says that a person has put the file there, so that nobody takes it for what upstream gives again.
     """
@@ -115,7 +115,7 @@ def check(name: object, expect: Expect, *, size_bytes: int | None = None, sha256
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes left beside downloads; not what somebody holds, nor what will be gone on with."""
+    """Removes what killed processes left beside downloads, but nothing that is locked or that can be resumed."""
     store.sweep(folder)
     for left in (*folder.glob("*.part"), *folder.glob(".*.link"), *folder.glob(".*.adopted")):
         # .adopted was made by earlier versions: `.X.PID.adopted`
@@ -132,7 +132,7 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def _unless_held(lock: Path) -> Iterator[bool]:
-    """Whether nobody holds a lock; holds it meanwhile, and removes it."""
+    """Yields whether the lock was free; if it was, holds it in the block and removes it after."""
     try:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:  # a folder that can only be read, or one that is gone by now

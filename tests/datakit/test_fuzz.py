@@ -24,7 +24,7 @@ from pngs import resealed
 
 from datakit.errors import BadImage
 from datakit.images import inspect, normalise, sniff
-from datakit.web.hosts import Hosts, RefusedUrl, opted_out, retry_after_s
+from datakit.web.hosts import Hosts, RefusedUrl, is_opted_out, retry_after_s
 from datakit.web.outcomes import Stop, target
 
 REASONS = {"not_an_image", "unsupported", "pixels", "frames", "truncated", "corrupt"}
@@ -278,9 +278,9 @@ def test_any_url_is_refused_or_brought_to_one_spelling(url):
 @settings(max_examples=300, derandomize=True)
 @given(st.lists(HEADERS | st.sampled_from(["noai", "bot: noai", "unavailable_after: x", ",:,"])), HEADERS)
 def test_any_robots_header_is_an_opt_out_or_none(robots, reservation):
-    assert opted_out(robots, reservation) in (True, False)
-    assert opted_out(robots, None) <= opted_out(robots, reservation)
-    assert opted_out([*robots, "noai"], reservation) is True
+    assert is_opted_out(robots, reservation) in (True, False)
+    assert is_opted_out(robots, None) <= is_opted_out(robots, reservation)
+    assert is_opted_out([*robots, "noai"], reservation) is True
 
 
 DATES = st.builds(

@@ -7,9 +7,9 @@ import random
 from typing import Any
 
 from datakit.miniature import pool, questions, texts
-from datakit.miniature.instruct import zipped
+from datakit.miniature.instruct import zip_archive
 from datakit.miniature.pictures import Drawing
-from datakit.miniature.sheet import Dataset, Sheet, said, small
+from datakit.miniature.sheet import Dataset, Sheet, conversation, small
 from datakit.miniature.world import Places, World
 
 REPO, VFLAN = "FreedomIntelligence/ALLaVA-4V", "Vision-Flan/vision-flan_191-task_1k"
@@ -57,7 +57,10 @@ def allava(world: World) -> Dataset:
                 record["conversations"][-1]["value"] = ""
             made.sheets[file].add(record, "vflan", odd, why)
     for row in range(world.file_rows // 2):
-        chat: dict[str, Any] = {"idx": row, "conversations": said(questions.CHATS[row % len(questions.CHATS)][:1])}
+        chat: dict[str, Any] = {
+            "idx": row,
+            "conversations": conversation(questions.CHATS[row % len(questions.CHATS)][:1]),
+        }
         if row == 6:
             chat["conversations"][1]["value"] = " \n"
         made.sheets[TEXT].add(chat, "", *(("empty_answer", "empty_answer") if row == 6 else ()))
@@ -65,23 +68,23 @@ def allava(world: World) -> Dataset:
 
 
 def _record(id: str, image: str, of: Drawing, chance: random.Random, *, captioned: bool) -> dict[str, Any]:
-    turns = [("Please depict the image in words.", texts.paragraph(of))] if captioned else texts.asked(of, chance)
-    return {"id": id, "image": image, "conversations": said(turns, image_first=True)}
+    turns = [("Please depict the image in words.", texts.paragraph(of))] if captioned else texts.instruction(of, chance)
+    return {"id": id, "image": image, "conversations": conversation(turns, image_first=True)}
 
 
 def places(world: World) -> Places:
     def sheet(file: str) -> bytes:
-        return world.made(allava).sheets[file].array(indent=4 if file == TEXT else None)
+        return world.make_once(allava).sheets[file].array(indent=4 if file == TEXT else None)
 
     def chunk(part: int) -> bytes:
-        own = world.made(allava).members.get(f"laion{part}", [])
+        own = world.make_once(allava).members.get(f"laion{part}", [])
         # The pool has a picture for each chunk; some of the others it finds in a chunk that isn't its last digit's.
         shared = pool.members(world, "allava_laion", f"images_{part}/")[part::CHUNKS]
-        return zipped([*own, *shared], deflate=part % 3 == 0)
+        return zip_archive([*own, *shared], deflate=part % 3 == 0)
 
     def vflan() -> bytes:
         shared = pool.members(world, "allava_vflan", "images_191task_1k/")
-        return zipped([*world.made(allava).members["vflan"], *shared])
+        return zip_archive([*world.make_once(allava).members["vflan"], *shared])
 
     chunks = {f"allava_laion/image_chunks/images_{n}.zip": functools.partial(chunk, n) for n in range(CHUNKS)}
     files = (LAION_CAPTIONS, LAION_ASKED, VFLAN_CAPTIONS, VFLAN_ASKED, TEXT)

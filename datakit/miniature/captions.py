@@ -6,8 +6,8 @@ import json
 import random
 
 from datakit.miniature import pool, texts
-from datakit.miniature.instruct import zipped
-from datakit.miniature.sheet import Dataset, Sheet, said, small
+from datakit.miniature.instruct import zip_archive
+from datakit.miniature.sheet import Dataset, Sheet, conversation, small
 from datakit.miniature.world import Places, World
 
 LCS, CC3M = "liuhaotian/LLaVA-Pretrain", "liuhaotian/LLaVA-CC3M-Pretrain-595K"
@@ -37,17 +37,17 @@ def cc3m595k(world: World) -> Dataset:
 def _caption(made: Dataset, file: str, row: int, id: str, name: str, flaw: str, chance: random.Random) -> None:
     of = small(chance)
     turns = [(chance.choice(texts.SHORT_PROMPTS), texts.line(of, chance))]
-    record = {"id": id, "image": name, "conversations": said(turns, image_first=chance.random() < 0.5)}
+    record = {"id": id, "image": name, "conversations": conversation(turns, image_first=chance.random() < 0.5)}
     reason = made.draw("all", name, of, flaw)
     if row == 21:
         flaw = reason = "empty_answer"
-        record["conversations"] = said([(turns[0][0], "")], image_first=True)
+        record["conversations"] = conversation([(turns[0][0], "")], image_first=True)
     made.sheets[file].add(record, "all", flaw, reason)
 
 
 def places(world: World) -> Places:
     def lcs_meta() -> bytes:
-        records = world.made(llava558k).sheets[LCS_JSON].records
+        records = world.make_once(llava558k).sheets[LCS_JSON].records
         told = [
             {
                 "id": record["id"],
@@ -60,7 +60,7 @@ def places(world: World) -> Places:
         return json.dumps(told).encode()
 
     def cc3m_meta() -> bytes:
-        records = world.made(cc3m595k).sheets[CC3M_JSON].records
+        records = world.make_once(cc3m595k).sheets[CC3M_JSON].records
         told = [
             {"id": record["id"], "image": record["image"], "caption": record["conversations"][1]["value"]}
             | ({"blip_caption": record["conversations"][1]["value"]} if row % 10 else {})  # a tenth has none upstream
@@ -71,14 +71,16 @@ def places(world: World) -> Places:
     return Places(
         hub={
             LCS: {
-                LCS_JSON: lambda: world.made(llava558k).sheets[LCS_JSON].array(indent=2),
+                LCS_JSON: lambda: world.make_once(llava558k).sheets[LCS_JSON].array(indent=2),
                 "blip_laion_cc_sbu_558k_meta.json": lcs_meta,
-                "images.zip": lambda: zipped([*world.made(llava558k).members["all"], *pool.members(world, "lcs")]),
+                "images.zip": lambda: zip_archive(
+                    [*world.make_once(llava558k).members["all"], *pool.members(world, "lcs")]
+                ),
             },
             CC3M: {
-                CC3M_JSON: lambda: world.made(cc3m595k).sheets[CC3M_JSON].array(),
+                CC3M_JSON: lambda: world.make_once(cc3m595k).sheets[CC3M_JSON].array(),
                 "metadata.json": cc3m_meta,
-                "images.zip": lambda: zipped(world.made(cc3m595k).members["all"], deflate=True),
+                "images.zip": lambda: zip_archive(world.make_once(cc3m595k).members["all"], deflate=True),
             },
         }
     )

@@ -21,7 +21,7 @@ from datakit.errors import UsageError
 from datakit.miniature import pictures
 from datakit.miniature.pictures import Drawing, drawing
 from datakit.miniature.real import Real
-from datakit.miniature.server import Answer, Asked, whole
+from datakit.miniature.server import Answer, Request, whole
 from datakit.miniature.world import Places, World, place
 
 REPO = "kakaobrain/coyo-700m"
@@ -188,7 +188,7 @@ def answer(row: Row, path: str, picture: bytes) -> Answer:
 
 def picture(row: Row, nth: int, real: Real | None) -> bytes:
     """The bytes at a row's URL; with real pictures, one in seven of the sound ones is real."""
-    made = {"truncated": pictures.truncated, "gif_named_jpg": pictures.gif}.get(row.fault, Drawing.jpeg)
+    made = {"truncated": pictures.truncated_jpeg, "gif_named_jpg": pictures.gif}.get(row.fault, Drawing.jpeg)
     if row.fault == "huge":
         return pictures.huge_png()
     if real and not row.fault and nth % 7 == 3:
@@ -215,7 +215,7 @@ def places(world: World) -> Places:
         """Where the preview rows have their pictures; any picture will do."""
         return {place(row["url"]): nth for nth, row in enumerate(world.real.coyo_rows if world.real else [])}
 
-    def pages(asked: Asked, path: str) -> Answer | None:
+    def pages(asked: Request, path: str) -> Answer | None:
         if world.real and path in preview():
             return whole(world.real.photo(preview()[path]), "image/jpeg")
         at = place_of(path)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import random
 
 from datakit.miniature import pictures
-from datakit.miniature.instruct import zipped
+from datakit.miniature.instruct import zip_archive
 from datakit.miniature.pictures import Drawing, drawing
-from datakit.miniature.sheet import Dataset, Sheet, said
+from datakit.miniature.sheet import Dataset, Sheet, conversation
 from datakit.miniature.world import Places, World
 
 REPO, ZIP = "wumengyangok/ICM-Instruct", "icm-instruct-train.zip"
@@ -36,7 +36,7 @@ def icm(world: World) -> Dataset:
         answer = {2: ".", 3: "TH."}.get(nth, "AB"[of.flaw == "dark"] + ".")
         question = "Is the picture bright enough? A. Yes B. No"
         _add(sheet, f"{id}_mc", path, question, answer, flaw or ("odd_choice" if len(answer) != 2 else ""), reason)
-        _add(sheet, f"{id}_reason", path, "Describe how good the picture is.", _described(of), flaw, reason)
+        _add(sheet, f"{id}_reason", path, "Describe how good the picture is.", _description(of), flaw, reason)
     return made
 
 
@@ -48,18 +48,18 @@ def _questions(of: Drawing) -> list[tuple[str, str]]:
     ]
 
 
-def _described(of: Drawing) -> str:
+def _description(of: Drawing) -> str:
     return f"The picture shows {of.named} and is {of.flaw or 'clear'}; the word “{of.word}” can be read."
 
 
 def _add(sheet: Sheet, id: str, image: str, question: str, answer: str, odd: str, reason: str | None) -> None:
-    record = {"id": id, "image": image, "conversations": said([(question, answer)], image_first=False)}
+    record = {"id": id, "image": image, "conversations": conversation([(question, answer)], image_first=False)}
     sheet.add(record, "all", odd, reason)
 
 
 def places(world: World) -> Places:
     def archive() -> bytes:
-        made = world.made(icm)
-        return zipped([(JSON, made.sheets[JSON].array), *made.members["all"]])
+        made = world.make_once(icm)
+        return zip_archive([(JSON, made.sheets[JSON].array), *made.members["all"]])
 
     return Places(hub={REPO: {ZIP: archive}})

@@ -65,12 +65,12 @@ BROKEN: Mapping[str, Callable[[Drawing], bytes]] = {
     "png_palette": pictures.palette_png,
     "png_16bit": pictures.deep_png,
     "gif_named_jpg": pictures.gif,
-    "truncated": pictures.truncated,
+    "truncated": pictures.truncated_jpeg,
     "zero_bytes": lambda of: b"",
     "html": lambda of: pictures.HTML,
     "huge": lambda of: pictures.huge_png(),
     "cmyk": pictures.cmyk,
-    "exif_turned": pictures.turned,
+    "exif_turned": pictures.jpeg_with_exif_turn,
 }
 
 
@@ -182,7 +182,7 @@ def array(records: Sequence[dict[str, Any]], *, indent: int | None, ascii_only: 
     return json.dumps(records, indent=indent, ensure_ascii=ascii_only, separators=separators).encode()
 
 
-def zipped(members: Sequence[Member], *, deflate: bool = False) -> bytes:
+def zip_archive(members: Sequence[Member], *, deflate: bool = False) -> bytes:
     """A zip with an entry for each folder and members in the order given."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -198,7 +198,7 @@ def zipped(members: Sequence[Member], *, deflate: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def tarred(members: Sequence[Member]) -> bytes:
+def tar_archive(members: Sequence[Member]) -> bytes:
     """A plain tar with an entry for each folder."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:

@@ -23,7 +23,7 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Request:
     """One request as it came in: the path still holds its query and its percent signs."""
 
     method: str
@@ -45,7 +45,7 @@ class Answer:
     endless: bool = False  # a byte now and then until the client hangs up
 
 
-Site = Callable[[Asked], Answer]
+Site = Callable[[Request], Answer]
 
 
 def whole(body: bytes, content_type: str = "application/octet-stream") -> Answer:
@@ -126,7 +126,7 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        asked = Asked(
+        asked = Request(
             method=self.command,
             path=self.path,
             headers={name.lower(): value for name, value in self.headers.items()},
@@ -185,7 +185,7 @@ class _Connection(BaseHTTPRequestHandler):
         """Say nothing: `requests` is the log."""
 
 
-def _part(asked: Asked, answer: Answer) -> tuple[int, slice]:
+def _part(asked: Request, answer: Answer) -> tuple[int, slice]:
     """The status and the part of the body that a request is due (RFC 9110, section 14)."""
     wanted = RANGE.fullmatch(asked.headers.get("range", ""))
     condition = asked.headers.get("if-range", "").strip('"')

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from datakit.miniature import allava, captions, coyo, flan, icm, llava, m3it, mgm, mmc4, plain, sharegpt4v
 from datakit.miniature.hub import GATED, Hub, refusal
-from datakit.miniature.server import Answer, Asked, whole
+from datakit.miniature.server import Answer, Request, whole
 from datakit.miniature.sheet import Dataset
 from datakit.miniature.world import Places, World, place
 
-Change = bytes | Answer | Callable[[Asked], Answer]
+Change = bytes | Answer | Callable[[Request], Answer]
 
 UPSTREAMS: tuple[Callable[[World], Places], ...] = (
     llava.places,
@@ -82,7 +82,7 @@ class Upstreams:
             return f"/datasets/{found[1]}/resolve/main/{found[3]}"
         return path
 
-    def answer(self, asked: Asked) -> Answer:
+    def answer(self, asked: Request) -> Answer:
         path = self.canonical(asked.path)
         with self._lock:
             change = self._changes.get(path)
@@ -98,14 +98,14 @@ class Upstreams:
             return change(asked)
         return made or self._usual(asked, path) or refusal(404, "", "There is nothing here.")
 
-    def _usual(self, asked: Asked, path: str) -> Answer | None:
+    def _usual(self, asked: Request, path: str) -> Answer | None:
         """What stands at a path, with the bytes that a test put there."""
         change = self._changes.get(path)
         if path in self._archives and not isinstance(change, bytes):
             return self._world.keep(path, lambda: whole(self._archives[path](), "application/zip"))
         if path.startswith(("/datasets/", "/api/")) or RESOLVED.fullmatch("/datasets" + path):
             stripped = re.sub(r"^/huggingface\.co/", "/", asked.path)
-            return self.hub.answer(Asked(method=asked.method, path=stripped, headers=asked.headers, body=asked.body))
+            return self.hub.answer(Request(method=asked.method, path=stripped, headers=asked.headers, body=asked.body))
         if isinstance(change, bytes):
             return whole(change, "image/jpeg" if path.endswith(".jpg") else "application/octet-stream")
         return next((found for pages in self._pages if (found := pages(asked, path))), None)

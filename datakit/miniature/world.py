@@ -13,14 +13,14 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from datakit.miniature.real import Real
-from datakit.miniature.server import Answer, Asked
+from datakit.miniature.server import Answer, Request
 
 Made = TypeVar("Made")
 Maker = Callable[[], bytes]
 
 
 class World:
-    """`keep` and `made` run what makes something once; the rest are the arguments of `Miniature`."""
+    """`keep` and `make_once` run what makes something once; the rest are the arguments of `Miniature`."""
 
     def __init__(self, *, rows: int, seed: int, real: Real | None, coyo_shards: int, coyo_rows: int) -> None:
         self.rows, self.seed, self.real = rows, seed, real
@@ -44,7 +44,7 @@ class World:
                 self._kept[key] = make()
             return self._kept[key]  # type: ignore[return-value]
 
-    def made(self, make: Callable[[World], Made]) -> Made:
+    def make_once(self, make: Callable[[World], Made]) -> Made:
         """What a function makes of this world, made once."""
         return self.keep(make, lambda: make(self))
 
@@ -55,7 +55,7 @@ class Places:
 
     hub: Mapping[str, Mapping[str, Maker]] = field(default_factory=dict)  # repository -> file -> its bytes
     web: Mapping[str, Maker] = field(default_factory=dict)  # url, as upstream has it -> an archive's bytes
-    pages: Callable[[Asked, str], Answer | None] | None = None  # of places that are too many for a table
+    pages: Callable[[Request, str], Answer | None] | None = None  # of places that are too many for a table
 
 
 def place(url: str) -> str:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from datakit.errors import StorageError
 from trainer import folder
-from trainer.processes import joined
+from trainer.processes import gather
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def save(engine: Any, out: Path, step: int, state: dict[str, Any]) -> None:
     with folder.writing(part, RuntimeError):
         engine.save_checkpoint(str(part), tag="engine")
     dist.barrier()
-    hashes = dict(joined(_my_hashes(part)))
+    hashes = dict(gather(_my_hashes(part)))
     if dist.get_rank() == 0:
         kept = {"step": step, "processes": dist.get_world_size(), "sha256": dict(sorted(hashes.items())), **state}
         with folder.writing(part):
@@ -56,7 +56,7 @@ def save(engine: Any, out: Path, step: int, state: dict[str, Any]) -> None:
 def check(out: Path, step: int) -> None:
     """Raises StorageError, naming the checkpoint, when its files aren't what was written. All processes call it."""
     kept = folder.read(out, step).get("sha256", {})
-    found = dict(joined(_my_hashes(folder.checkpoint(out, step))))
+    found = dict(gather(_my_hashes(folder.checkpoint(out, step))))
     wrong = sorted(name for name, sha256 in kept.items() if found.get(name) != sha256)
     if wrong:
         words = {name: "was changed or cut short" if name in found else "is gone" for name in wrong}
@@ -100,7 +100,7 @@ def load(engine: Any, out: Path, step: int, *, universal: bool) -> None:
 def save_model(engine: Any, processor: Any, out: Path, step: int, identity: dict[str, Any]) -> None:
     """Publishes `<out>/model`, as transformers writes it, and the step it is of. All processes call it.
 
-    Its processor prepares pictures as training did, but for what `trainer.model.as_trained` says.
+    Its processor prepares pictures as training did, but for what `trainer.model.image_processor_of` says.
     """
     if dist.get_rank() == 0:
         from transformers.utils.logging import disable_progress_bar

@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> None:
     recipe, training = config.load(args.recipe)
     if args.micro_batch is not None:
         training = dataclasses.replace(training, micro_batch=args.micro_batch)
-    rank, n_processes = _place()
+    rank, n_processes = _rank_and_size()
     training.accumulation(n_processes)
     training.zero_settings()
     stream = Stream(args.mix, seed=training.seed)
@@ -93,7 +93,7 @@ def train(args: argparse.Namespace) -> None:
         )
 
 
-def _place() -> tuple[int, int]:
+def _rank_and_size() -> tuple[int, int]:
     """Rank and number of processes. WORLD_SIZE without a RANK is left over from another launch."""
     if "RANK" not in os.environ:
         return 0, 1

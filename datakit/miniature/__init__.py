@@ -49,7 +49,7 @@ class Expected:
     _world: World
 
     def of(self, name: str) -> InstructExpected:
-        """A dataset whose rows are told by their numbers, or a part of it: `mgm`, `mgm.pretrain`.
+        """What is expected of a dataset whose keys are row numbers, or of a subset: `mgm`, `mgm.pretrain`.
 
         Every archive is there, those that come by hand as well. Rows that a recipe turns down for what they say,
         such as `sa_id` and `repetition` of ShareGPT4V, are among the `faults` and kept.

@@ -17,32 +17,32 @@ CC3M_FLAWS = {4: "missing", 8: "truncated", 12: "html", 16: "cmyk"}
 
 
 def llava558k(world: World) -> Dataset:
-    made = Dataset(name="llava558k", sheets={LCS_JSON: Sheet()})
+    dataset = Dataset(name="llava558k", sheets={LCS_JSON: Sheet()})
     chance = random.Random(f"llava558k/{world.seed}")
     for row in range(world.file_rows):
         id = f"{chance.randrange(600):05d}{row:04d}"
-        _caption(made, LCS_JSON, row, id, f"{id[:5]}/{id}.jpg", LCS_FLAWS.get(row, ""), chance)
-    return made
+        _caption(dataset, LCS_JSON, row, id, f"{id[:5]}/{id}.jpg", LCS_FLAWS.get(row, ""), chance)
+    return dataset
 
 
 def cc3m595k(world: World) -> Dataset:
-    made = Dataset(name="cc3m595k", sheets={CC3M_JSON: Sheet()})
+    dataset = Dataset(name="cc3m595k", sheets={CC3M_JSON: Sheet()})
     chance = random.Random(f"cc3m595k/{world.seed}")
     for row in range(world.file_rows):
         id = f"GCC_train_{row * 31 + chance.randrange(31):09d}"
-        _caption(made, CC3M_JSON, row, id, f"{id}.jpg", CC3M_FLAWS.get(row, ""), chance)
-    return made
+        _caption(dataset, CC3M_JSON, row, id, f"{id}.jpg", CC3M_FLAWS.get(row, ""), chance)
+    return dataset
 
 
-def _caption(made: Dataset, file: str, row: int, id: str, name: str, flaw: str, chance: random.Random) -> None:
+def _caption(dataset: Dataset, file: str, row: int, id: str, name: str, flaw: str, chance: random.Random) -> None:
     of = small(chance)
     turns = [(chance.choice(texts.SHORT_PROMPTS), texts.line(of, chance))]
     record = {"id": id, "image": name, "conversations": conversation(turns, image_first=chance.random() < 0.5)}
-    reason = made.draw("all", name, of, flaw)
+    reason = dataset.draw("all", name, of, flaw)
     if row == 21:
         flaw = reason = "empty_answer"
         record["conversations"] = conversation([(turns[0][0], "")], image_first=True)
-    made.sheets[file].add(record, "all", flaw, reason)
+    dataset.sheets[file].add(record, "all", flaw, reason)
 
 
 def places(world: World) -> Places:

@@ -49,9 +49,9 @@ def path(folder: str) -> str:
 
 
 def m3it(world: World) -> Dataset:
-    made = Dataset(name="m3it", sheets={path(folder): Sheet() for folder in CONFIGS})
+    dataset = Dataset(name="m3it", sheets={path(folder): Sheet() for folder in CONFIGS})
     for folder, count in CONFIGS.items():
-        chance, sheet = random.Random(f"m3it/{world.seed}/{folder}"), made.sheets[path(folder)]
+        chance, sheet = random.Random(f"m3it/{world.seed}/{folder}"), dataset.sheets[path(folder)]
         for row in range(ROWS):
             odd, reason = FLAWED.get((folder, row), ("", None))
             drawn = [small(chance) for _ in range(count)]
@@ -70,7 +70,7 @@ def m3it(world: World) -> Dataset:
             if folder.startswith("vqa") and row % 2:
                 record["meta"] = {"img_id": f"{row:012d}", "dataset": folder.rpartition("/")[2]}
             sheet.add(record, "inline", odd, reason)
-    return made
+    return dataset
 
 
 def _bytes(of: Drawing, odd: str) -> bytes:

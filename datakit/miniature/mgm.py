@@ -57,16 +57,16 @@ def mgm(world: World) -> Dataset:
 
 
 def _rows(world: World, file: str, roots: Mapping[str, str], *, captions: bool) -> Sheet:
-    made, chance = Sheet(), random.Random(f"{file}/{world.seed}")
+    sheet, chance = Sheet(), random.Random(f"{file}/{world.seed}")
     sources = [*roots] if captions else [*roots, ""]
     for row in range(world.file_rows):
         source = sources[row % len(sources)]
         if not source:  # what to draw, for a picture generator: text only
-            made.add({"id": f"gen_{row:06d}", "conversations": conversation(questions.CHATS[row % 4])})
+            sheet.add({"id": f"gen_{row:06d}", "conversations": conversation(questions.CHATS[row % 4])})
             continue
-        of, nth = pool.shared_pictures(world, source), row // len(sources)
+        shared, nth = pool.shared_pictures(world, source), row // len(sources)
         lost = row == len(sources) + 1
-        picture = pool.lost_picture(world, source) if lost else of[-1] if nth == 0 else of[nth % len(of)]
+        picture = pool.lost_picture(world, source) if lost else shared[-1] if nth == 0 else shared[nth % len(shared)]
         odd, reason = picture.flaw, picture.reason
         asked = (
             [(chance.choice(texts.SHORT_PROMPTS), texts.paragraph(picture.drawing))]
@@ -77,13 +77,13 @@ def _rows(world: World, file: str, roots: Mapping[str, str], *, captions: bool) 
             odd = reason = "empty_answer"
             asked[-1] = (asked[-1][0], "")
         turns = conversation(asked, image_first=chance.random() < 0.8)
-        made.add(
+        sheet.add(
             {"id": f"{source}_{row}", "image": roots[source] + picture.name, "conversations": turns},
             source,
             odd,
             reason,
         )
-    return made
+    return sheet
 
 
 def places(world: World) -> Places:

@@ -182,7 +182,7 @@ class _Connection(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: `requests` is the log."""
+        """Logs nothing: `requests` is the log."""
 
 
 def _part(asked: Request, answer: Answer) -> tuple[int, slice]:

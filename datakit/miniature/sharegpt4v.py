@@ -71,7 +71,7 @@ def sharegpt4v_vila(world: World) -> Dataset:
 
 
 def _captions(world: World, file: str, sources: Sequence[str]) -> Sheet:
-    made, chance = Sheet(), random.Random(f"{file}/{world.seed}")
+    sheet, chance = Sheet(), random.Random(f"{file}/{world.seed}")
     for row in range(world.file_rows):
         # The first pictures of every source come first, so that small files have a row of each.
         source = sources[row % len(sources)]
@@ -79,45 +79,47 @@ def _captions(world: World, file: str, sources: Sequence[str]) -> Sheet:
         if row == 2 * len(sources) + sources.index("sam"):
             picture = pool.lost_picture(world, "sam")
         else:
-            of = pool.shared_pictures(world, source)
-            picture = of[-1] if nth == 1 else of[nth % len(of)]
+            shared = pool.shared_pictures(world, source)
+            picture = shared[-1] if nth == 1 else shared[nth % len(shared)]
         odd, caption = "", texts.paragraph(picture.drawing)
         if not picture.flaw and row % 13 == 12:
             odd, caption = "sa_id", texts.caption_with_file_name(picture.drawing, chance.randrange(10**5, 10**6))
         elif not picture.flaw and row % 11 == 10:
             odd, caption = "repetition", texts.repetitive_caption(picture.drawing)
         turns = [(chance.choice(texts.LONG_PROMPTS), caption)]
-        _add(made, picture, turns, chance, odd)
-    return made
+        _add(sheet, picture, turns, chance, odd)
+    return sheet
 
 
 def _mix(world: World, file: str) -> Sheet:
     """The instruction mix: captions in place of LLaVA's, every other source, and text."""
-    made, chance = Sheet(), random.Random(f"{file}/{world.seed}")
+    sheet, chance = Sheet(), random.Random(f"{file}/{world.seed}")
     sources = (*PREFIXES, "")
     for row in range(world.file_rows):
         source = sources[row % len(sources)]
         if not source:
             chat = {"id": f"t{row:06d}", "model": "", "conversations": conversation(questions.CHATS[row % 4])}
-            made.add(chat)
+            sheet.add(chat)
             continue
-        of = pool.shared_pictures(world, source)
+        shared = pool.shared_pictures(world, source)
         picture = (
-            pool.lost_picture(world, "vg2") if row == len(sources) + 11 else of[row // len(sources) % (len(of) - 1)]
+            pool.lost_picture(world, "vg2")
+            if row == len(sources) + 11
+            else shared[row // len(sources) % (len(shared) - 1)]
         )
         turns = texts.instruction(picture.drawing, chance)
         if source in BY_HAND:
             turns = [(chance.choice(texts.LONG_PROMPTS), texts.paragraph(picture.drawing))]
         if row == len(sources):
             turns[-1] = (turns[-1][0], "")
-            _add(made, picture, turns, chance, "empty_answer", "empty_answer")
+            _add(sheet, picture, turns, chance, "empty_answer", "empty_answer")
         else:
-            _add(made, picture, turns, chance)
-    return made
+            _add(sheet, picture, turns, chance)
+    return sheet
 
 
 def _add(
-    made: Sheet,
+    sheet: Sheet,
     picture: SharedPicture,
     turns: questions.Turns,
     chance: random.Random,
@@ -130,7 +132,7 @@ def _add(
         "image": PREFIXES[picture.source] + picture.name,
         "conversations": conversation(turns, image_first=chance.random() < 0.3),
     }
-    made.add(record, picture.source, odd or picture.flaw, reason or picture.reason)
+    sheet.add(record, picture.source, odd or picture.flaw, reason or picture.reason)
 
 
 def sam_tar(world: World, part: int) -> bytes:

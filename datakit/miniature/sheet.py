@@ -67,7 +67,7 @@ class Dataset:
         return expected_from(key, [self.sheets[file] for file in files])
 
     def draw(self, source: str, name: str, of: Drawing, flaw: str = "") -> str | None:
-        """Put a picture among a source's members, flawed or not at all; the reason its row is dropped for."""
+        """Adds a picture, unless it is to be missing, to a source's members; returns why its row is dropped or None."""
         make, reason = FLAWS[flaw] if flaw else (Drawing.jpeg, None)
         if make is not None:
             self.members.setdefault(source, []).append((name, functools.partial(make, of)))
@@ -90,7 +90,7 @@ def expected_from(key: str, sheets: Iterable[Sheet]) -> InstructExpected:
 
 
 def small(chance: random.Random) -> Drawing:
-    """A drawing that is quickly made: most datasets care for what is said, not for pixels."""
+    """A small drawing, which is quickly made: for most datasets the texts matter, not the pixels."""
     return drawing(chance, least_px=48, most_px=144)
 
 

@@ -14,7 +14,7 @@ from datakit.miniature import allava, captions, coyo, flan, icm, llava, m3it, mg
 from datakit.miniature.hub import GATED, Hub, refusal
 from datakit.miniature.server import Answer, Request, whole
 from datakit.miniature.sheet import Dataset
-from datakit.miniature.world import Places, World, place
+from datakit.miniature.world import Places, World, canonical_path
 
 Change = bytes | Answer | Callable[[Request], Answer]
 
@@ -75,8 +75,8 @@ class Upstreams:
                 self._lasting[path] = times
 
     def canonical(self, path: str) -> str:
-        """One name for a place: no scheme, query or percent signs; `main` for a hub revision."""
-        path = "/" + place(path).removeprefix("/").removeprefix("huggingface.co/")
+        """The form of a path or URL by which files are looked up: as `canonical_path`, `main` for a hub revision."""
+        path = "/" + canonical_path(path).removeprefix("/").removeprefix("huggingface.co/")
         found = RESOLVED.fullmatch(path)
         if found and found[2] == self.hub.commits.get(found[1]):
             return f"/datasets/{found[1]}/resolve/main/{found[3]}"
@@ -86,7 +86,7 @@ class Upstreams:
         path = self.canonical(asked.path)
         with self._lock:
             change = self._changes.get(path)
-            made = self._usual(asked, path) if isinstance(change, bytes) else None
+            usual = self._usual(asked, path) if isinstance(change, bytes) else None
             # A GET counts against a change that holds for a few; a HEAD only looks.
             if path in self._lasting and asked.method == "GET":
                 self._lasting[path] -= 1
@@ -96,10 +96,10 @@ class Upstreams:
             return change
         if change is not None and not isinstance(change, bytes):
             return change(asked)
-        return made or self._usual(asked, path) or refusal(404, "", "There is nothing here.")
+        return usual or self._usual(asked, path) or refusal(404, "", "There is nothing here.")
 
     def _usual(self, asked: Request, path: str) -> Answer | None:
-        """What stands at a path, with the bytes that a test put there."""
+        """What is at a path, with the bytes that a test put there."""
         change = self._changes.get(path)
         if path in self._archives and not isinstance(change, bytes):
             return self._world.keep(path, lambda: whole(self._archives[path](), "application/zip"))

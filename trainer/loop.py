@@ -96,7 +96,7 @@ def run(
 
 
 def _counts(engine: Any, micro_batches: list[Batch]) -> dict[str, int]:
-    """What a step learns and what was cut of it, summed over all processes."""
+    """The tokens that a step learns and the samples and pictures that were cut, summed over all processes."""
     names = ("n_learned", "cut_samples", "cut_images")
     mine = [sum(getattr(batch, name) for batch in micro_batches) for name in names]
     tokens, cut_samples, cut_images = (int(n) for n in processes.sum_over_processes(mine, engine.device))
@@ -104,7 +104,7 @@ def _counts(engine: Any, micro_batches: list[Batch]) -> dict[str, int]:
 
 
 def _update(engine: Any, micro_batches: list[Batch], lr: float, tokens: int) -> float:
-    """One update of the weights by the mean over the `tokens` of the global batch; that mean."""
+    """Updates the weights by the mean loss over the `tokens` of the global batch; returns that mean."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     losses = 0.0

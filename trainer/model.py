@@ -98,7 +98,7 @@ def build(training: Training) -> Vlm:
 
 
 def image_processor_of(pictures: Pictures) -> LlavaImageProcessorPil:
-    """transformers' image processor that makes of a picture what training made of it, to be saved with the model.
+    """transformers' image processor that prepares a picture as training did, to be saved with the model.
 
     Two things it leaves to whoever uses it. It doesn't turn a photo by its EXIF: `ImageOps.exif_transpose`
     does. And where torchvision is installed, transformers opens it as the class that resizes by torchvision,

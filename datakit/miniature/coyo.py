@@ -215,7 +215,7 @@ def places(world: World) -> Places:
         """Where the preview rows have their pictures; any picture will do."""
         return {canonical_path(row["url"]): nth for nth, row in enumerate(world.real.coyo_rows if world.real else [])}
 
-    def pages(asked: Request, path: str) -> Answer | None:
+    def pages(request: Request, path: str) -> Answer | None:
         if world.real and path in preview():
             return whole(world.real.photo(preview()[path]), "image/jpeg")
         at = place_of(path)
@@ -225,7 +225,7 @@ def places(world: World) -> Places:
         body = drawn.get(at)
         if body is None:  # not under the world's lock: two threads may draw at once, and draw the same
             body = drawn[at] = picture(row, at[1], world.real)
-        return answer(row, asked.path, body)
+        return answer(row, request.path, body)
 
     files = {FILES.format(shard=shard): functools.partial(shard_file, shard) for shard in range(world.coyo_shards)}
     return Places(hub={REPO: files}, pages=pages)

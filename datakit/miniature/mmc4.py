@@ -143,7 +143,7 @@ def expected(world: World, shard: int, dataset: str = "mmc4") -> MMC4Expected:
 
 
 def places(world: World) -> Places:
-    def pages(asked: Request, path: str) -> Answer | None:
+    def pages(request: Request, path: str) -> Answer | None:
         named = PICTURE.search(path)
         shard, row, image = (int(number) for number in named.groups()) if named else (-1, 0, 0)
         if shard not in SHARDS or row >= ROWS or image >= KINDS[row][0]:
@@ -153,7 +153,7 @@ def places(world: World) -> Places:
             pictures.palette_png if path.endswith(".png") else Drawing.jpeg
         )
         site = coyo.Row(columns={}, drawing=of, fault=spoilt)
-        return coyo.answer(site, asked.path, world.keep(("mmc4", shard, row, image), functools.partial(make, of)))
+        return coyo.answer(site, request.path, world.keep(("mmc4", shard, row, image), functools.partial(make, of)))
 
     files = {FILES.format(shard=shard): functools.partial(shard_file, world, shard) for shard in SHARDS}
     return Places(hub={REPO: files}, pages=pages)

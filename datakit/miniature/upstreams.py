@@ -82,33 +82,35 @@ class Upstreams:
             return f"/datasets/{found[1]}/resolve/main/{found[3]}"
         return path
 
-    def answer(self, asked: Request) -> Answer:
-        path = self.canonical(asked.path)
+    def answer(self, request: Request) -> Answer:
+        path = self.canonical(request.path)
         with self._lock:
             change = self._changes.get(path)
-            usual = self._usual(asked, path) if isinstance(change, bytes) else None
+            usual = self._usual(request, path) if isinstance(change, bytes) else None
             # A GET counts against a change that holds for a few; a HEAD only looks.
-            if path in self._lasting and asked.method == "GET":
+            if path in self._lasting and request.method == "GET":
                 self._lasting[path] -= 1
                 if not self._lasting[path]:
                     del self._lasting[path], self._changes[path]
         if isinstance(change, Answer):
             return change
         if change is not None and not isinstance(change, bytes):
-            return change(asked)
-        return usual or self._usual(asked, path) or refusal(404, "", "There is nothing here.")
+            return change(request)
+        return usual or self._usual(request, path) or refusal(404, "", "There is nothing here.")
 
-    def _usual(self, asked: Request, path: str) -> Answer | None:
+    def _usual(self, request: Request, path: str) -> Answer | None:
         """What is at a path, with the bytes that a test put there."""
         change = self._changes.get(path)
         if path in self._archives and not isinstance(change, bytes):
             return self._world.keep(path, lambda: whole(self._archives[path](), "application/zip"))
         if path.startswith(("/datasets/", "/api/")) or RESOLVED.fullmatch("/datasets" + path):
-            stripped = re.sub(r"^/huggingface\.co/", "/", asked.path)
-            return self.hub.answer(Request(method=asked.method, path=stripped, headers=asked.headers, body=asked.body))
+            stripped = re.sub(r"^/huggingface\.co/", "/", request.path)
+            return self.hub.answer(
+                Request(method=request.method, path=stripped, headers=request.headers, body=request.body)
+            )
         if isinstance(change, bytes):
             return whole(change, "image/jpeg" if path.endswith(".jpg") else "application/octet-stream")
-        return next((found for pages in self._pages if (found := pages(asked, path))), None)
+        return next((found for pages in self._pages if (found := pages(request, path))), None)
 
     def _hub_bytes(self, repo: str, name: str) -> bytes:
         change = self._changes.get(f"/datasets/{repo}/resolve/main/{name}")

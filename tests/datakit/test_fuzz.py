@@ -25,7 +25,7 @@ from pngs import resealed
 from datakit.errors import BadImage
 from datakit.images import inspect, normalise, sniff
 from datakit.web.hosts import Hosts, RefusedUrl, is_opted_out, retry_after_s
-from datakit.web.outcomes import Stop, target
+from datakit.web.outcomes import Stop, redirect_target
 
 REASONS = {"not_an_image", "unsupported", "pixels", "frames", "truncated", "corrupt"}
 FAULTS = (OSError, SyntaxError, ValueError, RuntimeError, LookupError, TypeError, EOFError, Warning)  # Pillow's own
@@ -314,7 +314,7 @@ def test_any_retry_after_is_a_time_from_now_or_none(text):
 @given(st.sampled_from(["http://example.org/a/b?c", "https://[2606:4700::1]:8443/", "http://example.org"]), HEADERS)
 def test_any_location_leads_to_a_url_that_is_checked_or_refused(url, location):
     try:
-        checked = Hosts().check_url(target(url, location))
+        checked = Hosts().check_url(redirect_target(url, location))
     except Stop as stop:
         assert stop.outcome == "refused_url"
     except RefusedUrl as error:

@@ -87,7 +87,7 @@ def cli(verbose: bool) -> None:
         from datakit.commands import settings
 
         if (folders := settings.load().catalogue) is not None:
-            catalogue.set_own(folders)
+            catalogue.set_own_folders(folders)
     terminal.show_logs(logging.INFO if verbose else logging.WARNING)
 
 

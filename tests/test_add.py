@@ -68,7 +68,7 @@ def reasons(person, name: str) -> dict[str, int]:
 
 
 def test_parquet_with_pictures_goes_from_its_name_on_the_hub_to_the_stream(person, upstream):
-    expected = upstream.expected.added("example/pictures-parquet", "mine")
+    expected = upstream.expected.added_dataset("example/pictures-parquet", "mine")
 
     got = person("add mine --hub example/pictures-parquet")
     samples = made(person, "mine")
@@ -86,7 +86,7 @@ def test_parquet_with_pictures_goes_from_its_name_on_the_hub_to_the_stream(perso
 
 
 def test_webdataset_tars_go_from_their_name_on_the_hub_to_the_stream(person, upstream):
-    expected = upstream.expected.added("example/wds", "tars")
+    expected = upstream.expected.added_dataset("example/wds", "tars")
 
     got = person("add tars --hub example/wds")
     samples = made(person, "tars")

@@ -52,7 +52,7 @@ class Draft:
 
 def catalogue_folder(folder: str | None) -> tuple[Path, bool]:
     """The folder to write to, the user's first catalogue if `folder` is None; and whether commands look there."""
-    own = catalogue.own() or [Path("catalogue")]
+    own = catalogue.own_folders() or [Path("catalogue")]
     if folder is None:
         return own[0], True
     return Path(folder), Path(folder).absolute() in [p.absolute() for p in own]

@@ -20,7 +20,7 @@ from datakit.process.terminal import size_text
 from datakit.readers import webdataset as samples
 from datakit.records.attributes import SeenKeys, kind_of_arrow, why_refused
 from datakit.web.addresses import HubFile
-from datakit.web.downloads import tried
+from datakit.web.downloads import with_retries
 from datakit.web.hosts import Hosts
 from datakit.web.hubclient import HUB
 from datakit.web.ranged import RangedFile
@@ -65,7 +65,7 @@ class Hub:
 
     def __init__(self, repo: str, revision: str, hosts: Hosts) -> None:
         self.repo, self.revision, self.hosts = repo, revision, hosts
-        _, listed = tried(lambda: hub_files(repo, revision, hosts), f"{repo} could not be looked at")
+        _, listed = with_retries(lambda: hub_files(repo, revision, hosts), f"{repo} could not be looked at")
         self.files = {path: size for path, (size, _) in listed.items()}
 
     def address(self, path: str) -> str:

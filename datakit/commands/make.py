@@ -293,8 +293,8 @@ def pin(name: str, out: str | None, **root_flags: Any) -> None:
     build = open_build(load_settings(**root_flags), name)
     path, pinned = write_pins(build, Path(out) if out else None)
     say(f"{path}: {len(pinned.commits)} commits, {len(pinned.files)} files")
-    if pinned.unhashed:
-        say(f"{pinned.unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")
+    if pinned.n_unhashed:
+        say(f"{pinned.n_unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")
 
 
 @click.command()

@@ -18,7 +18,7 @@ from datakit.storage.store import Sink, Store
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
-from datakit.web.sidecars import said_of, sidecar_of
+from datakit.web.sidecars import read_sidecar, sidecar_path
 
 
 class Progress:
@@ -51,7 +51,7 @@ class Progress:
 
 def intact(path: Path) -> bool:
     """Whether a download is there with its recorded size; of a link to a user's file, whether the file is there."""
-    said = said_of(path)
+    said = read_sidecar(path)
     if said is None or not path.is_file():
         return False
     return path.is_symlink() or path.stat().st_size == said.get("size_bytes")
@@ -110,8 +110,8 @@ class Work:
         address = self.manifest.at_commit(address)
         path = self.local(address)
         if self.made and not path.is_symlink():
-            return said_of(path)
-        return downloads.edited(address, self.store.downloads) or said_of(path)
+            return read_sidecar(path)
+        return downloads.edited_hash(address, self.store.downloads) or read_sidecar(path)
 
     def distrust(self, address: str, error: SourceError) -> SourceError:
         """Puts a download that can't be read aside, and returns the error with what to do next.
@@ -122,7 +122,7 @@ class Work:
         own = downloads.own_file(self.manifest.at_commit(address), self.store.downloads)
         if own is None and not path.exists():
             return error
-        sidecar_of(path).unlink(missing_ok=True)
+        sidecar_path(path).unlink(missing_ok=True)
         if own is not None:
             path.unlink(missing_ok=True)
             return type(error)(f"{str(error).rstrip('.')}. That is {own}: mend it, and run the same command again")

@@ -27,7 +27,7 @@ def recipes() -> tuple[dict[str, str], list[ManifestError]]:
     wrong = []
     for name in catalogue.names("pipelines"):
         try:
-            first_line = catalogue.mixes(name)
+            first_line = catalogue.mixes_summary(name)
         except ManifestError as error:
             wrong.append(error)
             continue

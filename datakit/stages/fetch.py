@@ -121,11 +121,11 @@ class Fetch(Stage):
         if work.imports is not None:
             from datakit.interop import img2dataset
 
-            return img2dataset.imported(urls, _open_output(work.imports), prepare, threads=THREADS)
+            return img2dataset.look_up_urls(urls, _open_output(work.imports), prepare, threads=THREADS)
         if self.engine == "img2dataset":
             from datakit.interop import img2dataset
 
-            return img2dataset.crawled(
+            return img2dataset.crawl_by_img2dataset(
                 urls,
                 scratch=work.scratch,
                 hosts=work.hosts,

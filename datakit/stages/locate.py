@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from datakit.catalogue.manifest import Manifest, Source, known_sources
+from datakit.catalogue.manifest import Manifest, Source, check_sources
 from datakit.engine.stage import Chosen, Cost, Role, Stage
 from datakit.engine.work import Out, Work
 from datakit.errors import ArchiveError, DownloadError, Incomplete
@@ -68,7 +68,7 @@ class Locate(Stage):
 
     def check(self, work: Work) -> None:
         """Raises UsageError for an unknown source, DownloadError for archives that the user has to get."""
-        known_sources(work.manifest, self.without)
+        check_sources(work.manifest, self.without)
         absent = archives_to_get(self.sources(work.manifest), work)
         if absent:
             raise DownloadError(get_archives_message(work.manifest.name, absent, self.without))

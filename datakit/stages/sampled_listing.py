@@ -32,7 +32,7 @@ from datakit.records.tables import Rows, as_batches
 from datakit.storage import sealed
 from datakit.storage.fingerprint import fingerprint
 from datakit.web.addresses import HubFile
-from datakit.web.downloads import tried
+from datakit.web.downloads import with_retries
 from datakit.web.ranged import Changed, RangedFile
 from datakit.web.transfers import hub_files
 
@@ -110,7 +110,9 @@ class SampledListing(Stage):
         about = work.manifest
         glob, revision = _glob(about), about.pinned.commits.get(about.hub, about.revision)
         pattern = str(HubFile(repo=about.hub, revision=revision, path=glob))
-        commit, there = tried(lambda: hub_files(about.hub, revision, work.hosts), f"{pattern!r} could not be listed")
+        commit, there = with_retries(
+            lambda: hub_files(about.hub, revision, work.hosts), f"{pattern!r} could not be listed"
+        )
         found = sorted((path.split("/"), *there[path]) for path in there if _matches(path, glob))
         if not found:
             raise SourceError(

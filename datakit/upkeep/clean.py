@@ -83,7 +83,7 @@ def superfluous_files(build: Build) -> SuperfluousFiles:
         if local.is_file() or local.is_symlink():  # a link frees nothing: the file is the user's
             found.files.append(File(f"downloads/{path}", local.lstat().st_size))
     for address in build.manifest.addresses().values():
-        for left in downloads.abandoned(build.manifest.at_commit(address), build.store.downloads):
+        for left in downloads.abandoned_parts(build.manifest.at_commit(address), build.store.downloads):
             name = left.relative_to(build.store.downloads).as_posix()
             found.files.append(File(f"downloads/{name}", left.stat().st_size))
     return found

@@ -25,7 +25,7 @@ def pin(build: Build) -> Pinned:
     work = build.work(build.steps[0])
     about = build.manifest
     if about.annotations.glob:  # only the tree knows the files, and the listing keeps their hashes
-        commit, _ = downloads.tried(lambda: hub_files(about.hub, about.revision, build.hosts), about.hub)
+        commit, _ = downloads.with_retries(lambda: hub_files(about.hub, about.revision, build.hosts), about.hub)
         pinned.commits[about.hub] = commit
     for address in _pinnable_addresses(build.manifest):
         head = downloads.head(address, hosts=build.hosts)
@@ -49,7 +49,7 @@ def write_pins(build: Build, path: Path | None = None) -> tuple[Path, Pinned]:
     pinned = pin(build)
     name = build.manifest.name
     path = path or catalogue.find("manifests", f"{name}.toml").with_suffix(".sums")
-    publish_file(path, manifest.sums(name, pinned).encode())
+    publish_file(path, manifest.sums_text(name, pinned).encode())
     return path, pinned
 
 

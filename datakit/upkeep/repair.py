@@ -20,7 +20,7 @@ from datakit.storage.shards import shard_of
 from datakit.storage.store import Store
 from datakit.upkeep.verify import PLAN, Broken, StepOutput
 from datakit.web import derived
-from datakit.web.sidecars import said_of, sidecar_of
+from datakit.web.sidecars import read_sidecar, sidecar_path
 
 Seeds = dict[str, dict[str, set[str | None]]]  # step -> shard -> its parts, None for all of it
 
@@ -28,7 +28,7 @@ Seeds = dict[str, dict[str, set[str | None]]]  # step -> shard -> its parts, Non
 def repair(store: Store, broken: list[Broken]) -> list[str]:
     """Takes back what is broken and what was made of it; returns the names of what was removed, below the root."""
     downloads = [store.downloads / file.download for file in broken if file.download is not None]
-    hashes = {said["sha256"] for path in downloads if (said := said_of(_download_of(path))) is not None}
+    hashes = {said["sha256"] for path in downloads if (said := read_sidecar(_download_of(path))) is not None}
     names = []
     for sharer in roots_sharing_downloads(store) if hashes else [store]:
         prefix = "" if sharer is store else f"{sharer.root}/"
@@ -88,7 +88,7 @@ def _plans(holding: Holding, hashes: Collection[str]) -> list[str]:
 def _download_of(path: Path) -> Path:
     """The download of which a derived file was made, or the file itself."""
     candidates = (path.with_name(path.name[:at]) for at in range(1, len(path.name)) if path.name[at] == ".")
-    return next((candidate for candidate in candidates if path in derived.derived(candidate)), path)
+    return next((candidate for candidate in candidates if path in derived.derived_files(candidate)), path)
 
 
 def _remove_download(path: Path, store: Store) -> str:
@@ -97,10 +97,10 @@ def _remove_download(path: Path, store: Store) -> str:
     if _download_of(path) != path:
         derived.remove(path)
         return name
-    said = said_of(path)
-    for made in derived.derived(path):
+    said = read_sidecar(path)
+    for made in derived.derived_files(path):
         derived.remove(made)
-    sidecar = sidecar_of(path)
+    sidecar = sidecar_path(path)
     if said is None:  # only the sidecar is damaged: who put it there by hand can adopt it again
         sidecar.unlink(missing_ok=True)
         return f"downloads/{sidecar.relative_to(store.downloads).as_posix()}"

@@ -36,7 +36,7 @@ from datakit.storage.shards import shard_of
 from datakit.storage.store import Store
 from datakit.stream import mixfile as mix
 from datakit.web import derived
-from datakit.web.sidecars import said_of
+from datakit.web.sidecars import read_sidecar
 
 PLAN, CHOICES = "plan.json", "choices.json"
 
@@ -283,7 +283,7 @@ def _downloads(store: Store) -> Iterator[tuple[Path, str | None]]:
     """The downloads that are there with the sha256 taken when they came; None where the sidecar can't be read."""
     for sidecar in sorted(store.downloads.rglob("*.download.json")):
         path = sidecar.with_name(sidecar.name.removesuffix(".download.json"))
-        said = said_of(path)
+        said = read_sidecar(path)
         if path.is_file():
             yield path, said["sha256"] if said is not None else None
 
@@ -295,9 +295,9 @@ def _verify_download(store: Store, path: Path, sha256: str, cures: tuple[str, ..
     where = f"downloads/{path.relative_to(store.downloads).as_posix()}"
     wrong = "the file that it links to was edited since" if path.is_symlink() else "the bytes aren't those that came"
     yield where if same else Broken(where, wrong, cures)
-    for made in filter(derived.declared, derived.derived(path)):
+    for made in filter(derived.has_declaration, derived.derived_files(path)):
         where = f"downloads/{made.relative_to(store.downloads).as_posix()}"
-        damage = derived.wrong(made)
+        damage = derived.damage(made)
         yield Broken(where, damage, cures) if damage else where
 
 

@@ -49,15 +49,15 @@ def prepare(work: Work) -> None:
     rows = work.manifest.annotations
     if rows.cut:
         plans = _read_plans(work)
-        for file in rows.listed():
+        for file in rows.file_list():
             sha256 = _download(work, file).sha256
             if file not in plans or plans[file].sha256 != sha256:
                 plans[file] = _plan_file(work, file, sha256)
-        ours = {file: plans[file] for file in rows.listed()}
+        ours = {file: plans[file] for file in rows.file_list()}
         if _read_plans(work) != ours:
             sealed.write(work.store, f"{work.folder}/{_PLAN}", "files", ours)
     if rows.beside:
-        for file in rows.listed():
+        for file in rows.file_list():
             _download_beside(work, file)
 
 
@@ -179,7 +179,7 @@ def _cut_of(work: Work, shard: int) -> _Cut:
 
 def _planned_files(work: Work) -> dict[str, _PlannedFile]:
     """The plans of all files, in their order. Raises Incomplete while one isn't planned."""
-    plans, files = _read_plans(work), work.manifest.annotations.listed()
+    plans, files = _read_plans(work), work.manifest.annotations.file_list()
     if any(file not in plans for file in files):
         raise Incomplete(f"{work.manifest.name!r} isn't listed yet: run `datakit fetch {work.manifest.name}`")
     return {file: plans[file] for file in files}

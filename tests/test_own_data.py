@@ -125,7 +125,7 @@ def test_a_json_whose_date_alone_has_changed_is_hashed_once_and_done_before(user
     user.rows("before")
     ran(user(f"add mine --json {user.json}"), user("build-mix mine --fetch"))
     hashed = []
-    monkeypatch.setattr(module, "_hashed", lambda *args, told=module._hashed: hashed.append(1) or told(*args))
+    monkeypatch.setattr(module, "_sha256_of", lambda *args, told=module._sha256_of: hashed.append(1) or told(*args))
 
     os.utime(user.json, (1e9, 1e9))
     got = [ran(user("fetch mine")), ran(user("status mine")), ran(user("fetch mine"))]

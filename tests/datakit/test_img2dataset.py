@@ -657,7 +657,7 @@ def test_urls_that_it_left_out_are_an_error(tmp_path, server, stand_in):
 
 def test_it_is_not_started_for_urls_that_are_all_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(img2dataset, "check_installed", lambda: None)
-    monkeypatch.setattr(img2dataset, "_in_a_process", None)
+    monkeypatch.setattr(img2dataset, "_run_in_process_group", None)
 
     output = download(tmp_path / "x", ["file:///etc/passwd", "http://10.0.0.1/"], Hosts())
 

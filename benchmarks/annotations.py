@@ -67,7 +67,7 @@ def adopt(root: Path, address: str, made: Path) -> Path:
 # What is measured
 
 
-def run_of(root: Path, dataset: str, chosen: int = FLAN_CHOSEN) -> Build:
+def build_of(root: Path, dataset: str, chosen: int = FLAN_CHOSEN) -> Build:
     run = open_build(Store(str(root)), dataset, hosts=Hosts())
     first, *rest = run.steps
     if not isinstance(first.stage, SampledListing):
@@ -75,22 +75,24 @@ def run_of(root: Path, dataset: str, chosen: int = FLAN_CHOSEN) -> Build:
     return replace(run, steps=(replace(first, stage=replace(first.stage, n_rows=chosen)), *rest))
 
 
-def making(root: Path, datasets: list[str], upto: str, jobs: int, chosen: int, answer: Any) -> None:
+def make_shards(root: Path, datasets: list[str], upto: str, jobs: int, chosen: int, answer: Any) -> None:
     """The measured process."""
     start = time.perf_counter()
     rows = 0
     for dataset in datasets:
         shards = [0] if dataset == "coyo" else None
-        build = run_of(root, dataset, chosen)
+        build = build_of(root, dataset, chosen)
         rows += execute(build, upto=build.step(upto), shards=shards, jobs=jobs).rows
     answer.put({"call_s": time.perf_counter() - start, "rows": rows})
 
 
-def ours(root: Path, datasets: list[str], upto: str, *, jobs: int = JOBS, chosen: int = FLAN_CHOSEN) -> dict[str, Any]:
+def measure_datakit(
+    root: Path, datasets: list[str], upto: str, *, jobs: int = JOBS, chosen: int = FLAN_CHOSEN
+) -> dict[str, Any]:
     """A run of ours in a fresh interpreter, which counts too."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    process = context.Process(target=making, args=(root, datasets, upto, jobs, chosen, queue))
+    process = context.Process(target=make_shards, args=(root, datasets, upto, jobs, chosen, queue))
     os.sync()
     start = time.perf_counter()
     process.start()
@@ -102,7 +104,7 @@ def ours(root: Path, datasets: list[str], upto: str, *, jobs: int = JOBS, chosen
     return {"s": spent, "peak_mb": memory.highest_mb, **queue.get()}
 
 
-def program(words: list[str], out: Path | None = None) -> dict[str, Any]:
+def measure_program(words: list[str], out: Path | None = None) -> dict[str, Any]:
     """A run of another program, its output into a file."""
     os.sync()
     with open(out or os.devnull, "wb") as sink:
@@ -173,15 +175,15 @@ def merge(scratch: Path, args: argparse.Namespace) -> dict[str, list[dict[str, A
     root, paths = scratch / "root", []
     for dataset, size in MERGE_BYTES.items():
         make_rows(scratch / "made", dataset, size=int(size * args.scale))
-        manifest = run_of(root, dataset).manifest
+        manifest = build_of(root, dataset).manifest
         paths.append(adopt(root, manifest.address(manifest.shard_files()[0]), scratch / "made"))
     runs: dict[str, list[dict[str, Any]]] = {"jq": [], "datakit": []}
     for _ in range(args.repeat):
         if shutil.which("jq"):
             words = ["jq", "-s", "add", *map(str, paths)]
-            runs["jq"].append(program(words, scratch / "out.json"))
+            runs["jq"].append(measure_program(words, scratch / "out.json"))
             (scratch / "out.json").unlink()
-        runs["datakit"].append(ours(root, list(MERGE_BYTES), "list"))
+        runs["datakit"].append(measure_datakit(root, list(MERGE_BYTES), "list"))
         for dataset in MERGE_BYTES:
             Store(str(root)).remove_folder(dataset)
     return runs
@@ -191,27 +193,27 @@ def mix(scratch: Path, args: argparse.Namespace) -> dict[str, list[dict[str, Any
     from inputs import make_rows
 
     root = scratch / "root"
-    manifest = run_of(root, "llava665k").manifest
+    manifest = build_of(root, "llava665k").manifest
     make_rows(scratch / "made", "llava665k", size=int(MIX_BYTES * args.scale))
     adopt(root, manifest.address(manifest.shard_files()[0]), scratch / "made")
-    return {"datakit": alone(root, "llava665k", "list", args)}
+    return {"datakit": measure_one_process(root, "llava665k", "list", args)}
 
 
 def coyo(scratch: Path, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     from inputs import make_coyo
 
     root = scratch / "root"
-    manifest = run_of(root, "coyo").manifest
+    manifest = build_of(root, "coyo").manifest
     make_coyo(scratch / "made", int(COYO_ROWS * args.scale))
     adopt(root, manifest.address(manifest.file_of(0)), scratch / "made")
-    return {"datakit": alone(root, "coyo", "top20", args)}
+    return {"datakit": measure_one_process(root, "coyo", "top20", args)}
 
 
-def alone(root: Path, dataset: str, upto: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_one_process(root: Path, dataset: str, upto: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Runs of ours in one process."""
     runs = []
     for _ in range(args.repeat):
-        runs.append(ours(root, [dataset], upto, jobs=1))
+        runs.append(measure_datakit(root, [dataset], upto, jobs=1))
         Store(str(root)).remove_folder(dataset)
     return runs
 
@@ -230,7 +232,7 @@ def flan(scratch: Path, args: argparse.Namespace) -> dict[str, list[dict[str, An
         needed += make_flan(path, int(FLAN_ROWS * args.scale) // FLAN_FILES, k)
         with path.open("rb") as file:
             bodies[f"{'cfnt'[k % 4]}{k}_zsopt_data/part.0.parquet"] = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    repo = run_of(root, "flan").manifest.hub
+    repo = build_of(root, "flan").manifest.hub
     hub = Hub({repo: bodies}, lambda _, name: bodies[name], edition="bench")  # type: ignore[arg-type,return-value]
     server = Server(lambda asked: hub.answer(asked) or Answer(status=404))
     os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.port}"
@@ -238,16 +240,16 @@ def flan(scratch: Path, args: argparse.Namespace) -> dict[str, list[dict[str, An
     try:
         for _ in range(args.repeat):
             server.requests.clear()
-            run = ours(root, ["flan"], "list", chosen=n)
+            run = measure_datakit(root, ["flan"], "list", chosen=n)
             Store(str(root)).remove_folder("flan")
-            runs.append({**run, "needed_mb": needed / 1e6, "read_mb": served(server, bodies) / 1e6})
+            runs.append({**run, "needed_mb": needed / 1e6, "read_mb": served_bytes(server, bodies) / 1e6})
     finally:
         server.close()
         del os.environ["HF_ENDPOINT"]
     return {"datakit": runs}
 
 
-def served(server: Server, bodies: dict[str, mmap.mmap]) -> int:
+def served_bytes(server: Server, bodies: dict[str, mmap.mmap]) -> int:
     """The bytes of files that a server was asked for, footers included."""
     total = 0
     for how, path, wanted in server.requests:
@@ -261,23 +263,23 @@ def served(server: Server, bodies: dict[str, mmap.mmap]) -> int:
 _held: list[bytes] = []  # in the processes of `decoding`
 
 
-def hold(bodies: list[bytes]) -> None:
+def hold_bodies(bodies: list[bytes]) -> None:
     _held.extend(bodies)
 
 
-def check(nth: int) -> None:
+def check_picture(nth: int) -> None:
     from datakit import images
 
     images.normalise(_held[nth % len(_held)])
 
 
-def decoding(bodies: list[bytes]) -> dict[str, Any]:
+def measure_decoding(bodies: list[bytes]) -> dict[str, Any]:
     """How fast as many processes see whether pictures in memory are whole, with nothing else to do."""
     n = 10 * len(bodies)
-    with multiprocessing.get_context("spawn").Pool(JOBS, hold, (bodies,)) as pool:
-        pool.map(check, range(len(bodies)), 20)  # a warm-up: it imports
+    with multiprocessing.get_context("spawn").Pool(JOBS, hold_bodies, (bodies,)) as pool:
+        pool.map(check_picture, range(len(bodies)), 20)  # a warm-up: it imports
         start = time.perf_counter()
-        pool.map(check, range(n), 100)
+        pool.map(check_picture, range(n), 100)
         spent = time.perf_counter() - start
     return {"s": spent, "peak_mb": 0.0, "mb_per_s": 10 * sum(map(len, bodies)) / spent / 1e6}
 
@@ -287,23 +289,25 @@ def pack(scratch: Path, args: argparse.Namespace) -> dict[str, list[dict[str, An
     from inputs import make_rows, make_zip
 
     root, n = scratch / "root", int(PICTURES * args.scale)
-    manifest = run_of(root, "llava558k").manifest
+    manifest = build_of(root, "llava558k").manifest
     make_rows(scratch / "made", "llava558k", rows=n)
     adopt(root, manifest.address(manifest.shard_files()[0]), scratch / "made")
     bodies = make_zip(scratch / "made", n)
     archive = adopt(root, manifest.images.sources["all"].archive, scratch / "made")
     size = archive.stat().st_size
-    build = run_of(root, "llava558k")
+    build = build_of(root, "llava558k")
     execute(build, upto=build.step_of("list"))
     runs: dict[str, list[dict[str, Any]]] = {"cp": [], "datakit": [], "decode": []}
     for _ in range(args.repeat):
-        runs["cp"].append(program(["sh", "-c", 'cp "$0" "$1" && sync "$1"', str(archive), str(scratch / "copy")]))
+        runs["cp"].append(
+            measure_program(["sh", "-c", 'cp "$0" "$1" && sync "$1"', str(archive), str(scratch / "copy")])
+        )
         (scratch / "copy").unlink()
-        runs["datakit"].append(ours(root, ["llava558k"], "pack"))
+        runs["datakit"].append(measure_datakit(root, ["llava558k"], "pack"))
         for step in ("fetch", "pack"):
             Store(str(root)).remove_folder(f"llava558k/{step}")
         archive.with_name(f"{archive.name}.index.parquet").unlink()
-        runs["decode"].append(decoding(bodies))
+        runs["decode"].append(measure_decoding(bodies))
     for found in (*runs["cp"], *runs["datakit"]):
         found["mb_per_s"] = size / found["s"] / 1e6
     return runs
@@ -331,7 +335,7 @@ def spread(values: list[float], digits: int = 1) -> str:
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
-def said(met: bool, what: str) -> str:
+def verdict(met: bool, what: str) -> str:
     return f"target {'met' if met else 'MISSED'}: {what}"
 
 
@@ -341,35 +345,37 @@ def merge_lines(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     pairs = list(zip(runs["datakit"], runs["jq"], strict=True))
     times, memory = [b["s"] / a["s"] for a, b in pairs], [b["peak_mb"] / a["peak_mb"] for a, b in pairs]
     return [
-        said(statistics.median(times) >= 3, f"merge, {spread(times, 2)} times as fast as jq, 3 wanted"),
-        said(min(memory) >= 8, f"merge, 1/{min(memory):.1f} of jq's memory at the most, 1/8 wanted"),
+        verdict(statistics.median(times) >= 3, f"merge, {spread(times, 2)} times as fast as jq, 3 wanted"),
+        verdict(min(memory) >= 8, f"merge, 1/{min(memory):.1f} of jq's memory at the most, 1/8 wanted"),
     ]
 
 
 def mix_lines(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     peak = max(run["peak_mb"] for run in runs["datakit"])
-    return [said(peak <= 600, f"mix, {peak:.0f} MB, 600 wanted")]
+    return [verdict(peak <= 600, f"mix, {peak:.0f} MB, 600 wanted")]
 
 
 def coyo_lines(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     times, peak = [run["s"] for run in runs["datakit"]], max(run["peak_mb"] for run in runs["datakit"])
     return [
-        said(statistics.median(times) <= 15, f"coyo, {spread(times)} s, 15 wanted"),
-        said(peak <= 500, f"coyo, {peak:.0f} MB, 500 wanted"),
+        verdict(statistics.median(times) <= 15, f"coyo, {spread(times)} s, 15 wanted"),
+        verdict(peak <= 500, f"coyo, {peak:.0f} MB, 500 wanted"),
     ]
 
 
 def flan_lines(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     shares = [run["read_mb"] / run["needed_mb"] for run in runs["datakit"]]
     needed = runs["datakit"][0]["needed_mb"]
-    return [said(max(shares) <= 1.2, f"flan, {max(shares):.3f} times the {needed:,.0f} MB that are needed, 1.2 wanted")]
+    return [
+        verdict(max(shares) <= 1.2, f"flan, {max(shares):.3f} times the {needed:,.0f} MB that are needed, 1.2 wanted")
+    ]
 
 
 def pack_lines(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     shares = [b["s"] / a["s"] for a, b in zip(runs["datakit"], runs["cp"], strict=True)]
     rates = [f"{who} {spread([run['mb_per_s'] for run in found], 0)}" for who, found in runs.items()]
     return [
-        said(
+        verdict(
             statistics.median(shares) >= 0.6, f"pack, {statistics.median(shares):.0%} of cp's throughput, 60 % wanted"
         ),
         f"  MB/s: {', '.join(rates)}; `decode` is what the processes can check from memory with nothing else to do",
@@ -380,7 +386,7 @@ WORKS = {"merge": merge, "mix": mix, "coyo": coyo, "flan": flan, "pack": pack}
 TARGETS = {"merge": merge_lines, "mix": mix_lines, "coyo": coyo_lines, "flan": flan_lines, "pack": pack_lines}
 
 
-def head() -> str:
+def machine_text() -> str:
     found = [f"datakit {__version__}", f"Python {platform.python_version()}", f"pyarrow {version('pyarrow')}"]
     found += [f"msgspec {version('msgspec')}", f"simplejpeg {version('simplejpeg')}"]
     if shutil.which("jq"):
@@ -401,7 +407,7 @@ def main() -> int:
     chosen = args.work.split(",")
     if unknown := set(chosen) - set(WORKS):
         parser.error(f"--work knows {', '.join(WORKS)}, not {', '.join(sorted(unknown))}")
-    print(head())
+    print(machine_text())
     results = {}
     for work in chosen:
         with tempfile.TemporaryDirectory(prefix="datakit-bench-", dir=args.scratch) as scratch:
@@ -409,7 +415,9 @@ def main() -> int:
         print(f"{work} done", file=sys.stderr)
     show(results, args.scale)
     if args.json:
-        args.json.write_text(json.dumps({"versions": head(), "scale": args.scale, "results": results}, indent=1))
+        args.json.write_text(
+            json.dumps({"versions": machine_text(), "scale": args.scale, "results": results}, indent=1)
+        )
     return 0
 
 

@@ -121,7 +121,7 @@ class Urls(Stage):
         yield pa.RecordBatch.from_arrays([pa.array(keys), pa.array(["[]"] * len(urls)), refs], schema=SCHEMA)
 
 
-def run_of(root: Path, urls: list[str], fetch: dict[str, Any], kind: str, *, shards: int = JOBS) -> Build:
+def build_of(root: Path, urls: list[str], fetch: dict[str, Any], kind: str, *, shards: int = JOBS) -> Build:
     """A run of ours over these URLs; they and the root are put below that folder."""
     (root / "urls").mkdir(parents=True)
     for shard in range(shards):
@@ -145,9 +145,9 @@ def cpu_s() -> float:
     return sum(r.ru_utime + r.ru_stime for r in found)
 
 
-def fetching(root: Path, urls: list[str], fetch: dict[str, Any], kind: str, answer: Any) -> None:
+def fetch_shards(root: Path, urls: list[str], fetch: dict[str, Any], kind: str, answer: Any) -> None:
     """The measured process of ours."""
-    run = run_of(root, urls, fetch, kind)
+    run = build_of(root, urls, fetch, kind)
     execute(run, upto=run.step_of("list"))
     os.sync()
     start, cpu = time.perf_counter(), cpu_s()
@@ -157,7 +157,7 @@ def fetching(root: Path, urls: list[str], fetch: dict[str, Any], kind: str, answ
     answer.put({"s": spent, "cpu_s": cpu_s() - cpu, "ok": ok})
 
 
-def in_process(target: Callable[..., None], *args: Any) -> dict[str, Any]:
+def run_in_process(target: Callable[..., None], *args: Any) -> dict[str, Any]:
     """What a function puts into its queue, called in a fresh interpreter, with the peak of its processes."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
@@ -246,7 +246,7 @@ class Peaks:
                     self.highest_mb = max(self.highest_mb, int(status.get("VmHWM", "0").split()[0]) / 1024)
 
 
-def requesting(urls: list[str], answer: Any) -> None:
+def time_requests(urls: list[str], answer: Any) -> None:
     """The measured process of `client`: nothing is done with what comes."""
     hosts = Hosts(allowed=(urls[0].split("/")[2],))
     for part in (urls[:500], urls):  # the first is a warm-up
@@ -257,7 +257,7 @@ def requesting(urls: list[str], answer: Any) -> None:
     answer.put({"ms": 1000 * cpu / len(urls), "per_s": len(urls) / spent, "ok": ok})
 
 
-def shrinking(n: int, resize: images.Resize, answer: Any) -> None:
+def time_resizing(n: int, resize: images.Resize, answer: Any) -> None:
     """The measured process of `codecs`: pictures from memory, shrunk by as many processes as a crawl has."""
     bodies = webserver.pictures()
     with multiprocessing.get_context("fork").Pool(JOBS) as pool:
@@ -293,7 +293,7 @@ def compete(race: Race, chosen: list[str], web: Web, scratch: Path, args: argpar
             if name == "peer":
                 found = peer(scratch / "peer", urls, race.peer, threads)
             else:
-                found = in_process(fetching, scratch / "ours", urls, race.ours[name], race.kind)
+                found = run_in_process(fetch_shards, scratch / "ours", urls, race.ours[name], race.kind)
             shutil.rmtree(scratch / ("peer" if name == "peer" else "ours"))
             found |= {"rate": found["ok"] / found["s"], "server_cpu_s": web.cpu_s() - before, "n": n, "due": due}
             runs[name].append(found)
@@ -313,7 +313,7 @@ def ssim(a: Any, b: Any) -> float:
     return float((((2 * ma * mb + c1) * (2 * cov + c2)) / ((ma * ma + mb * mb + c1) * (va + vb + c2))).mean())
 
 
-def stored(folder: Path) -> list[Any]:
+def stored_pictures(folder: Path) -> list[Any]:
     """The luma of all pictures in the tars below a folder, in order of their keys."""
     found = {}
     for path in folder.rglob("*.tar"):
@@ -333,10 +333,10 @@ def similarity(web: Web, scratch: Path) -> dict[str, dict[str, float]]:
     urls = web.urls(webserver.DISTINCT)
     # Shard k of ours has each JOBS-th URL, theirs has a piece.
     peer(scratch / "peer", [url for k in range(JOBS) for url in urls[k::JOBS]], race.peer, THREADS[1])
-    made = {"img2dataset": stored(scratch / "peer")}
+    made = {"img2dataset": stored_pictures(scratch / "peer")}
     for name, fetch in race.ours.items():
-        in_process(fetching, scratch / name, urls, fetch, race.kind)
-        made[name] = stored(scratch / name)
+        run_in_process(fetch_shards, scratch / name, urls, fetch, race.kind)
+        made[name] = stored_pictures(scratch / name)
     found = {}
     for a, b in (("area", "img2dataset"), ("linear", "img2dataset"), ("linear", "area")):
         alike = sorted(ssim(x, y) for x, y in zip(made[a], made[b], strict=True) if x.shape == y.shape)
@@ -397,7 +397,7 @@ def show(results: dict[str, Any]) -> None:
     print("\n" + "\n".join(lines))
 
 
-def head() -> str:
+def machine_text() -> str:
     found = [f"datakit {__version__}", f"Python {platform.python_version()}"]
     for name in ("img2dataset", "aiohttp", "uvloop", "opencv-python-headless", "simplejpeg", "pyarrow"):
         with suppress(PackageNotFoundError):
@@ -427,11 +427,11 @@ def main() -> int:
             version("img2dataset")
         except PackageNotFoundError:
             parser.error("img2dataset isn't installed: pip install -e '.[img2dataset]', or leave it out with --alone")
-    print(head())
+    print(machine_text())
     bodies = webserver.pictures()
     mean_kib = sum(map(len, bodies)) / len(bodies) / 1024
     print(f"{len(bodies)} pictures of {mean_kib:.0f} KiB on average")
-    results: dict[str, Any] = {"versions": head(), "mean_kib": mean_kib, "races": [], "huge": {}}
+    results: dict[str, Any] = {"versions": machine_text(), "mean_kib": mean_kib, "races": [], "huge": {}}
     with tempfile.TemporaryDirectory(prefix="datakit-bench-", dir=args.scratch) as folder, ExitStack() as stack:
         scratch = Path(folder)
         web = stack.enter_context(Web(bodies))
@@ -449,17 +449,19 @@ def main() -> int:
             results["ssim"] = similarity(web, scratch)
         if "codecs" in chosen:
             results["codecs"] = {
-                resize: [in_process(shrinking, args.images or 3000, resize)["per_s"] for _ in range(args.repeat)]
+                resize: [
+                    run_in_process(time_resizing, args.images or 3000, resize)["per_s"] for _ in range(args.repeat)
+                ]
                 for resize in get_args(images.Resize)
             }
         if "client" in chosen:
             urls = web.urls(args.images or 20_000)
-            results["client"] = [in_process(requesting, urls) for _ in range(args.repeat)]
+            results["client"] = [run_in_process(time_requests, urls) for _ in range(args.repeat)]
         if "huge" in chosen:
             with Web(webserver.pictures(6, width=(5200, 5600), grain=9)) as large:
                 urls = large.urls(args.images or 400)
                 for name, fetch in (("keep", {}), ("area", SHRINK)):
-                    results["huge"][name] = in_process(fetching, scratch / "huge", urls, fetch, "http")
+                    results["huge"][name] = run_in_process(fetch_shards, scratch / "huge", urls, fetch, "http")
                     shutil.rmtree(scratch / "huge")
     show(results)
     if args.json:

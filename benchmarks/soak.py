@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import webserver
-from crawl import head, run_of
+from crawl import build_of, machine_text
 from webserver import Web
 
 from datakit.engine.runner import execute
@@ -96,7 +96,7 @@ def soak(web: Web, scratch: Path, watch: Watch, urls_per_shard: int) -> int:
     try:
         while True:
             root = scratch / str(shard)
-            run = run_of(root, webserver.web_urls(web.port, urls_per_shard, seed=shard), {}, "web", shards=1)
+            run = build_of(root, webserver.web_urls(web.port, urls_per_shard, seed=shard), {}, "web", shards=1)
             execute(run, upto=run.step_of("list"))
             execute(run, upto=run.step_of("fetch"), progress=watch)
             shutil.rmtree(root)
@@ -111,8 +111,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--urls", type=int, default=20_000, help="of a shard")
     args = parser.parse_args()
-    print(head(), flush=True)
-    memory.spare()  # as the command line does
+    print(machine_text(), flush=True)
+    memory.reduce_overhead()  # as the command line does
     with (
         tempfile.TemporaryDirectory(prefix="datakit-soak-") as scratch,
         Web(webserver.pictures()) as web,
@@ -141,7 +141,12 @@ def main() -> int:
     print(f"{watch.urls:,} URLs, {shards} whole shards; highest RSS {second:.0f} MB, then {last:.0f} MB")
     print(f"target {'met' if met else 'MISSED'}: memory grows by {SHARE:.0%} and {MB} MB at the most")
     if args.json:
-        found = {"versions": head(), "met": met, "shards": shards, "samples": [asdict(sample) for sample in samples]}
+        found = {
+            "versions": machine_text(),
+            "met": met,
+            "shards": shards,
+            "samples": [asdict(sample) for sample in samples],
+        }
         args.json.write_text(json.dumps(found, indent=1))
     return 0
 

@@ -25,18 +25,18 @@ from datakit.process import terminal, usercode
 
 def main() -> NoReturn:
     """The entry point: runs a command and turns what it raises into one message and an exit code."""
-    terminal.name_any_file()
-    terminal.open_doors()
+    terminal.ensure_utf8_mode()
+    terminal.open_standard_streams()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Slurm's way to say stop
     code = _run()
-    if why := terminal.unsaid():
+    if why := terminal.output_failure():
         terminal.say(f"standard output can't be written: {why}. What was made is kept", err=True, label="error:")
         code = code or 1
     sys.exit(code)
 
 
 def _run() -> int:
-    """Runs the command that was typed; its exit code."""
+    """Runs the command that was typed and returns its exit code."""
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -62,10 +62,10 @@ def _run() -> int:
 
 
 class _Commands(click.Group):
-    """Commands in which a mistake in a file of the user's own is told with its line."""
+    """Commands that report an error in a user's file (recipe, reader) with its line."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        with usercode.explained():
+        with usercode.explain_errors():
             return super().invoke(ctx)
 
 
@@ -87,8 +87,8 @@ def cli(verbose: bool) -> None:
         from datakit.commands import settings
 
         if (folders := settings.load().catalogue) is not None:
-            catalogue.set_own(folders)
-    terminal.listen(logging.INFO if verbose else logging.WARNING)
+            catalogue.set_own_folders(folders)
+    terminal.show_logs(logging.INFO if verbose else logging.WARNING)
 
 
 for command in (

@@ -30,7 +30,7 @@ class RecipeChanged(DatakitError):
 
 
 class SourceError(DatakitError):
-    """What upstream served is not what it should be: HTML for JSON, a file cut short, a missing column."""
+    """An upstream file is not what it should be: HTML instead of JSON, a file cut short, a missing column."""
 
 
 class ArchiveError(SourceError):
@@ -38,11 +38,11 @@ class ArchiveError(SourceError):
 
 
 class DownloadError(DatakitError):
-    """A file could not be fetched: refused address, dead link, gate to be accepted, hash that differs."""
+    """A file could not be fetched: refused address, dead link, terms to accept first, hash that differs."""
 
 
 class NoSuchFile(DownloadError):
-    """Whoever was asked for a file answers that there is none of this name, so another try won't help."""
+    """The server says that it has no file of this name, so a retry won't help."""
 
 
 class StorageError(DatakitError):
@@ -66,7 +66,7 @@ class MixError(DatakitError):
 
 
 class BadImage(DatakitError):
-    """Bytes that can't become a picture. `reason` is the outcome that is counted."""
+    """Bytes that can't become a picture. `reason` is the outcome of its URL."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)

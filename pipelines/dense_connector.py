@@ -17,4 +17,4 @@ MIXES = {
     "mgm_finetune": "mgm.instruction",
 }
 
-# TRAINING, by stage, comes here with the trainer's recipes.
+# TRAINING, by phase, comes here with the trainer's recipes.

@@ -1,6 +1,6 @@
 """ICM-Instruct (arXiv:2412.18216), strategy CSFT: a finished LLaVA-1.5 learns content moderation. Research only.
 
-One stage, `finetune`: projector and language model of llava-v1.5 on ICM-Instruct alone.
+One phase, `finetune`: projector and language model of llava-v1.5 on ICM-Instruct alone.
 
 Differs from the guide as `icm_msft` does: no mix here, whatever the sentence under this heading says
 (docs/upstreams.md U47), and records with a broken path are dropped and counted (U44).
@@ -17,4 +17,4 @@ STEPS = {
 
 MIXES = {"finetune": "icm"}
 
-# TRAINING, by stage, comes here with the trainer's recipes. Upstream names 13b in the script and 7B in the guide.
+# TRAINING, by phase, comes here with the trainer's recipes. Upstream names 13b in the script and 7B in the guide.

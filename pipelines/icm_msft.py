@@ -1,6 +1,6 @@
 """ICM-Instruct (arXiv:2412.18216), strategy MSFT: content moderation mixed with LLaVA's 665K. Research only.
 
-One stage, `finetune`: projector and language model on ICM-Instruct and the 665K mix together, ICM first as in
+One phase, `finetune`: projector and language model on ICM-Instruct and the 665K mix together, ICM first as in
 upstream's `jq -s add`. Each is made by its manifest's own recipe: `icm_csft`, which tolerates ICM's broken paths, and
 `instruct`.
 
@@ -13,4 +13,4 @@ instead, which is the trainer's side. Upstream's converter breaks the picture's 
 
 MIXES = {"finetune": "icm+llava665k"}
 
-# TRAINING, by stage, comes here with the trainer's recipes.
+# TRAINING, by phase, comes here with the trainer's recipes.

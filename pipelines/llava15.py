@@ -12,4 +12,4 @@ of LLaVA's docs (U54). Keys are row numbers, since upstream's ids are not unique
 
 MIXES = {"pretrain": "llava558k", "finetune": "llava665k"}
 
-# TRAINING, by stage, comes here with the trainer's recipes.
+# TRAINING, by phase, comes here with the trainer's recipes.

@@ -1,4 +1,4 @@
-"""Half of LLaVA's 665K by a stated rule, for LibMoE's third stage: `datakit fetch llava665k --recipe llava_half`.
+"""Half of LLaVA's 665K by a stated rule, for LibMoE's third phase: `datakit fetch llava665k --recipe llava_half`.
 
 LibMoE (arXiv:2411.00918) publishes its own half, 332K (the dataset `llava332k`), and nowhere says how it was drawn
 (docs/upstreams.md U21). Anybody can make this one again: half of the records of each folder of pictures, and half of

@@ -1,6 +1,6 @@
 """Q-Instruct, strategy "after" (arXiv:2311.06783): a finished LLaVA-1.5 learns low-level vision.
 
-One stage, `finetune`: projector and language model of liuhaotian/llava-v1.5-7b (or 13b) on Q-Instruct alone,
+One phase, `finetune`: projector and language model of liuhaotian/llava-v1.5-7b (or 13b) on Q-Instruct alone,
 which is made by its manifest's own recipe, `instruct`.
 
 Differs from the guide as `qinstruct_mix` does: its links are to pages (docs/upstreams.md U1), and get_mm_projectors.sh
@@ -9,4 +9,4 @@ Differs from the guide as `qinstruct_mix` does: its links are to pages (docs/ups
 
 MIXES = {"finetune": "qinstruct"}
 
-# TRAINING, by stage, comes here with the trainer's recipes. Batches are not grouped by modality in this script.
+# TRAINING, by phase, comes here with the trainer's recipes. Batches are not grouped by modality in this script.

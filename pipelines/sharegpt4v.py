@@ -21,4 +21,4 @@ STEPS = {
 
 MIXES = {"pretrain": "sharegpt4v.pretrain", "finetune": "sharegpt4v.sft"}
 
-# TRAINING, by stage, comes here with the trainer's recipes.
+# TRAINING, by phase, comes here with the trainer's recipes.

@@ -64,5 +64,5 @@ MIXES = {
     "sft": "flan+m3it+sharegpt4v_vila.sft",
 }
 
-# TRAINING, by stage, comes here with the trainer's recipes. Upstream's loader takes the first six pictures of a
+# TRAINING, by phase, comes here with the trainer's recipes. Upstream's loader takes the first six pictures of a
 # document, and every second of the eight frames of a video (llava/data/dataset.py); what is packed has all of them.

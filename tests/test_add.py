@@ -68,7 +68,7 @@ def reasons(person, name: str) -> dict[str, int]:
 
 
 def test_parquet_with_pictures_goes_from_its_name_on_the_hub_to_the_stream(person, upstream):
-    expected = upstream.expected.added("example/pictures-parquet", "mine")
+    expected = upstream.expected.added_dataset("example/pictures-parquet", "mine")
 
     got = person("add mine --hub example/pictures-parquet")
     samples = made(person, "mine")
@@ -86,7 +86,7 @@ def test_parquet_with_pictures_goes_from_its_name_on_the_hub_to_the_stream(perso
 
 
 def test_webdataset_tars_go_from_their_name_on_the_hub_to_the_stream(person, upstream):
-    expected = upstream.expected.added("example/wds", "tars")
+    expected = upstream.expected.added_dataset("example/wds", "tars")
 
     got = person("add tars --hub example/wds")
     samples = made(person, "tars")
@@ -263,10 +263,10 @@ def test_another_catalogue_is_named_in_what_to_type_next(person, monkeypatch):
 
 
 def test_a_manifest_that_can_t_be_read_isn_t_left_behind(tmp_path):
-    good = add.Found(
+    good = add.Draft(
         "t", {"format": "json", "files": ["file:///a.json"], "rows_per_shard": 5}, {"by": "none"}, "llava", "inline"
     )
-    bad = add.Found("t", {"format": "json", "files": ["file:///a.json"]}, {"by": "none"}, "llava", "inline")
+    bad = add.Draft("t", {"format": "json", "files": ["file:///a.json"]}, {"by": "none"}, "llava", "inline")
 
     with pytest.raises(ManifestError, match="rows_per_shard"):
         add.write("own", bad, tmp_path)
@@ -327,9 +327,9 @@ def test_columns_are_told_by_type_and_name():
 def test_an_archive_in_numbered_parts_is_one_source():
     numbered = [f"zips/images_{n}.zip" for n in range(11)]
 
-    assert hub.grouped(numbered) == [("images", "zips/images_{part}.zip", 11, "zips/images_0.zip")]
-    assert hub.grouped(["a/x-000.zip", "a/x-001.zip"]) == [("x", "a/x-{part:03d}.zip", 2, "a/x-000.zip")]
-    assert [name for name, *_ in hub.grouped(["a/x-1.zip", "a/x-2.zip", "train2017.zip"])] == [
+    assert hub.group_archives(numbered) == [("images", "zips/images_{part}.zip", 11, "zips/images_0.zip")]
+    assert hub.group_archives(["a/x-000.zip", "a/x-001.zip"]) == [("x", "a/x-{part:03d}.zip", 2, "a/x-000.zip")]
+    assert [name for name, *_ in hub.group_archives(["a/x-1.zip", "a/x-2.zip", "train2017.zip"])] == [
         "x_1",
         "x_2",
         "train2017",
@@ -342,13 +342,13 @@ def test_an_archive_whose_names_would_be_a_download_is_left_to_the_person(upstre
     repository = hub.Hub("liuhaotian/LLaVA-Pretrain", "main", Hosts())
     names = hub.names_in(repository, "images.zip")
     monkeypatch.setattr(hub, "LOOK_BYTES", 10)
-    found = add.Found("t", {}, {}, "llava", "instruct")
+    found = add.Draft("t", {}, {}, "llava", "instruct")
 
     assert names and all(name.endswith(".jpg") for name in names)
     assert hub.names_in(repository, "images.zip") is None
     entry, fits = files.source(found, "images", "https://x/images.zip", ["a.jpg"], None)
     assert (entry["prefix"], fits) == ("", False)
-    assert "images.zip: was too long a look, and rows name pictures as a.jpg" in found.problems[0]
+    assert "images.zip: has too long a list of names to read, and rows name pictures as a.jpg" in found.problems[0]
 
 
 def test_a_licence_is_read_from_the_card_in_its_forms():

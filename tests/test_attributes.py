@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from users import settings, typed
 
-from datakit.add import Found
+from datakit.add import Draft
 from datakit.add.files import keep
 from datakit.catalogue import manifest
 from datakit.errors import ManifestError
 from datakit.miniature import Miniature
 from datakit.records import attributes
-from datakit.records.attributes import MOST, Seen, column_value
+from datakit.records.attributes import MOST, SeenKeys, column_value
 from datakit.records.record import decode
 
 PARQUET = "/datasets/example/pictures-parquet/resolve/main/data/{}"
@@ -117,7 +117,7 @@ def test_keys_of_ones_own_json_go_typed_through_index_and_record_and_come_back_e
 
     assert kinds(person) == TYPES
     assert {name: index.schema.field(name).type for name in TYPES} == {
-        name: attributes.arrow(kind) for name, kind in TYPES.items()
+        name: attributes.arrow_type(kind) for name, kind in TYPES.items()
     }
     assert index["stars"].to_pylist() == [3, -(1 << 63), (1 << 63) - 1, None, None]
     assert json.loads(index["meta"][3].as_py()) == {"n": BIG}
@@ -317,7 +317,7 @@ VALUES = st.recursive(
 
 @pytest.mark.parametrize("name", ["messages.old", "it's\n", 'a "name"\n'])
 def test_a_key_that_cannot_be_kept_is_called_a_key_whatever_quotes_are_in_it(name):
-    seen, found = Seen(), Found(title="T", annotations={}, images={}, reader="hf", recipe="")
+    seen, found = SeenKeys(), Draft(title="T", annotations={}, images={}, reader="hf", recipe="")
     seen.add({name: 1})
 
     keep(found, *seen.kinds(()))
@@ -328,7 +328,7 @@ def test_a_key_that_cannot_be_kept_is_called_a_key_whatever_quotes_are_in_it(nam
 
 @given(st.lists(VALUES, min_size=1, max_size=5))
 def test_every_value_that_json_has_a_word_for_fits_the_type_that_is_found_for_its_key(found):
-    seen = Seen()
+    seen = SeenKeys()
     for value in found:
         seen.add({"own": value})
     (kind,) = seen.kinds(())[0].values()
@@ -342,4 +342,4 @@ def test_every_value_that_json_has_a_word_for_fits_the_type_that_is_found_for_it
             continue
         held = column_value(value, kind)
         assert (json.loads(held) if kind == "json" and held is not None else held) == value
-        assert pa.array([held], attributes.arrow(kind)).to_pylist() == [held]
+        assert pa.array([held], attributes.arrow_type(kind)).to_pylist() == [held]

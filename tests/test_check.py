@@ -381,6 +381,6 @@ def test_a_row_of_llavas_form_with_nothing_odd_has_no_finding():
 
 
 def test_values_of_examples_are_short_and_in_one_line():
-    assert checks.short("a\n b") == "a b"
-    assert checks.short(7) == "7"
-    assert len(checks.short("x" * 500)) == 100
+    assert checks.shorten("a\n b") == "a b"
+    assert checks.shorten(7) == "7"
+    assert len(checks.shorten("x" * 500)) == 100

@@ -141,19 +141,19 @@ class FullDisk:
 
     def __init__(self, monkeypatch, removals):
         self.left = removals
-        published, remove = stores.published, stores.Store.remove
+        atomic_file, remove = stores.atomic_file, stores.Store.remove
 
         def full(path):
             if self.left > 0:
                 with store_errors(path):
                     raise OSError(errno.ENOSPC, "No space left on device")
-            return published(path)
+            return atomic_file(path)
 
         def removed(store, name):
             self.left -= store.size(name) is not None
             remove(store, name)
 
-        monkeypatch.setattr(stores, "published", full)
+        monkeypatch.setattr(stores, "atomic_file", full)
         monkeypatch.setattr(stores.Store, "remove", removed)
 
 

@@ -125,7 +125,7 @@ def test_a_json_whose_date_alone_has_changed_is_hashed_once_and_done_before(user
     user.rows("before")
     ran(user(f"add mine --json {user.json}"), user("build-mix mine --fetch"))
     hashed = []
-    monkeypatch.setattr(module, "_hashed", lambda *args, told=module._hashed: hashed.append(1) or told(*args))
+    monkeypatch.setattr(module, "_sha256_of", lambda *args, told=module._sha256_of: hashed.append(1) or told(*args))
 
     os.utime(user.json, (1e9, 1e9))
     got = [ran(user("fetch mine")), ran(user("status mine")), ran(user("fetch mine"))]
@@ -337,7 +337,7 @@ def test_an_adopted_archive_that_has_gone_is_asked_for_again(far):
 
 def test_an_archive_from_another_file_system_is_copied(far, monkeypatch):
     mine = zipped(far.path / "far.zip", a=picture("red"))
-    monkeypatch.setattr(module.OwnFile, "near", lambda self: False)
+    monkeypatch.setattr(module.OwnFile, "is_on_same_disk", lambda self: False)
 
     ran(far(f"adopt mine {mine}"))
     mine.unlink()
@@ -351,7 +351,11 @@ def test_an_archive_from_another_file_system_is_copied(far, monkeypatch):
 def test_adopting_that_is_killed_anywhere_is_done_again_and_leaves_nothing(far, forks, near):
     mine = zipped(far.path / "far.zip", a=picture("red"))
     ran(far(f"adopt mine {mine}"), far("fetch mine"))  # a good one stands there already
-    program = KILLED if near else f"from datakit.web.own import OwnFile; OwnFile.near = lambda self: False\n{KILLED}"
+    program = (
+        KILLED
+        if near
+        else f"from datakit.web.own import OwnFile; OwnFile.is_on_same_disk = lambda self: False\n{KILLED}"
+    )
     zipped(far.path / "new.zip", a=picture("blue"))
 
     codes = []

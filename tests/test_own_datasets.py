@@ -303,10 +303,13 @@ def test_a_folder_is_repaired_as_an_archive_is(user):
     text = (user.at / "own/manifests/loose.toml").read_text()
     (user.at / "own/manifests/loose.toml").write_text(text.replace('"instruct"', '"inline"'))
 
+    before = user("check loose")
     looked = user("check loose --repair")
     got = user("build-mix loose --fetch")
 
-    assert "extension" in looked.out
+    assert "wrong extension: the picture is there under another" in before.out
+    assert "archive" not in before.out + looked.out
+    assert "a picture that is there under another extension is found" in looked.out
     assert got.code == 0, got
     records = [json.loads(line) for line in _records(user.root, "loose")]
     assert [(record["attrs"]["id"], record["attrs"]["repairs"]) for record in records] == [("1", ["extension"])]

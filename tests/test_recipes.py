@@ -10,7 +10,7 @@ import pytest
 from datakit import catalogue
 from datakit.catalogue import manifest
 from datakit.engine import pipeline
-from datakit.storage.fingerprint import canonical, plain
+from datakit.storage.fingerprint import canonical_json, json_value
 from datakit.stream import mixfile as mix
 
 ROOT = Path(__file__).parents[1]
@@ -45,14 +45,14 @@ def described(recipe):
     steps = {}
     for name in datasets(recipe):
         about = manifest.load(name)
-        steps[name] = {step.name: plain(step.stage.identity(about)) for step in pipeline.steps(recipe, about)}
+        steps[name] = {step.name: json_value(step.stage.identity(about)) for step in pipeline.steps(recipe, about)}
     return {"mixes": pipeline.mixes(recipe) if recipe in PAPERS else {}, "steps": steps}
 
 
 @pytest.mark.parametrize("recipe", DATA)
 def test_a_recipe_is_what_its_golden_file_says(recipe):
     path = GOLDEN / f"{recipe}.json"
-    found = json.loads(canonical(described(recipe)))
+    found = json.loads(canonical_json(described(recipe)))
     if os.environ.get("DATAKIT_GOLDEN") == "write":
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
@@ -140,7 +140,7 @@ def test_recipes_that_share_a_dataset_share_what_is_made_of_it(name):
     about = manifest.load(name)
 
     made = {
-        canonical([(s.name, s.stage.identity(about)) for s in pipeline.steps(recipe, about)])
+        canonical_json([(s.name, s.stage.identity(about)) for s in pipeline.steps(recipe, about)])
         for recipe in [*(p for p in PAPERS if name in datasets(p)), about.recipe]
     }
 
@@ -159,7 +159,7 @@ def test_m3it_and_mmc4_differ_from_their_other_forms_in_one_field():
         ("vila", "mmc4_keep", "mmc4", "pack", "missing"),
     ):
         about = manifest.load(name)
-        one, two = ({s.name: plain(s.stage) for s in pipeline.steps(which, about)} for which in (recipe, other))
+        one, two = ({s.name: json_value(s.stage) for s in pipeline.steps(which, about)} for which in (recipe, other))
 
         assert one[step].pop(field) != two[step].pop(field)
         assert one == two

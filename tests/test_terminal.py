@@ -135,7 +135,7 @@ def test_a_manifest_that_add_writes_holds_nothing_that_a_terminal_would_obey(hos
 
 def test_what_is_logged_and_told_as_progress_is_harmless_too(capsys):
     logger = logging.getLogger("datakit.test")
-    terminal.listen(logging.WARNING)
+    terminal.show_logs(logging.WARNING)
     try:
         raise ValueError(EVIL)
     except ValueError:
@@ -284,7 +284,7 @@ def test_a_locale_that_is_not_utf_8_stops_no_command(hostile, locale):
 
 
 def test_a_mistake_of_ours_shows_its_traceback_without_what_a_terminal_would_obey():
-    code = f"from datakit.process import terminal\nterminal.open_doors()\nraise RuntimeError({EVIL!r})"
+    code = f"from datakit.process import terminal\nterminal.open_standard_streams()\nraise RuntimeError({EVIL!r})"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
 

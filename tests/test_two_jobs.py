@@ -15,7 +15,7 @@ from users import settings, typed
 
 from datakit.engine.choices import read_choices, write_choices
 from datakit.engine.opening import open_build
-from datakit.miniature import Answer, Asked, Miniature
+from datakit.miniature import Answer, Miniature, Request
 from datakit.storage.ledger import Ledger
 from datakit.storage.store import Store
 from datakit.web.hosts import Hosts
@@ -109,7 +109,7 @@ def uneven():
         answers = [upstream.answer(url) for url in urls]
         sound = [one for one in answers if one.status == 200 and one.body[:2] == b"\xff\xd8" and not one.cut_after]
 
-        def any_of(asked: Asked) -> Answer:
+        def any_of(asked: Request) -> Answer:
             return chance.choice([*sound, Answer(status=404)])
 
         for url in urls:
@@ -206,7 +206,7 @@ def in_the_middle_of_a_fetch(upstream: Miniature, root: Path, command: str) -> t
     usual = upstream.answer(url)
     ended = []
 
-    def meanwhile(asked: Asked) -> Answer:
+    def meanwhile(asked: Request) -> Answer:
         other = begin(root, upstream, command)
         ended.append((*other.communicate(timeout=100), other.returncode))
         return usual

@@ -75,7 +75,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample, ready to be put beside others: ids and labels (T,), pixels (N, 3, H, W)."""
+    """One sample as arrays, ready to be batched: ids and labels (T,), pixels (N, 3, H, W)."""
 
     key: str
     ids: np.ndarray

@@ -1,4 +1,4 @@
-"""Folder: what a run keeps under --out, as far as it can be told without torch.
+"""Folder: what a run keeps under --out, as far as that needs no torch.
 
     <out>/run.json                                 identity of the run, written when it begins
     <out>/log.jsonl, samples.jsonl                 a line per step
@@ -47,10 +47,10 @@ def claim(out: Path) -> Iterator[TextIO]:
         yield file
 
 
-def begin(out: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder this run's own. Raises RecipeChanged when it holds steps of another."""
+def write_identity(out: Path, identity: dict[str, Any]) -> None:
+    """Writes run.json, the identity of this run. Raises RecipeChanged when the folder holds steps of another run."""
     path = out / "run.json"
-    if path.exists() and (newest(out) is not None or any(_has_lines(out / name) for name in LOGS)):
+    if path.exists() and (newest_step(out) is not None or any(_has_lines(out / name) for name in LOGS)):
         try:
             kept = json.loads(path.read_text())["identity"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -67,38 +67,38 @@ def begin(out: Path, identity: dict[str, Any]) -> None:
         sync(out)
 
 
-def newest(out: Path) -> int | None:
+def newest_step(out: Path) -> int | None:
     """The step of the newest whole checkpoint."""
-    return max(steps(out), default=None)
+    return max(checkpoint_steps(out), default=None)
 
 
-def steps(out: Path) -> list[int]:
+def checkpoint_steps(out: Path) -> list[int]:
     """The steps of all whole checkpoints, in no order."""
     folders = (out / "checkpoints").glob("step-*")
     return [int(name[1]) for path in folders if (name := _NAME.fullmatch(path.name))]
 
 
-def checkpoint(out: Path, step: int) -> Path:
-    """The folder of a step's checkpoint, there or not."""
+def checkpoint_folder(out: Path, step: int) -> Path:
+    """The folder of a step's checkpoint, whether it exists or not."""
     return out / "checkpoints" / f"step-{step:08d}"
 
 
-def read(out: Path, step: int) -> dict[str, Any]:
+def read_state(out: Path, step: int) -> dict[str, Any]:
     """The stream.json of a checkpoint."""
-    path = checkpoint(out, step) / "stream.json"
+    path = checkpoint_folder(out, step) / "stream.json"
     try:
         kept: dict[str, Any] = json.loads(path.read_text())
         missing = {"processes", "stream", "identity"} - kept.keys()
     except (OSError, ValueError, AttributeError) as error:
-        raise damage(out, step, f"can't read stream.json: {error}") from error
+        raise damage_error(out, step, f"can't read stream.json: {error}") from error
     if missing:
-        raise damage(out, step, f"stream.json lacks {', '.join(sorted(missing))}")
+        raise damage_error(out, step, f"stream.json lacks {', '.join(sorted(missing))}")
     return kept
 
 
-def damage(out: Path, step: int, what: str) -> StorageError:
-    """The error about a checkpoint that isn't what was written."""
-    folder = str(checkpoint(out, step))
+def damage_error(out: Path, step: int, what: str) -> StorageError:
+    """The error for a checkpoint that isn't what was written."""
+    folder = str(checkpoint_folder(out, step))
     return StorageError(
         f"checkpoint {folder!r} is damaged: {what}. Remove folder {folder!r} to go on from the one before"
     )
@@ -137,7 +137,7 @@ def clean(out: Path, step: int) -> None:
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Drops the lines of later steps, and a last line that a kill cut through."""
+    """Drops the lines of later steps, and a last line that a kill cut off."""
     if not path.exists():
         return
     whole = 0
@@ -150,14 +150,14 @@ def cut_log(path: Path, step: int) -> None:
 
 
 def append(out: Path, *lines: dict[str, Any]) -> None:
-    """One line to each of the logs."""
+    """Appends one line to each of the logs."""
     for name, line in zip(LOGS, lines, strict=True):
         with writing(out / name), (out / name).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
 def publish(part: Path, final: Path) -> None:
-    """On disk first, under its name then; what had the name before goes away."""
+    """Writes a folder through to the disk, then gives it its final name; removes what had that name before."""
     for path in [*part.rglob("*"), part]:
         sync(path)
     if final.exists():
@@ -167,7 +167,7 @@ def publish(part: Path, final: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Takes the name away first, so that nobody sees a folder that is half removed."""
+    """Removes a folder; renames it first, so that nobody sees it half removed."""
     doomed = folder.with_name(f".{folder.name.strip('.')}.gone.part")
     folder.rename(doomed)
     shutil.rmtree(doomed)
@@ -184,7 +184,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """Makes a StorageError of one sentence of what a full disk raises, also as one of `errors`."""
+    """Turns what a full disk raises, as OSError or as one of `errors`, into a StorageError of one sentence."""
     caught: tuple[type[Exception], ...] = (OSError, *errors)
     try:
         yield

@@ -80,7 +80,7 @@ def run(
                 "Raise max_length, or see whether the template shows what the samples say"
             )
         line = {"step": step + 1, "lr": lr, "loss": _update(engine, micro_batches, lr, counts["tokens"]), **counts}
-        keys = processes.joined([key for batch in micro_batches for key in batch.keys])
+        keys = processes.gather([key for batch in micro_batches for key in batch.keys])
         if rank == 0:
             folder.append(out, line, {"step": step + 1, "keys": keys})
         pace = training.global_batch / (time.monotonic() - began)
@@ -96,15 +96,15 @@ def run(
 
 
 def _counts(engine: Any, micro_batches: list[Batch]) -> dict[str, int]:
-    """What a step learns and what was cut of it, summed over all processes."""
+    """The tokens that a step learns and the samples and pictures that were cut, summed over all processes."""
     names = ("n_learned", "cut_samples", "cut_images")
     mine = [sum(getattr(batch, name) for batch in micro_batches) for name in names]
-    tokens, cut_samples, cut_images = (int(n) for n in processes.summed(mine, engine.device))
+    tokens, cut_samples, cut_images = (int(n) for n in processes.sum_over_processes(mine, engine.device))
     return {"tokens": tokens, "cut_samples": cut_samples, "cut_images": cut_images}
 
 
 def _update(engine: Any, micro_batches: list[Batch], lr: float, tokens: int) -> float:
-    """One update of the weights by the mean over the `tokens` of the global batch; that mean."""
+    """Updates the weights by the mean loss over the `tokens` of the global batch; returns that mean."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     losses = 0.0
@@ -114,4 +114,4 @@ def _update(engine: Any, micro_batches: list[Batch], lr: float, tokens: int) -> 
         engine.backward(loss * engine.world_size / tokens, scale_wrt_gas=False)
         engine.step()
         losses += loss.item()
-    return processes.summed([losses], engine.device)[0] / tokens
+    return processes.sum_over_processes([losses], engine.device)[0] / tokens

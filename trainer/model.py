@@ -93,12 +93,12 @@ def build(training: Training) -> Vlm:
         mean=tuple(processor.image_processor.image_mean),
         std=tuple(processor.image_processor.image_std),
     )
-    processor.image_processor = as_trained(pictures)
+    processor.image_processor = image_processor_of(pictures)
     return Vlm(model, processor, pictures, image_tokens(model.config))
 
 
-def as_trained(pictures: Pictures) -> LlavaImageProcessorPil:
-    """transformers' image processor that makes of a picture what training made of it, to be saved with the model.
+def image_processor_of(pictures: Pictures) -> LlavaImageProcessorPil:
+    """transformers' image processor that prepares a picture as training did, to be saved with the model.
 
     Two things it leaves to whoever uses it. It doesn't turn a photo by its EXIF: `ImageOps.exif_transpose`
     does. And where torchvision is installed, transformers opens it as the class that resizes by torchvision,
@@ -194,7 +194,7 @@ def _toy(training: Training) -> tuple[LlavaForConditionalGeneration, LlavaProces
         torch.manual_seed(training.seed)
         model = LlavaForConditionalGeneration(config)
     processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(),  # for its mean and deviation; see `as_trained`
+        image_processor=CLIPImageProcessorPil(),  # for its mean and deviation; see `image_processor_of`
         tokenizer=tokenizer,
         patch_size=TOY_PATCH,
         vision_feature_select_strategy="default",

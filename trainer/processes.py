@@ -62,15 +62,15 @@ def start_engine(model: torch.nn.Module, training: Training, *, universal: bool)
     return deepspeed.initialize(model=model, model_parameters=groups, config=settings)[0]
 
 
-def summed(values: Sequence[float], device: torch.device) -> list[float]:
-    """Each value summed over all processes."""
+def sum_over_processes(values: Sequence[float], device: torch.device) -> list[float]:
+    """The sum of each value over all processes."""
     sums = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(sums)
     return sums.tolist()
 
 
-def joined(mine: list[Any]) -> list[Any]:
-    """The lists of all processes, one after the other."""
+def gather(mine: list[Any]) -> list[Any]:
+    """The lists of all processes, concatenated by rank."""
     every: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(every, mine)
-    return [one for some in every for one in some]
+    return [item for theirs in every for item in theirs]

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from datakit.errors import StorageError
 from trainer import folder
-from trainer.processes import joined
+from trainer.processes import gather
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ def save(engine: Any, out: Path, step: int, state: dict[str, Any]) -> None:
 
     `state` is what stream.json says beside the step, the number of processes and the hashes.
     """
-    final = folder.checkpoint(out, step)
+    final = folder.checkpoint_folder(out, step)
     part = final.with_name(f".{final.name}.part")
     with folder.writing(part, RuntimeError):
         engine.save_checkpoint(str(part), tag="engine")
     dist.barrier()
-    hashes = dict(joined(_my_hashes(part)))
+    hashes = dict(gather(_my_hashes(part)))
     if dist.get_rank() == 0:
         kept = {"step": step, "processes": dist.get_world_size(), "sha256": dict(sorted(hashes.items())), **state}
         with folder.writing(part):
@@ -48,28 +48,28 @@ def save(engine: Any, out: Path, step: int, state: dict[str, Any]) -> None:
             for name in folder.LOGS:
                 folder.sync(out / name)
             folder.publish(part, final)
-            for old in sorted(folder.steps(out))[:-KEEP]:
-                folder.remove(folder.checkpoint(out, old))
+            for old in sorted(folder.checkpoint_steps(out))[:-KEEP]:
+                folder.remove(folder.checkpoint_folder(out, old))
     dist.barrier()
 
 
 def check(out: Path, step: int) -> None:
     """Raises StorageError, naming the checkpoint, when its files aren't what was written. All processes call it."""
-    kept = folder.read(out, step).get("sha256", {})
-    found = dict(joined(_my_hashes(folder.checkpoint(out, step))))
+    kept = folder.read_state(out, step).get("sha256", {})
+    found = dict(gather(_my_hashes(folder.checkpoint_folder(out, step))))
     wrong = sorted(name for name, sha256 in kept.items() if found.get(name) != sha256)
     if wrong:
         words = {name: "was changed or cut short" if name in found else "is gone" for name in wrong}
-        raise folder.damage(out, step, f"{wrong[0]!r} {words[wrong[0]]} since it was written")
+        raise folder.damage_error(out, step, f"{wrong[0]!r} {words[wrong[0]]} since it was written")
 
 
 def convert(out: Path, step: int) -> None:
-    """Makes the copy that loads on any number of processes. One process calls it."""
+    """Converts a checkpoint into a copy that loads on any number of processes. One process calls it."""
     from deepspeed.checkpoint.ds_to_universal import main as to_universal
 
     target = _universal(out, step)
     settings = argparse.Namespace(
-        input_folder=str(folder.checkpoint(out, step) / "engine"),
+        input_folder=str(folder.checkpoint_folder(out, step) / "engine"),
         output_folder=str(target / "engine"),
         num_extract_workers=1,
         num_merge_workers=1,
@@ -87,8 +87,8 @@ def convert(out: Path, step: int) -> None:
 
 
 def load(engine: Any, out: Path, step: int, *, universal: bool) -> None:
-    """Weights and optimizer of a checkpoint into the engine. All processes call it."""
-    source = _universal(out, step) if universal else folder.checkpoint(out, step)
+    """Loads weights and optimizer of a checkpoint into the engine. All processes call it."""
+    source = _universal(out, step) if universal else folder.checkpoint_folder(out, step)
     path, _ = engine.load_checkpoint(str(source), tag="engine", load_lr_scheduler_states=False)
     if path is None:
         raise StorageError(f"DeepSpeed found nothing to load in {str(source)!r}. Remove that folder")
@@ -100,7 +100,7 @@ def load(engine: Any, out: Path, step: int, *, universal: bool) -> None:
 def save_model(engine: Any, processor: Any, out: Path, step: int, identity: dict[str, Any]) -> None:
     """Publishes `<out>/model`, as transformers writes it, and the step it is of. All processes call it.
 
-    Its processor prepares pictures as training did, but for what `trainer.model.as_trained` says.
+    Its processor prepares pictures as training did, but for what `trainer.model.image_processor_of` says.
     """
     if dist.get_rank() == 0:
         from transformers.utils.logging import disable_progress_bar
@@ -118,7 +118,7 @@ def save_model(engine: Any, processor: Any, out: Path, step: int, identity: dict
 
 
 def _my_hashes(checkpoint: Path) -> list[tuple[str, str]]:
-    """Name and SHA-256 of this process's share of a checkpoint's files: they are large, and many hands help."""
+    """Name and SHA-256 of this process's share of a checkpoint's files: they are large, so all processes hash."""
     files = sorted(path for path in (checkpoint / "engine").rglob("*") if path.is_file())
     return [
         (path.relative_to(checkpoint).as_posix(), _sha256(path))

@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> None:
     recipe, training = config.load(args.recipe)
     if args.micro_batch is not None:
         training = dataclasses.replace(training, micro_batch=args.micro_batch)
-    rank, n_processes = _place()
+    rank, n_processes = _rank_and_size()
     training.accumulation(n_processes)
     training.zero_settings()
     stream = Stream(args.mix, seed=training.seed)
@@ -72,7 +72,7 @@ def train(args: argparse.Namespace) -> None:
         if start:
             _check_zero(args.out, kept, training.zero_stage(), n_processes)
         if rank == 0:
-            folder.begin(args.out, identity)
+            folder.write_identity(args.out, identity)
         last = max(start, steps if args.max_steps is None else min(steps, args.max_steps))
         if start == last and folder.model_step(args.out) == start:
             log.info("nothing to do: %s is at step %d of %d", args.out, start, steps)
@@ -93,7 +93,7 @@ def train(args: argparse.Namespace) -> None:
         )
 
 
-def _place() -> tuple[int, int]:
+def _rank_and_size() -> tuple[int, int]:
     """Rank and number of processes. WORLD_SIZE without a RANK is left over from another launch."""
     if "RANK" not in os.environ:
         return 0, 1
@@ -102,11 +102,11 @@ def _place() -> tuple[int, int]:
 
 def _where_to_start(args: argparse.Namespace, identity: dict[str, Any], stream: Stream) -> tuple[int, dict[str, Any]]:
     """The step that is done, and its stream.json. Raises RecipeChanged when another run did it."""
-    start, kept = folder.newest(args.out) or 0, {}
+    start, kept = folder.newest_step(args.out) or 0, {}
     if start:
         if args.resume == "never":
             raise UsageError(f"{args.out} holds a run up to step {start}. Give another --out, or --resume auto")
-        kept = folder.read(args.out, start)
+        kept = folder.read_state(args.out, start)
         folder.check_identity(args.out, kept["identity"], identity)
         stream.check_state(kept["stream"])
     return start, kept

@@ -1,7 +1,7 @@
 """Add: looks at a dataset that the catalogue doesn't have, and writes the manifest that describes it.
 
 1. `hub.look` lists a repository and reads the first bytes of what may be annotations; `files.look` reads a JSON.
-2. Columns, pictures and the licence are told by what was seen; what isn't clear is asked back.
+2. Columns, pictures and the licence are told from what was seen; where that isn't clear, the error says what to add.
 3. `write` publishes the manifest and reads it as every command will; one that can't be read isn't left behind.
 """
 
@@ -24,8 +24,8 @@ _KINDS = ("format", "files", "columns", "kept", "pictures", "licence")  # of not
 
 
 @dataclass
-class Found:
-    """A manifest to be written, and what is to be said of it."""
+class Draft:
+    """A manifest to be written, with notes for the user."""
 
     title: str
     annotations: dict[str, Any]
@@ -50,16 +50,16 @@ class Found:
             self.problems.append(text)
 
 
-def place(folder: str | None) -> tuple[Path, bool]:
-    """The catalogue that is written to, the user's first unless one is named; and whether commands look there."""
-    own = catalogue.own() or [Path("catalogue")]
+def catalogue_folder(folder: str | None) -> tuple[Path, bool]:
+    """The folder to write to, the user's first catalogue if `folder` is None; and whether commands look there."""
+    own = catalogue.own_folders() or [Path("catalogue")]
     if folder is None:
         return own[0], True
     return Path(folder), Path(folder).absolute() in [p.absolute() for p in own]
 
 
 def check(name: str, folder: Path, *, force: bool = False) -> Path:
-    """Where a dataset's manifest goes in a catalogue's folder. Raises UsageError for a name that won't do."""
+    """Where a dataset's manifest goes in a catalogue's folder. Raises UsageError for a malformed or taken name."""
     if not KEY.fullmatch(name):
         raise UsageError(f"a dataset's name may hold a-z, 0-9, _ and -, not {name!r}")
     path = folder / "manifests" / f"{name}.toml"
@@ -68,23 +68,23 @@ def check(name: str, folder: Path, *, force: bool = False) -> Path:
     return path
 
 
-def write(name: str, found: Found, folder: Path, *, force: bool = False) -> Path:
-    """Publishes the manifest of a dataset in a catalogue's folder. Raises UsageError for a name that won't do."""
+def write(name: str, draft: Draft, folder: Path, *, force: bool = False) -> Path:
+    """Publishes the manifest of a dataset in a catalogue's folder. Raises UsageError for a malformed or taken name."""
     path = check(name, folder, force=force)
     before = path.read_bytes() if path.exists() else None
     body = {
-        "title": found.title,
-        "homepage": found.homepage,
-        "licence": found.licence,
+        "title": draft.title,
+        "homepage": draft.homepage,
+        "licence": draft.licence,
         "citation": "",
-        "hub": found.hub,
-        "revision": found.revision,
-        "reader": found.reader,
-        "recipe": found.recipe,
-        "problems": found.problems,
-        "expected": found.expected,
-        "annotations": found.annotations,
-        "images": found.images,
+        "hub": draft.hub,
+        "revision": draft.revision,
+        "reader": draft.reader,
+        "recipe": draft.recipe,
+        "problems": draft.problems,
+        "expected": draft.expected,
+        "annotations": draft.annotations,
+        "images": draft.images,
     }
     try:
         text = toml(body).encode()

@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datakit.add import Found
+from datakit.add import Draft
 from datakit.errors import UsageError, shortlist
 from datakit.formats import archives, jsonfile
-from datakit.records.attributes import Seen, used
+from datakit.records.attributes import SeenKeys, used_keys
 from datakit.upstream.loose import is_file
 
 REFS = 2000  # references to pictures that are compared with an archive's names
@@ -19,13 +19,13 @@ ROWS_PER_SHARD = 5000
 TURNS = ("messages", "conversations", "conversation", "texts")  # names of columns, the surest first
 
 
-def look(path: Path, pictures: Path | None) -> Found:
+def look(path: Path, pictures: Path | None) -> Draft:
     """A JSON in LLaVA's form or with messages, and a folder or an archive of its pictures."""
     path = path.resolve()
     n_rows = 0
     refs: list[str] = []
     first: list[Any] = []
-    seen = Seen()
+    seen = SeenKeys()
     for chunk, rows in jsonfile.chunks(path):
         n_rows += chunk.n_rows
         first = first or rows[:100]
@@ -33,33 +33,33 @@ def look(path: Path, pictures: Path | None) -> Found:
             seen.add(row)
         refs += list(islice(refs_of(rows), max(0, REFS - len(refs))))
     annotations = {"format": "json", "files": [path.as_uri()], "rows_per_shard": ROWS_PER_SHARD}
-    found = Found(path.stem, annotations, {"by": "none"}, "", "inline", expected={"rows": n_rows})
+    draft = Draft(path.stem, annotations, {"by": "none"}, "", "inline", expected={"rows": n_rows})
     if not n_rows:
         raise UsageError(f"{path} has no rows")
-    found.note("format", f"{json_rows(found, first, path.name, seen)}, {n_rows:,} rows")
+    draft.note("format", f"{json_rows(draft, first, path.name, seen)}, {n_rows:,} rows")
     if not refs:
-        found.note("pictures", "none are named")
+        draft.note("pictures", "none are named")
     elif pictures is None:
         raise UsageError(f"{path.name} names pictures such as {refs[0]!r}: say where they are with --images")
     elif pictures.is_dir():
-        _folder(found, pictures.resolve(), refs)
+        _look_in_folder(draft, pictures.resolve(), refs)
     else:
         names = [member.name for member in archives.members(pictures)]
-        found.recipe = "instruct"
-        archive, _ = source(found, "all", pictures.resolve().as_uri(), refs, names)
-        found.images = {"by": "path", "sources": {"all": archive}}
-    found.note("licence", found.licence)
-    return found
+        draft.recipe = "instruct"
+        archive, _ = source(draft, "all", pictures.resolve().as_uri(), refs, names)
+        draft.images = {"by": "path", "sources": {"all": archive}}
+    draft.note("licence", draft.licence)
+    return draft
 
 
-def _folder(found: Found, folder: Path, refs: list[str]) -> None:
+def _look_in_folder(draft: Draft, folder: Path, refs: list[str]) -> None:
     """The folder that references start from: the one that was named, or one above it."""
     refs = [ref for ref in refs if not ref.startswith("/") and ".." not in ref.split("/")] or ["(paths elsewhere)"]
-    places = (folder, *folder.parents[:3])
-    counts = {above: sum(is_file(above / ref) for ref in refs) for above in places}
+    folders = (folder, *folder.parents[:3])
+    counts = {above: sum(is_file(above / ref) for ref in refs) for above in folders}
     best = max(counts, key=lambda above: counts[above])
     best = best if counts[best] else folder
-    found.images = {"by": "folder", "folder": str(best)}
+    draft.images = {"by": "folder", "folder": str(best)}
     text = f"{best}: {counts[best]:,} of {len(refs):,} that were looked for are there"
     real = best.resolve()
     outside = sum(is_file(best / ref) and not (best / ref).resolve().is_relative_to(real) for ref in refs)
@@ -67,10 +67,10 @@ def _folder(found: Found, folder: Path, refs: list[str]) -> None:
         text += f"; {outside:,} of these are links to files elsewhere, which aren't read: name the folder they are in"
     if not counts[best]:
         text += f"; rows name them as {refs[0]!r}, so write the folder above that into images.folder"
-    found.note("pictures", text, problem=bool(outside) or not counts[best])
+    draft.note("pictures", text, problem=bool(outside) or not counts[best])
 
 
-def json_rows(found: Found, rows: list[Any], name: str, seen: Seen) -> str:
+def json_rows(draft: Draft, rows: list[Any], name: str, seen: SeenKeys) -> str:
     """Says which reader the rows of a JSON need, and which of the keys seen are kept as attributes.
 
     Raises UsageError for rows of another kind.
@@ -85,14 +85,14 @@ def json_rows(found: Found, rows: list[Any], name: str, seen: Seen) -> str:
     pictures = next((name for name in ("image", "images") if any(row.get(name) for row in rows)), None)
     by_from = any(isinstance(turn, dict) and "from" in turn for turn in row[turns])
     is_llava = turns == "conversations" and pictures != "images" and by_from
-    found.reader = "llava" if is_llava else "hf"
+    draft.reader = "llava" if is_llava else "hf"
     columns = {"messages": turns} | ({"image": pictures} if pictures else {})
     if any(isinstance(row, dict) and "id" in row for row in rows):
         columns["id"] = "id"
-    found.note("columns", columns_text(columns))
+    draft.note("columns", columns_text(columns))
     if not is_llava:
-        found.annotations["columns"] = columns
-    keep(found, *seen.kinds(used(found.reader, {} if is_llava else columns)))
+        draft.annotations["columns"] = columns
+    keep(draft, *seen.kinds(used_keys(draft.reader, {} if is_llava else columns)))
     return "JSON, LLaVA's conversations" if is_llava else "JSON, messages"
 
 
@@ -101,13 +101,13 @@ def columns_text(columns: dict[str, str]) -> str:
     return ", ".join(f"{column} -> {role}" for role, column in columns.items())
 
 
-def keep(found: Found, kinds: dict[str, str], refused: list[str]) -> None:
+def keep(draft: Draft, kinds: dict[str, str], refused: list[str]) -> None:
     """Names the keys of rows that are kept as attributes, and says which can't be."""
     if kinds:
-        found.annotations["attributes"] = kinds
-        found.note("kept", shortlist((f"{name} ({kind})" for name, kind in kinds.items()), 12))
+        draft.annotations["attributes"] = kinds
+        draft.note("kept", shortlist((f"{name} ({kind})" for name, kind in kinds.items()), 12))
     for why in refused:
-        found.note("kept", why, problem=True)
+        draft.note("kept", why, problem=True)
 
 
 def refs_of(rows: Iterable[Any]) -> Iterator[str]:
@@ -118,17 +118,21 @@ def refs_of(rows: Iterable[Any]) -> Iterator[str]:
 
 
 def source(
-    found: Found, name: str, address: str, refs: list[str], names: list[str] | None, *, parts: bool = False
+    draft: Draft, name: str, address: str, refs: list[str], names: list[str] | None, *, parts: bool = False
 ) -> tuple[dict[str, Any], bool]:
-    """How references and the names in an archive hang together, as an entry of [images.sources]; whether they do.
+    """An entry of [images.sources] that maps references to the names in an archive; and whether any of them fit.
 
     With `parts` it is the first of several archives, whose own folders may be called after each.
     """
     fits = fit(refs, names) if names else None
     label = address.rpartition("/")[2]
     if fits is None:
-        why = "was too long a look" if names is None else f"has names such as {shortlist(names[:2]) or '(none)'}"
-        found.note(
+        why = (
+            "has too long a list of names to read"
+            if names is None
+            else f"has names such as {shortlist(names[:2]) or '(none)'}"
+        )
+        draft.note(
             "pictures",
             f"{label}: {why}, and rows name pictures as {shortlist(refs[:2])}; write what stands before the common "
             f"part into images.sources.{name}.prefix (of the rows) and .inside (of the archive)",
@@ -139,7 +143,7 @@ def source(
     if parts and Path(label).stem in inside:
         inside = "*/"
     looked = f"{n:,} of {len(refs):,} that were looked for are {'in the first part' if parts else 'there'}"
-    found.note("pictures", f"{label}: prefix {prefix!r}, inside {inside!r}; {looked}")
+    draft.note("pictures", f"{label}: prefix {prefix!r}, inside {inside!r}; {looked}")
     return {"prefix": prefix, "archive": address, "inside": inside}, True
 
 

@@ -12,15 +12,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from datakit.add import Found
+from datakit.add import Draft
 from datakit.add.files import REFS, ROWS_PER_SHARD, TURNS, columns_text, json_rows, keep, refs_of, source
 from datakit.errors import DownloadError, SourceError, UsageError, nearest, shortlist
 from datakit.formats import webdataset
 from datakit.process.terminal import size_text
 from datakit.readers import webdataset as samples
-from datakit.records.attributes import Seen, of_arrow, refused
+from datakit.records.attributes import SeenKeys, kind_of_arrow, why_refused
 from datakit.web.addresses import HubFile
-from datakit.web.downloads import tried
+from datakit.web.downloads import with_retries
 from datakit.web.hosts import Hosts
 from datakit.web.hubclient import HUB
 from datakit.web.ranged import RangedFile
@@ -29,7 +29,7 @@ from datakit.web.transfers import hub_files
 Kind = Literal["json", "parquet", "webdataset"]
 HEAD_BYTES = 4 << 20  # of a file that is looked into
 LOOK_BYTES = 64 << 20  # of a zip's index or a Parquet's footer, at most; half a million pictures have 50 MB
-SHOWN = 20  # of things that may be meant
+SHOWN = 20  # choices listed in an error
 LOOKS = 12  # files whose first bytes are fetched before a person is asked which one it is
 _ENDINGS: dict[str, Kind] = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
 _NUMBER = re.compile(r"(?<![A-Za-z])\d+(?:-of-\d+)?(?:-[0-9a-f]{16})?(?=\.\w+$)")
@@ -41,23 +41,23 @@ _TEXTS = {  # names that columns go by, the surest first
 }
 
 
-def look(repository: str, pattern: str | None, hosts: Hosts) -> Found:
+def look(repository: str, pattern: str | None, hosts: Hosts) -> Draft:
     """What a dataset repository `OWNER/REPO[@REVISION]` holds. Raises UsageError when that isn't one thing."""
     name = repository.removeprefix(f"{HUB}/").removeprefix("datasets/").strip("/")
     repo, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         raise UsageError(f"--hub takes OWNER/REPO or OWNER/REPO@REVISION, not {repository!r}")
     hub = Hub(repo, revision or "main", hosts)
-    kind, files, head = _chosen(hub, pattern)
+    kind, files, head = _choose_files(hub, pattern)
     rows: dict[str, Any] = {"format": kind, "files": files}
-    found = Found(repo, rows, {"by": "inline"}, "", "inline", hub=repo, revision=hub.revision)
-    found.homepage = f"{HUB}/datasets/{repo}"
+    draft = Draft(repo, rows, {"by": "inline"}, "", "inline", hub=repo, revision=hub.revision)
+    draft.homepage = f"{HUB}/datasets/{repo}"
     licence = hub.licence()
-    found.licence = licence or "unknown: the card names none"
-    {"json": _hub_json, "parquet": _hub_parquet, "webdataset": _hub_tars}[kind](found, hub, files, head)
-    found.note("files", f"{shortlist(files, 3)}: {hub.size(files)}")
-    found.note("licence", f"{licence}, by the card" if licence else found.licence)
-    return found
+    draft.licence = licence or "unknown: the card names none"
+    {"json": _hub_json, "parquet": _hub_parquet, "webdataset": _hub_tars}[kind](draft, hub, files, head)
+    draft.note("files", f"{shortlist(files, 3)}: {hub.size(files)}")
+    draft.note("licence", f"{licence}, by the card" if licence else draft.licence)
+    return draft
 
 
 class Hub:
@@ -65,7 +65,7 @@ class Hub:
 
     def __init__(self, repo: str, revision: str, hosts: Hosts) -> None:
         self.repo, self.revision, self.hosts = repo, revision, hosts
-        _, listed = tried(lambda: hub_files(repo, revision, hosts), f"{repo} could not be looked at")
+        _, listed = with_retries(lambda: hub_files(repo, revision, hosts), f"{repo} could not be looked at")
         self.files = {path: size for path, (size, _) in listed.items()}
 
     def address(self, path: str) -> str:
@@ -90,7 +90,7 @@ def licence_of(card: str) -> str:
 
 
 class _TooMuch(DownloadError):
-    """A look that would be a download."""
+    """Looking into a file would take more than LOOK_BYTES."""
 
 
 class _Look(RangedFile):
@@ -98,11 +98,11 @@ class _Look(RangedFile):
 
     def fetch(self, start: int, stop: int) -> bytes:
         if self.bytes_read + stop - start > LOOK_BYTES:
-            raise _TooMuch(f"{self.address!r} says more of itself than {LOOK_BYTES} bytes: write its manifest by hand")
+            raise _TooMuch(f"{self.address!r} has an index of more than {LOOK_BYTES} bytes: write its manifest by hand")
         return super().fetch(start, stop)
 
 
-def _chosen(hub: Hub, pattern: str | None) -> tuple[Kind, list[str], bytes]:
+def _choose_files(hub: Hub, pattern: str | None) -> tuple[Kind, list[str], bytes]:
     """The annotation files that were meant, and the head of the first. Raises UsageError when it isn't clear."""
     offered = {file: kind for file in sorted(hub.files) if (kind := _ENDINGS.get(Path(file).suffix.lower()))}
     if pattern is not None:
@@ -133,52 +133,54 @@ def _chosen(hub: Hub, pattern: str | None) -> tuple[Kind, list[str], bytes]:
             f"  --file '{label if len(files) > 1 else files[0]}'   {len(files)} of {kind}, {hub.size(files)}"
             for label, kind, files, _ in chosen
         ]
-        raise UsageError(f"{hub.repo} has several things that may be meant; say which:\n{_lines(choices)}")
+        raise UsageError(f"{hub.repo} has several things that may be meant; say which:\n{_choice_lines(choices)}")
     ((_, kind, files, head),) = chosen
     return kind, files, head
 
 
-def _lines(lines: list[str]) -> str:
+def _choice_lines(lines: list[str]) -> str:
     more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return "\n".join(lines[:SHOWN] + more)
 
 
-def _hub_json(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
-    found.annotations["rows_per_shard"] = ROWS_PER_SHARD
+def _hub_json(draft: Draft, hub: Hub, files: list[str], head: bytes) -> None:
+    draft.annotations["rows_per_shard"] = ROWS_PER_SHARD
     rows, used = _json_head(head)
-    seen = Seen()
+    seen = SeenKeys()
     for row in rows:
         seen.add(row)
-    what = json_rows(found, rows, files[0], seen)
+    what = json_rows(draft, rows, files[0], seen)
     n_rows = round(len(rows) * sum(map(hub.files.__getitem__, files)) / used)
     whole = len(head) == hub.files[files[0]] and len(files) == 1
-    found.expected = {"rows" if whole else "rows_about": n_rows}
+    draft.expected = {"rows" if whole else "rows_about": n_rows}
     if not whole:
-        found.note("kept", f"told by the first {len(rows):,} rows; `datakit check` says what doesn't fit in the others")
-    found.note("format", f"{what}, {'' if whole else 'about '}{n_rows:,} rows")
+        draft.note(
+            "kept", f"told from the first {len(rows):,} rows; `datakit check` says what doesn't fit in the others"
+        )
+    draft.note("format", f"{what}, {'' if whole else 'about '}{n_rows:,} rows")
     refs = list(islice(refs_of(rows), REFS))
     if any(re.match(r"https?://", ref) for ref in refs):
         raise UsageError(f"rows of {files[0]} name pictures by URL: such a manifest is written by hand, as coyo's is")
-    found.images, found.recipe = {"by": "none"}, "inline"
+    draft.images, draft.recipe = {"by": "none"}, "inline"
     if not refs:
-        return found.note("pictures", "none are named in its first rows")
-    found.images, found.recipe = {"by": "path"}, "instruct"
+        return draft.note("pictures", "none are named in its first rows")
+    draft.images, draft.recipe = {"by": "path"}, "instruct"
     stores = [file for file in sorted(hub.files) if file.lower().endswith((".zip", ".tar")) and file not in files]
     entries, fitting = {}, []
-    for name, archive, parts, first in grouped(stores):
-        entry, fits = source(found, name, hub.address(first), refs, names_in(hub, first), parts=parts is not None)
+    for name, archive, parts, first in group_archives(stores):
+        entry, fits = source(draft, name, hub.address(first), refs, names_in(hub, first), parts=parts is not None)
         entries[name] = {**entry, "archive": hub.address(archive)} | ({"parts": parts} if parts else {})
         fitting += [name] if fits else []
-    # One that nothing was found in would stand in the way of one in which there was.
-    found.images["sources"] = {name: entries[name] for name in fitting or entries}
+    # An archive in which no reference was found would come before one in which some were.
+    draft.images["sources"] = {name: entries[name] for name in fitting or entries}
     if left := entries.keys() - set(fitting if fitting else entries):
-        found.note("pictures", f"left out of the manifest: {shortlist(sorted(left))}", problem=True)
+        draft.note("pictures", f"left out of the manifest: {shortlist(sorted(left))}", problem=True)
     if not stores:
         text = f"none in {hub.repo}, and rows name them as {refs[0]!r}: add their archives under images.sources"
-        found.note("pictures", text, problem=True)
+        draft.note("pictures", text, problem=True)
 
 
-def _hub_parquet(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
+def _hub_parquet(draft: Draft, hub: Hub, files: list[str], head: bytes) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -188,28 +190,28 @@ def _hub_parquet(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
             schema, n_rows = file.schema_arrow, file.metadata.num_rows * len(files)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{files[0]} of {hub.repo} is no Parquet: {error}") from error
-    found.reader, found.expected = "hf", {"rows" if len(files) == 1 else "rows_about": n_rows}
-    found.note("format", f"Parquet, {'about ' if len(files) > 1 else ''}{n_rows:,} rows in {len(files)} files")
+    draft.reader, draft.expected = "hf", {"rows" if len(files) == 1 else "rows_about": n_rows}
+    draft.note("format", f"Parquet, {'about ' if len(files) > 1 else ''}{n_rows:,} rows in {len(files)} files")
     named, told_by = columns(schema, f"{files[0]} of {hub.repo}")
-    found.annotations["columns"] = named
-    found.note("columns", columns_text(named))
-    others = {name: of_arrow(schema.field(name).type) for name in schema.names if name not in named.values()}
-    reasons = {name: refused(name, ()) or "" if kind else "JSON has no such type" for name, kind in others.items()}
+    draft.annotations["columns"] = named
+    draft.note("columns", columns_text(named))
+    others = {name: kind_of_arrow(schema.field(name).type) for name in schema.names if name not in named.values()}
+    reasons = {name: why_refused(name, ()) or "" if kind else "JSON has no such type" for name, kind in others.items()}
     said = [f"key {name!r} ({schema.field(name).type}) isn't kept: {why}" for name, why in reasons.items() if why]
-    keep(found, {name: kind for name, kind in others.items() if kind and not reasons[name]}, said)
+    keep(draft, {name: kind for name, kind in others.items() if kind and not reasons[name]}, said)
     held = named.get("image")
-    found.images = {"by": "inline" if held else "none"}
-    found.note("pictures", f"in column {held!r}, by {told_by}" if held else "in no column")
+    draft.images = {"by": "inline" if held else "none"}
+    draft.note("pictures", f"in column {held!r}, by {told_by}" if held else "in no column")
 
 
 def columns(schema: Any, where: str) -> tuple[dict[str, str], str]:
-    """What each column is, and how its pictures were told. Raises UsageError when no column can be what is said."""
+    """The columns by role, and how that of the pictures was recognised. Raises UsageError when none holds text."""
     import pyarrow as pa
 
-    def lists(name: str) -> bool:
+    def is_list(name: str) -> bool:
         return bool(pa.types.is_list(schema.field(name).type) or pa.types.is_large_list(schema.field(name).type))
 
-    def texts(name: str) -> bool:
+    def is_text(name: str) -> bool:
         return bool(pa.types.is_string(schema.field(name).type) or pa.types.is_large_string(schema.field(name).type))
 
     # What `datasets` writes beside the columns; it need not be installed to be read.
@@ -224,14 +226,14 @@ def columns(schema: Any, where: str) -> tuple[dict[str, str], str]:
         raise UsageError(f"{where} has several columns of pictures: write the manifest by hand, with one of them")
     picked = {}
     for role, known in _TEXTS.items():
-        fits = [name for name in schema.names if texts(name) or (role == "messages" and lists(name))]
+        fits = [name for name in schema.names if is_text(name) or (role == "messages" and is_list(name))]
         if named := [name for wanted in known for name in fits if name.lower() == wanted]:
             picked[role] = named[0]
     sets = (("messages",), ("question", "answer"), ("text",))
     kept = next((roles for roles in sets if set(roles) <= set(picked)), None)
     if kept is None:
         raise UsageError(
-            f"no column of {where} is known to hold what is said: it has {shortlist(schema.names, 12)}. "
+            f"no column of {where} has a name that is known to hold text: it has {shortlist(schema.names, 12)}. "
             "Write a manifest with [annotations.columns] (datakit/readers/hf.py)"
         )
     found = {role: picked[role] for role in kept} | ({"image": held[0]} if held else {})
@@ -249,18 +251,18 @@ def _features(text: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _hub_tars(found: Found, hub: Hub, files: list[str], head: bytes) -> None:
+def _hub_tars(draft: Draft, hub: Hub, files: list[str], head: bytes) -> None:
     members = _tar_head(head)
     kinds = _kinds(members)
     if not kinds:
         raise UsageError(f"{files[0]} of {hub.repo} holds no pictures with a json or txt beside them")
-    found.reader = "webdataset"
+    draft.reader = "webdataset"
     told = next((_json_head(data)[0] for name, data in members if webdataset.split(name)[1] == "json"), [])
     said = next((k for k in ("messages", "conversations", "caption") if told and told[0].get(k)), None)
     text = f"json: {said}" if said else "txt -> caption" if "txt" in kinds else "json, in which nothing known was seen"
-    found.note("format", f"WebDataset, {len(files)} tars")
-    found.note("columns", f"{text}; members are {shortlist(kinds, 8)}", problem=said is None and "txt" not in kinds)
-    found.note("pictures", f"in the tars: {shortlist(k for k in kinds if samples.PICTURE.fullmatch(k))}")
+    draft.note("format", f"WebDataset, {len(files)} tars")
+    draft.note("columns", f"{text}; members are {shortlist(kinds, 8)}", problem=said is None and "txt" not in kinds)
+    draft.note("pictures", f"in the tars: {shortlist(k for k in kinds if samples.PICTURE.fullmatch(k))}")
 
 
 # First bytes
@@ -322,7 +324,7 @@ def names_in(hub: Hub, file: str) -> list[str] | None:
         raise SourceError(f"{file} of {hub.repo} is no zip: {error}") from error
 
 
-def grouped(files: list[str]) -> list[tuple[str, str, int | None, str]]:
+def group_archives(files: list[str]) -> list[tuple[str, str, int | None, str]]:
     """(name, path, parts, first file) of archives; those numbered from 0 on are the parts of one."""
     found: list[tuple[str, str, int | None, str]] = []
     groups: dict[str, list[str]] = {}
@@ -333,13 +335,13 @@ def grouped(files: list[str]) -> list[tuple[str, str, int | None, str]]:
         digits = len(group[0]) - len(label) + len("{part}")
         pattern = label.replace("{part}", f"{{part:0{digits}d}}") if wide and digits > 1 else label
         if len(group) > 1 and sorted(group) == sorted(pattern.format(part=k) for k in range(len(group))):
-            found.append((_called(label, found), pattern, len(group), pattern.format(part=0)))
+            found.append((_source_name(label, found), pattern, len(group), pattern.format(part=0)))
         else:
-            found += [(_called(file, found), file, None, file) for file in group]
+            found += [(_source_name(file, found), file, None, file) for file in group]
     return found
 
 
-def _called(file: str, others: list[Any]) -> str:
+def _source_name(file: str, others: list[Any]) -> str:
     """A name for a source, from its file's."""
     stem = re.sub(r"[^a-z0-9]+", "_", Path(file.replace("{part}", "")).stem.lower()).strip("_") or "pictures"
     return stem if stem not in [other[0] for other in others] else f"{stem}_{len(others)}"

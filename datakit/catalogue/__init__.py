@@ -19,19 +19,19 @@ _CALLED = {"manifests": "dataset", "pipelines": "recipe", "readers": "reader"}
 
 
 def folders(kind: Kind) -> list[Path]:
-    """Existing folders of that kind, the first one winning."""
+    """Existing folders of that kind; the first that has a file wins."""
     package = Path(__file__).resolve().parents[1]
     ours = [package / kind] if kind == "readers" else [package / kind, package.parent / kind]
-    return [f for f in (*(o / kind for o in own()), *ours) if f.is_dir()]
+    return [f for f in (*(o / kind for o in own_folders()), *ours) if f.is_dir()]
 
 
-def own() -> list[Path]:
-    """The user's catalogues, there or not; `datakit add` writes into the first."""
+def own_folders() -> list[Path]:
+    """The user's catalogues, whether they exist or not; `datakit add` writes into the first."""
     return [Path(p).expanduser() for p in os.environ.get("DATAKIT_CATALOGUE", "catalogue").split(os.pathsep) if p]
 
 
-def set_own(folders: Iterable[str]) -> None:
-    """Makes these the user's catalogues, in this process and, through the environment, in those that it starts."""
+def set_own_folders(folders: Iterable[str]) -> None:
+    """Makes these the user's catalogues, in this process and in those that it starts (DATAKIT_CATALOGUE)."""
     os.environ["DATAKIT_CATALOGUE"] = os.pathsep.join(folders)
 
 
@@ -42,8 +42,8 @@ def names(kind: Kind) -> list[str]:
     return sorted(name for name in found if not name.startswith("_"))
 
 
-def mixes(recipe: str) -> str | None:
-    """The first line of a recipe that says what a paper trains on; None for one without mixes. Runs nothing of it.
+def mixes_summary(recipe: str) -> str | None:
+    """The first line of the docstring of a recipe that has MIXES; None for one without. Doesn't run the recipe.
 
     Raises ManifestError for a file that isn't Python.
     """

@@ -60,14 +60,14 @@ class Annotations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Whether only the repository knows which files there are."""
         return isinstance(self.files, str) and "*" in self.files
 
-    def listed(self, most: int | None = None) -> list[str]:
-        """The files, or the first `most` of them, by shard unless they are cut; a glob as it is."""
+    def file_list(self, most: int | None = None) -> list[str]:
+        """The files, or the first `most` of them, in the order of shards unless they are cut; a glob as it is."""
         if isinstance(self.files, list):
             return self.files[:most]
         return [self.files.format(shard=k) for k in self.numbers()[:most]] if self.shards else [self.files]
 
     def numbers(self) -> list[int]:
-        """The shards there are when a file is one."""
+        """The numbers of the shards, when each file is a shard."""
         if isinstance(self.files, list):
             return list(range(len(self.files)))
         absent = set(self.absent)
@@ -87,7 +87,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     licence: str = ""
 
     def archives(self) -> list[str]:
-        """Their addresses."""
+        """The addresses of the archives."""
         return [self.archive.format(part=k) for k in range(self.parts)] if self.parts else [self.archive]
 
 
@@ -100,14 +100,14 @@ class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Pinned(msgspec.Struct, frozen=True):
-    """What `datakit pin` saw: commits of hub repositories, and (size, sha256) of files by address."""
+    """What `datakit pin` recorded: commits of hub repositories, and (size, sha256) of files by address."""
 
     commits: dict[str, str] = {}
     files: dict[str, tuple[int | None, str | None]] = {}
 
     @property
-    def unhashed(self) -> int:
-        """Files whose hash isn't known."""
+    def n_unhashed(self) -> int:
+        """How many files have no known hash."""
         return sum(digest is None for _, digest in self.files.values())
 
 
@@ -139,8 +139,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.name.replace(".", "-")
 
     def shard_files(self) -> list[str]:
-        """The annotation files, by shard unless they are cut."""
-        return self.annotations.listed()
+        """The annotation files, in the order of shards unless they are cut."""
+        return self.annotations.file_list()
 
     def file_of(self, shard: int) -> str:
         """The annotation file that is a shard."""
@@ -172,7 +172,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return f"{match[1]}{match[2]}@{self.pinned.commits[match[2]]}/{match[4]}"
 
     def addresses(self) -> dict[str, str]:
-        """All that is downloaded whole, by a name to call it: annotation files, and archives of pictures."""
+        """The addresses of all files that are downloaded whole, by name: annotation files and archives of pictures."""
         files = [] if self.annotations.glob else self.shard_files()
         short = [posixpath.basename(file) for file in files]
         named = dict(zip(short if len(set(short)) == len(files) else files, map(self.address, files), strict=True))
@@ -201,7 +201,7 @@ def load(name: str) -> Manifest:
 
 
 def _whole(manifest: Manifest) -> Manifest:
-    """All files: a subset's smaller archive of pictures that another one holds too isn't needed."""
+    """The manifest of all files: without the smaller archives of subsets whose pictures another archive holds too."""
     every = manifest.images.sources
     first = {source.prefix: name for name, source in reversed(every.items()) if source.subsets}
     sources = {name: source for name, source in every.items() if first.get(source.prefix, name) == name}
@@ -301,7 +301,7 @@ Wrong = Callable[[list[str], str], ManifestError]  # keys, and what is wrong wit
 
 
 def _check(manifest: Manifest, path: Path, text: str) -> None:
-    """What types can't say. Raises ManifestError."""
+    """Checks what types can't express. Raises ManifestError."""
 
     def wrong(keys: list[str], what: str) -> ManifestError:
         return ManifestError(f"{path}:{_line(text, keys)}: key {'.'.join(keys)!r}: {what}")
@@ -329,12 +329,12 @@ def _check_attributes(manifest: Manifest, wrong: Wrong) -> None:
     if rows.attributes and manifest.reader not in attributes.READERS:
         known = " and ".join(attributes.READERS)
         raise wrong(["annotations", "attributes"], f"only {known} keep keys of rows, not the reader {manifest.reader}")
-    taken = attributes.used(manifest.reader, rows.columns)
+    taken = attributes.used_keys(manifest.reader, rows.columns)
     for name, kind in rows.attributes.items():
         if kind not in attributes.KINDS:
             what = f"unknown type {kind!r}. {nearest(kind, attributes.KINDS)}"
             raise wrong(["annotations", "attributes", name], what)
-        if why := attributes.refused(name, taken):
+        if why := attributes.why_refused(name, taken):
             raise wrong(["annotations", "attributes", name], f"it can't be kept, {why}")
 
 
@@ -352,11 +352,11 @@ def _check_files(manifest: Manifest, wrong: Wrong) -> None:
     if rows.format == "json" and not rows.cut and rows.shards is None:
         raise wrong(["annotations", "rows_per_shard"], "json annotations need the number of rows of a shard")
     for subset, named in rows.subsets.items():
-        unknown = [file for file in named if file not in rows.listed()]
+        unknown = [file for file in named if file not in rows.file_list()]
         if not KEY.fullmatch(subset) or not named or unknown:
             what = f"expected some of `files`, under a name of a-z, 0-9, _ and -, not {shortlist(unknown) or subset!r}"
             raise wrong(["annotations", "subsets", subset], what)
-    files = rows.listed(100)  # of a template the first hundred show how all are
+    files = rows.file_list(100)  # of a template the first hundred show how all are
     if not manifest.hub and (bare := [file for file in files if "://" not in file]):
         raise wrong(["hub"], f"no repository is named, so {bare[0]!r} should be a full address")
     for file in files:
@@ -413,7 +413,7 @@ def read_sums(path: Path) -> Pinned:
     return pinned
 
 
-def sums(name: str, pinned: Pinned) -> str:
+def sums_text(name: str, pinned: Pinned) -> str:
     """The text of a `.sums` file."""
     lines = [f"# written by `datakit pin {name}`: commits of hub repositories, sha256 and bytes of files"]
     lines += [f"commit {repo} {sha}" for repo, sha in sorted(pinned.commits.items())]
@@ -422,8 +422,8 @@ def sums(name: str, pinned: Pinned) -> str:
     return "\n".join(lines) + "\n"
 
 
-def known_sources(manifest: Manifest, names: Iterable[str]) -> None:
-    """Raises UsageError for a source to do without that the dataset doesn't have."""
+def check_sources(manifest: Manifest, names: Iterable[str]) -> None:
+    """Raises UsageError for a name that is no source of the dataset."""
     every = manifest.images.sources
     if odd := sorted(set(names) - every.keys()):
         raise UsageError(f"{manifest.name!r} has no source {odd[0]!r} to do without. {nearest(odd[0], every)}")

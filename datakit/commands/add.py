@@ -44,17 +44,17 @@ def add(
         raise UsageError("say what to add: either --hub OWNER/REPO, or --json FILE with --images DIR")
     if (hub is None and pattern is not None) or (json_file is None and images is not None):
         raise UsageError("--file goes with --hub, and --images with --json")
-    place, seen = adding.place(folder)
-    adding.check(name, place, force=force)
+    catalogue, seen = adding.catalogue_folder(folder)
+    adding.check(name, catalogue, force=force)
     if hub is not None:
-        found = repository.look(hub, pattern, load_settings().hosts)
+        draft = repository.look(hub, pattern, load_settings().hosts)
     else:
-        found = files.look(Path(str(json_file)), Path(images) if images else None)
-    path = adding.write(name, found, place, force=force)
-    say(f"{path}: {found.title}")
-    for what, text in found.notes_by_kind():
+        draft = files.look(Path(str(json_file)), Path(images) if images else None)
+    path = adding.write(name, draft, catalogue, force=force)
+    say(f"{path}: {draft.title}")
+    for what, text in draft.notes_by_kind():
         say(f"  {what:9} {text}")
     say("Look it over, then run")
     if not seen:
-        say(f"  export DATAKIT_CATALOGUE={shlex.quote(str(place.absolute()))}")
+        say(f"  export DATAKIT_CATALOGUE={shlex.quote(str(catalogue.absolute()))}")
     say(f"  datakit fetch {name}\n  datakit build-mix {name}")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import ACCEPT, WITHOUT, load_settings, names_of, open_build, place_options
+from datakit.commands.options import ACCEPT, WITHOUT, load_settings, names_of, open_build, root_options
 from datakit.process.terminal import say, say_json
 
 if TYPE_CHECKING:
     from datakit.reports.check import Report
-    from datakit.upkeep.export import Exported, Format
+    from datakit.upkeep.export import ExportReport, Format
 
 
 @click.command()
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @WITHOUT
 @ACCEPT
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@place_options
+@root_options
 def check(
     name: str,
     repair: bool | None,
@@ -34,31 +34,31 @@ def check(
     without: str | None,
     accept: bool,
     as_json: bool,
-    **place: Any,
+    **root_flags: Any,
 ) -> None:
     """What is wrong with a dataset, before it is made.
 
     Reads the annotations and the archives' indexes, which are downloaded if they aren't here, and counts what is
     wrong or odd, with five examples each. Exit code 1 says that rows would be lost to faults as things are.
 
-    --repair turns on what can be mended surely: a picture whose name has another extension in its archive is found
-    by the rest of its name, and its row says so in `repairs`. --no-repair turns it off.
+    --repair turns on what can be mended surely: a picture that is there under another extension is found by the
+    rest of its name, and its row says so in `repairs`. --no-repair turns it off.
     """
     from datakit.commands.progress import ProgressBars
     from datakit.storage.shards import parse_shards
     from datakit.upkeep.mending import check_and_mend
 
-    build = open_build(load_settings(**place), name, limit=limit, without=names_of(without), accept=accept)
+    build = open_build(load_settings(**root_flags), name, limit=limit, without=names_of(without), accept=accept)
     with ProgressBars(build.folder) as progress:
         chosen = parse_shards(shards) if shards is not None else None
         checked = check_and_mend(build, repair=repair, full=full, shards=chosen, progress=progress)
     report = checked.report
     if as_json:
-        say_json({**report.plain(), "repaired": repair and checked.turned_on})
+        say_json({**report.json_object(), "repaired": repair and checked.turned_on})
     else:
         _show(report)
         if checked.mended is not None:
-            _show_mended(name, checked.mended, needs_rebuild=checked.needs_rebuild)
+            _show_repair(name, checked.mended, needs_rebuild=checked.needs_rebuild)
         elif repair:
             say("there is nothing that --repair would mend")
         elif report.repairable:
@@ -70,10 +70,10 @@ def check(
 def _show(report: Report) -> None:
     say(f"{report.dataset}: {report.rows:,} rows, {report.kept:,} are kept as things are")
     found = report.findings()
-    wide = max((len(one.what) for one in found), default=0)
-    for one in found:
-        say(f"{one.count:>12,}  {one.what:{wide}}  {one.effect}")
-        for example in one.examples:
+    wide = max((len(finding.what) for finding in found), default=0)
+    for finding in found:
+        say(f"{finding.count:>12,}  {finding.what:{wide}}  {finding.effect}")
+        for example in finding.examples:
             called = f" id {example.id}" if example.id else ""
             say(f"{'':14}  {example.where}{called}: {example.value}".rstrip(": "))
     for note in report.notes:
@@ -82,11 +82,11 @@ def _show(report: Report) -> None:
         say("nothing is wrong with it")
 
 
-def _show_mended(name: str, rows: int, *, needs_rebuild: bool) -> None:
+def _show_repair(name: str, rows: int, *, needs_rebuild: bool) -> None:
     """What the repair does, and how to have it."""
     again = " --rebuild, for it was fetched without" if needs_rebuild else ""
     say(
-        f"repair extension is on: a picture that its archive has under another extension is found, and its row says so "
+        f"repair extension is on: a picture that is there under another extension is found, and its row says so "
         f"in `repairs`. That keeps {rows:,} rows more, from the next `datakit fetch {name}` on{again}"
     )
 
@@ -97,8 +97,8 @@ def _show_mended(name: str, rows: int, *, needs_rebuild: bool) -> None:
 @click.option("--out", type=click.Path(), required=True, metavar="DIR", help="A new folder, or s3://… and its like.")
 @click.option("--no-images", is_flag=True, help="llava: only the JSON, with upstream's references.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Of the trial with that limit.")
-@place_options
-def export(name: str, form: Format, out: str, no_images: bool, limit: int | None, **place: Any) -> None:
+@root_options
+def export(name: str, form: Format, out: str, no_images: bool, limit: int | None, **root_flags: Any) -> None:
     """Write a packed dataset as other tools read it.
 
     llava: an array of id, image, conversations and the keys that annotations.attributes of the manifest names, and
@@ -112,25 +112,25 @@ def export(name: str, form: Format, out: str, no_images: bool, limit: int | None
     from datakit.storage.store import Store
     from datakit.upkeep.export import export as write
 
-    build = open_build(load_settings(**place), name, limit=limit)
-    assembly.check_fetched([build])
-    part = assembly.part(build, 1)
+    build = open_build(load_settings(**root_flags), name, limit=limit)
+    assembly.require_fetched([build])
+    part = assembly.mix_part(build, 1)
     with ProgressBars(build.folder) as progress:
         own = build.manifest.annotations.attributes
         done = write(
             build.store, part, Store(out), form=form, attributes=own, pictures=not no_images, progress=progress
         )
-    if left_out := assembly.not_packed(build):
+    if left_out := assembly.unpacked_shards(build):
         more = f"`datakit build-mix {name} --fetch` adds them"
         say(f"  shards {ranges(left_out)} aren't packed, and not in it; {more}")
-    _tell(done)
+    _show_export(done)
     if form == "llava":
         kept = ", ".join(["id", "image", "conversations", *own])
         say(f"  keys other than {kept} aren't in it; `datakit check {name}` lists them")
     say(f"{out}: {done.rows:,} rows of {build.folder}, {done.pictures:,} pictures")
 
 
-def _tell(done: Exported) -> None:
+def _show_export(done: ExportReport) -> None:
     """What differs from upstream, and what couldn't be written."""
     for reason, n in done.left_out.most_common():
         say(f"  left out: {n:,} rows that LLaVA has no form for ({reason})")

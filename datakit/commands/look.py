@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import load_settings, open_build, pace_options, place_options
+from datakit.commands.options import load_settings, open_build, pace_options, root_options
 from datakit.process.terminal import one_line, say, say_json
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def list_(as_json: bool) -> None:
     for error in wrong:
         say(error, err=True, label="error:")
     if as_json:
-        say_json(overview.plain(datasets))
+        say_json(overview.datasets_json(datasets))
         sys.exit(int(bool(wrong)))
     wide = max((len(dataset.name) for dataset in datasets), default=4)
     for dataset in datasets:
@@ -52,7 +52,7 @@ def info(name: str, as_json: bool) -> None:
 
     found = describe(name)
     if as_json:
-        say_json(found.plain())
+        say_json(found.json_object())
         return
     about = found.manifest
     say("\n".join(filter(None, [about.title, about.homepage, about.citation])) + "\n")
@@ -90,35 +90,35 @@ def info(name: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@place_options
-def status(name: str | None, as_json: bool, **place: Any) -> None:
+@root_options
+def status(name: str | None, as_json: bool, **root_flags: Any) -> None:
     """What is done in the root, what was lost, and why."""
     from datakit.engine.opening import builds
     from datakit.reports.status import status as status_of
     from datakit.storage.shards import ranges
     from datakit.storage.store import Store
 
-    settings = load_settings(**place)
+    settings = load_settings(**root_flags)
     if name:
         open_build(settings, name.partition("@")[0])  # an unknown name is refused
     store = Store(settings.root)
     store.check()
-    found = [one for build in builds(store, name) for one in status_of(build)]
+    found = [step_status for build in builds(store, name) for step_status in status_of(build)]
     if as_json:
-        say_json([one.plain() for one in found])
+        say_json([step_status.json_object() for step_status in found])
         return
     if not found:
         say(f"nothing in {settings.root!r} yet; start with `datakit fetch {name or 'NAME'}`")
-    for one in found:
-        line = f"{one.dataset}/{one.step}: {len(one.done)} done"
-        if one.stale:
-            line += f", {len(one.stale)} stale ({ranges(one.stale)})"
-        if one.missing:
-            line += f", {len(one.missing)} missing"
-        say(f"{line}; {one.rows:,} rows")
-        for field in one.differs:
+    for step_status in found:
+        line = f"{step_status.dataset}/{step_status.step}: {len(step_status.done)} done"
+        if step_status.stale:
+            line += f", {len(step_status.stale)} stale ({ranges(step_status.stale)})"
+        if step_status.missing:
+            line += f", {len(step_status.missing)} missing"
+        say(f"{line}; {step_status.rows:,} rows")
+        for field in step_status.differs:
             say(f"    made by another recipe: {field}")
-        for loss in one.losses():
+        for loss in step_status.losses():
             again = "  --retry may help" if loss.may_pass else ""
             say(f"    {loss.what:8} {loss.reason:18} {loss.rows:>12,}  {loss.share:6.1%}{again}")
 
@@ -131,7 +131,7 @@ def status(name: str | None, as_json: bool, **place: Any) -> None:
 @click.option("--recipe", metavar="NAME", help="Another recipe than the manifest's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pace_options
-@place_options
+@root_options
 def doctor(
     name: str, sample: int, shards: str | None, seed: int, recipe: str | None, as_json: bool, **flags: Any
 ) -> None:
@@ -149,7 +149,7 @@ def doctor(
         from datakit.reports.availability import availability
 
         files = availability(build)
-        say_json(files.plain()) if as_json else _show_availability(build.manifest, files)
+        say_json(files.json_object()) if as_json else _show_availability(build.manifest, files)
         sys.exit(int(not files.obtainable))
     from datakit.reports.forecast import forecast
 
@@ -163,7 +163,7 @@ def doctor(
             progress=progress,
         )
     if as_json:
-        say_json(found.plain())
+        say_json(found.json_object())
         return
     _show_forecast(build, found, settings.jobs)
 
@@ -215,8 +215,8 @@ def _show_availability(about: Manifest, found: Availability) -> None:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--repair", is_flag=True, help="Forget broken shards, so that the next run makes them again.")
-@place_options
-def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
+@root_options
+def verify(name: str | None, as_json: bool, repair: bool, **root_flags: Any) -> None:
     """Read every file and compare it with its commit."""
     from datakit.commands.progress import ProgressBars
     from datakit.engine import holdings
@@ -224,7 +224,7 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
     from datakit.upkeep import repair as repairing
     from datakit.upkeep import verify as verifying
 
-    settings = load_settings(**place)
+    settings = load_settings(**root_flags)
     store = Store(settings.root)
     store.check()
     if name and not holdings.holds(store, name):
@@ -233,16 +233,16 @@ def verify(name: str | None, as_json: bool, repair: bool, **place: Any) -> None:
         found = verifying.findings(store, name, progress=progress)
     forgotten = repairing.repair(store, found.broken) if repair and found.broken else []
     if as_json:
-        say_json({**found.plain(), "forgotten": forgotten})
+        say_json({**found.json_object(), "forgotten": forgotten})
     else:
-        for one in found.broken:
-            say(f"{one.where}: {one.what}")
+        for file in found.broken:
+            say(f"{file.where}: {file.what}")
         for shard in forgotten:
             say(f"forgotten: {shard}")
         say(f"{found.whole} files are whole, {len(found.broken)} are not")
         if found.broken:
             # The root as it was typed; one of the environment or the file needs no word.
-            cures = found.cures(repaired=repair, root=place["root"])
+            cures = found.cures(repaired=repair, root=root_flags["root"])
             say("To mend it, run, one after the other:\n  " + "\n  ".join(cures))
     if found.broken:
         sys.exit(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datakit.commands.options import Task, load_settings, open_build, place_options, work_options
+from datakit.commands.options import Task, load_settings, open_build, root_options, work_options
 from datakit.errors import UsageError
 from datakit.process.terminal import say
 
@@ -52,7 +52,7 @@ def fetch(
     builds = [task.build(name, engine=None if retry else engine) for name in names]
     for build in builds:
         if engine:
-            _by_url(build)
+            _require_urls(build)
     for build in builds:
         if retry:
             _retry(build, task, where=where, engine=engine, shards=chosen)
@@ -60,7 +60,7 @@ def fetch(
             make_shards(build, task, upto=build.step_of("fetch"), shards=chosen)
 
 
-def _by_url(build: Build) -> None:
+def _require_urls(build: Build) -> None:
     """Raises UsageError for a dataset to which engines mean nothing."""
     if build.manifest.images.by != "url":
         raise UsageError(f"the pictures of {build.manifest.name!r} don't come by URL: no engine crawls for them")
@@ -74,7 +74,7 @@ def _retry(
     from datakit.storage.shards import parse_slice, ranges
     from datakit.upkeep.retry import parse_where, retry
 
-    memory.spare()
+    memory.reduce_overhead()
     with ProgressBars(build.folder, noun="URLs") as progress:
         report = retry(
             build,
@@ -119,7 +119,7 @@ def import_(engine: Engine, folder: str, name: str, shards: str | None, task: Ta
     from datakit.storage.shards import parse_shards
 
     build = task.build(name, engine=engine, imports=str(Path(folder).absolute()), tolerates=1.0)
-    _by_url(build)
+    _require_urls(build)
     chosen = parse_shards(shards) if shards is not None else None
     kept = make_shards(build, task, upto=build.step_of("fetch"), shards=chosen).kept
     if kept:
@@ -153,7 +153,7 @@ def pack_and_mix(task: Task, builds: list[tuple[Build, int]], name: str, *, with
     from datakit.storage.store import Store
 
     if not with_fetch:
-        assembly.check_fetched([build for build, _ in builds])
+        assembly.require_fetched([build for build, _ in builds])
     for build, _ in builds:
         fetch, pack = build.step_of("fetch"), build.step_of("pack")
         first = None if with_fetch else build.path_to(pack)[len(build.path_to(fetch))]
@@ -163,7 +163,7 @@ def pack_and_mix(task: Task, builds: list[tuple[Build, int]], name: str, *, with
         return
     mix, where = assembly.write(Store(task.settings.root), name, builds)
     for build, _ in builds:
-        if left_out := assembly.not_packed(build):
+        if left_out := assembly.unpacked_shards(build):
             cure = f"`datakit fetch {build.manifest.name}` gets them"
             say(f"  {build.folder}: shards {ranges(left_out)} are not in it; {cure}")
     _show_mix(mix, where)
@@ -178,7 +178,7 @@ def make_shards(
     from datakit.process import memory
     from datakit.storage.shards import parse_slice
 
-    memory.spare()
+    memory.reduce_overhead()
     if build.choices.recipe and task.recipe is None:
         say(f"{build.folder}: recipe {build.recipe!r}, as it was chosen before")
     if build.choices.without and task.without is None:
@@ -226,8 +226,8 @@ def _show_mix(mix: Mix, where: str) -> None:
 @click.argument("name")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Of the trial with that limit.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@place_options
-def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
+@root_options
+def clean(name: str, limit: int | None, dry_run: bool, **root_flags: Any) -> None:
     """Remove what later steps have made superfluous.
 
     Tables and tars whose next step is done, and downloads that nothing needs any more; says how much, and never builds
@@ -236,9 +236,9 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
     from datakit.process.terminal import size_text
     from datakit.upkeep import clean as cleaning
 
-    settings = load_settings(**place)
+    settings = load_settings(**root_flags)
     build = open_build(settings, name, limit=limit)
-    found = cleaning.superfluous(build)
+    found = cleaning.superfluous_files(build)
     if not dry_run:
         found.files = cleaning.clean(build, found.files)
     for file in found.files:
@@ -252,8 +252,8 @@ def clean(name: str, limit: int | None, dry_run: bool, **place: Any) -> None:
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--as", "wanted", metavar="SOURCE", help="Which of the dataset's files it is, when its name doesn't say.")
-@place_options
-def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
+@root_options
+def adopt(name: str, file: str, wanted: str | None, **root_flags: Any) -> None:
     """Use a file you have instead of downloading it.
 
     For example COCO's train2017.zip. On the root's file system it is read where it is, so leave it there; from another
@@ -265,7 +265,7 @@ def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
     from datakit.process.terminal import size_text
     from datakit.upkeep.adopt import adopt as adopt_file
 
-    build = open_build(load_settings(**place), name)
+    build = open_build(load_settings(**root_flags), name)
     with ProgressBars(name) as progress:
         address, done = adopt_file(build, Path(file), wanted, progress)
     say(f"{done.path} stands for {address}: {size_text(done.size_bytes)}, sha256 {done.sha256}")
@@ -280,8 +280,8 @@ def adopt(name: str, file: str, wanted: str | None, **place: Any) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--out", type=click.Path(), help="File to write. [beside the manifest]")
-@place_options
-def pin(name: str, out: str | None, **place: Any) -> None:
+@root_options
+def pin(name: str, out: str | None, **root_flags: Any) -> None:
     """Write upstream's commits and hashes to a .sums file.
 
     From then on a fetch takes these commits, and refuses a file with another size or hash.
@@ -290,11 +290,11 @@ def pin(name: str, out: str | None, **place: Any) -> None:
 
     from datakit.upkeep.pin import write_pins
 
-    build = open_build(load_settings(**place), name)
+    build = open_build(load_settings(**root_flags), name)
     path, pinned = write_pins(build, Path(out) if out else None)
     say(f"{path}: {len(pinned.commits)} commits, {len(pinned.files)} files")
-    if pinned.unhashed:
-        say(f"{pinned.unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")
+    if pinned.n_unhashed:
+        say(f"{pinned.n_unhashed} of them have no hash yet: upstream gives none; pin again once they are downloaded")
 
 
 @click.command()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datakit.engine.build import Build
 
 F = TypeVar("F", bound=Callable[..., Any])
-PLACE = ("root", "mirrors", "allow_hosts")
+ROOT_FLAGS = ("root", "mirrors", "allow_hosts")
 PACE = ("jobs", "timeout_s", "in_flight", "per_host", "per_host_per_s", "robots")
 
 WITHOUT = click.option(
@@ -28,7 +28,7 @@ WITHOUT = click.option(
 ACCEPT = click.option("--accept-licence", "accept", is_flag=True, help="You accept the terms that a dataset has.")
 
 
-def place_options(command: F) -> F:
+def root_options(command: F) -> F:
     """Options that say where the root is and who may be connected to."""
     for option in (
         click.option("--root", metavar="DIR", help="Folder, or s3://… and its like. [DATAKIT_ROOT, else ./data]"),
@@ -84,7 +84,7 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
         accept: bool,
         **rest: Any,
     ) -> Any:
-        settings = load_settings(**{name: rest.pop(name) for name in (*PLACE, *PACE)})
+        settings = load_settings(**{name: rest.pop(name) for name in (*ROOT_FLAGS, *PACE)})
         if tolerates is not None and math.isnan(tolerates):
             raise UsageError("--tolerate should be a share from 0 to 1, not nan")
         if rebuild and slice_of:
@@ -109,7 +109,7 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ACCEPT,
     ):
         with_task = option(with_task)
-    return place_options(pace_options(with_task))
+    return root_options(pace_options(with_task))
 
 
 def names_of(text: str | None) -> tuple[str, ...] | None:

@@ -68,7 +68,7 @@ def load(
 ) -> Settings:
     """Flags over environment over file. Raises UsageError or ManifestError, naming what is wrong where.
 
-    Only reads: `catalogue.set_own` makes the catalogue that is returned the one that is looked in.
+    Only reads: `catalogue.set_own_folders` makes the catalogue that is returned the one that is looked in.
     """
     file = read_file((folder or Path.cwd()) / FILE)
     mirror_text = ",".join(mirrors) or environ.get("DATAKIT_MIRRORS") or ",".join(file.get("mirrors", []))

@@ -1,4 +1,4 @@
-"""Build: a recipe over one dataset in one root. Which of its shards are done is asked of datakit/engine/done.py."""
+"""Build: a recipe over one dataset in one root. datakit/engine/done.py tells which of its shards are done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from datakit.catalogue.manifest import Manifest
 from datakit.engine.choices import Choices, write_choices
-from datakit.engine.holdings import typed, write_manifest
+from datakit.engine.holdings import as_argument, write_manifest
 from datakit.engine.stage import Role, Step
 from datakit.engine.work import Progress, Work
 from datakit.errors import DownloadError, UsageError
@@ -29,7 +29,7 @@ def folder_of(dataset: str, limit: int | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """A recipe over one dataset in one root: what is to be made, of what, and where."""
+    """A recipe over one dataset in one root: which steps are made, of which dataset, and where."""
 
     store: Store
     manifest: Manifest
@@ -39,9 +39,9 @@ class Build:
     limits: Limits = field(default_factory=Limits)
     tolerates: float | None = None  # share of faults, instead of what each step says
     limit: int | None = None  # rows of each annotation file, for a trial
-    imports: str | None = None  # an output folder of img2dataset, from which fetch takes the pictures
+    imports: str | None = None  # an output folder of img2dataset that fetch takes the pictures from
     choices: Choices = field(default_factory=Choices)
-    before: Choices = field(default_factory=Choices)  # what was chosen before this command
+    before: Choices = field(default_factory=Choices)  # the choices before this command
 
     @property
     def folder(self) -> str:
@@ -49,9 +49,9 @@ class Build:
         return folder_of(self.manifest.name, self.limit)
 
     @property
-    def typed(self) -> str:
+    def as_argument(self) -> str:
         """The dataset as a command takes it, with a trial's limit."""
-        return typed(self.manifest.name, self.limit)
+        return as_argument(self.manifest.name, self.limit)
 
     # Steps.
 
@@ -70,7 +70,7 @@ class Build:
         raise UsageError(f"recipe {self.recipe!r} has no step of role {role!r}")
 
     def step_before(self, step: Step) -> Step | None:
-        """The step whose rows it takes: of a score of packed tars always the one that packs them."""
+        """The step whose rows this one takes, None for the first; each score after pack takes those of pack."""
         names = [s.name for s in self.steps]
         at = names.index(step.name) - 1
         while at >= 0 and step.role == self.steps[at].role == "score" and "pack" in {s.role for s in self.steps[:at]}:
@@ -78,11 +78,11 @@ class Build:
         return self.steps[at] if at >= 0 else None
 
     def steps_after(self, step: Step) -> list[Step]:
-        """The steps that take its rows."""
+        """The steps that take this step's rows."""
         return [s for s in self.steps if (before := self.step_before(s)) is not None and before.name == step.name]
 
     def path_to(self, step: Step) -> tuple[Step, ...]:
-        """The steps that lead to it, first to last, and itself."""
+        """The steps that lead to this step, first to last, and the step itself."""
         before = self.step_before(step)
         return (step,) if before is None else (*self.path_to(before), step)
 
@@ -91,9 +91,18 @@ class Build:
         return Ledger(self.store, f"{self.folder}/{step.name}", snapshot=snapshot)
 
     def work(self, step: Step, progress: Progress | None = None) -> Work:
-        """What a step's stage may use."""
-        place = (self.store, self.manifest, self.folder, step.name, self.hosts, self.limits, self.limit)
-        return Work(*place, imports=self.imports, progress=progress or Progress())
+        """The Work of a step's stage."""
+        return Work(
+            store=self.store,
+            manifest=self.manifest,
+            folder=self.folder,
+            step=step.name,
+            hosts=self.hosts,
+            limits=self.limits,
+            limit=self.limit,
+            imports=self.imports,
+            progress=progress or Progress(),
+        )
 
     # Identity.
 
@@ -101,7 +110,7 @@ class Build:
         """What recipe.json of a step says."""
         recipe = {"dataset": self.manifest.name, "step": step.name, **step.stage.identity(self.manifest)}
         before = self.step_before(step)
-        if before is not None:  # what came of other steps before isn't the same thing, under whatever name
+        if before is not None:  # rows that came through other steps aren't the same, whatever the step is called
             recipe["after"] = self.step_recipe(before)
         return recipe if self.limit is None else {**recipe, "limit": self.limit}
 
@@ -110,11 +119,11 @@ class Build:
         """The fingerprint of each step's recipe, by its name."""
         return {step.name: fingerprint(self.step_recipe(step)) for step in self.steps}
 
-    # What keeps it from being made.
+    # Whether it may be made.
 
     @property
     def terms(self) -> str:
-        """The terms that a person still has to accept, or nothing."""
+        """The terms that the user still has to accept; empty when there are none."""
         accept = self.manifest.accept
         return accept.rstrip(".") if accept != self.choices.accepted else ""
 
@@ -135,12 +144,12 @@ class Build:
                 "the same command with --accept-licence"
             )
 
-    # What it writes down of itself.
+    # What it writes into its folder.
 
     def claim(self, steps: tuple[Step, ...], path: tuple[Step, ...], *, rebuild: bool = False) -> None:
-        """Takes the folders of `steps` for this recipe; the others on the path to them are only compared.
+        """Claims the folders of `steps` for this recipe; those of other steps on the path are only compared.
 
-        Raises RecipeChanged. With `rebuild` it removes what another recipe made, and all that came of it.
+        Raises RecipeChanged. With `rebuild` it removes what another recipe made, and what was made from that.
         """
         sweep(self.store.downloads, below=True)
         self.store.sweep(self.folder)
@@ -155,18 +164,18 @@ class Build:
             if step in steps:
                 ledger.claim(recipe)
             elif old is not None:
-                ledger.claim(recipe, f"run `datakit fetch {self.typed} --rebuild` before this")
+                ledger.claim(recipe, f"run `datakit fetch {self.as_argument} --rebuild` before this")
         if rebuild and removing:
-            self._remove_what_came_of_it(path)
+            self._remove_later_steps(path)
         self.remember()
         write_manifest(self.store, self.folder, self.manifest)
 
     def remember(self) -> None:
-        """Writes down what this command chose otherwise than it was."""
+        """Writes the choices that this command changed."""
         chosen = {name: getattr(self.choices, name) for name in Choices.__struct_fields__}
         write_choices(self.store, self.folder, **{k: v for k, v in chosen.items() if v != getattr(self.before, k)})
 
-    def _remove_what_came_of_it(self, path: tuple[Step, ...]) -> None:
+    def _remove_later_steps(self, path: tuple[Step, ...]) -> None:
         """Removes the folders of later steps, and of steps that the recipe doesn't have."""
         ours = {step.name for step in path}
         for name in self.store.names(self.folder):

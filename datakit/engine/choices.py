@@ -1,4 +1,4 @@
-"""Choices: what a user has chosen for a dataset in a root, kept beside it so that later commands need not be told."""
+"""Choices: what a user has chosen for a dataset in a root, kept beside it so that later commands use it too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Choices(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def read_choices(store: Store, folder: str) -> Choices:
-    """What was chosen for a dataset's folder; nothing where nothing is written, or it can't be read."""
+    """The choices for a dataset's folder; the defaults where there is no file, or one that can't be read."""
     try:
         return msgspec.json.decode(store.read(f"{folder}/{_FILE}") or b"{}", type=Choices)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -34,10 +34,10 @@ def read_choices(store: Store, folder: str) -> Choices:
 
 
 def write_choices(store: Store, folder: str, **chosen: Any) -> None:
-    """Writes down what was chosen, if it differs; what isn't named stays as it is by then, whoever chose it."""
+    """Writes these choices if they differ; the others stay as they are in the file."""
     if not _differ(read_choices(store, folder), chosen):
         return
-    with store.held(f"{folder}/.choices.lock"):
+    with store.lock(f"{folder}/.choices.lock"):
         now = structs.replace(read_choices(store, folder), **chosen)
         store.write(f"{folder}/{_FILE}", msgspec.json.encode(now) + b"\n")
 

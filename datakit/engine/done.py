@@ -13,14 +13,15 @@ from datakit.storage.shards import shard_name
 
 
 class Done:
-    """What of a build is done.
+    """Which steps of a build's shards are done.
 
-    With `snapshot` each folder is listed once, to look at many shards; whoever makes shards asks the store each time.
+    With `snapshot` each folder is listed once, which is faster for many shards; a process that makes shards asks the
+    store each time.
     """
 
     def __init__(self, build: Build, *, snapshot: bool = False) -> None:
         self.build = build
-        # The last step first: what another job makes meanwhile is then seen with what it was made from.
+        # The last step is listed first, so that a shard that another job makes meanwhile is seen with its inputs.
         self._ledgers = {step.name: build.ledger(step, snapshot=snapshot) for step in reversed(build.steps)}
 
     def ledger(self, step: Step) -> Ledger:
@@ -28,7 +29,7 @@ class Done:
         return self._ledgers[step.name]
 
     def known_shards(self) -> list[int]:
-        """The shards that the dataset has; empty when it isn't listed yet, so that nobody knows."""
+        """The shards that the dataset has; empty while it isn't listed, so that they aren't known yet."""
         first = self.build.steps[0]
         try:
             return first.stage.shards(self.build.work(first))
@@ -36,9 +37,9 @@ class Done:
             return []
 
     def inputs(self, step: Step, shard: int, *, made: bool = False) -> dict[str, str] | None:
-        """What a step of a shard is made from, as its commit names it; None when the step before isn't done.
+        """The inputs of a step of a shard, as its commit names them; None when the step before isn't done.
 
-        With `made` what it was made from just now, although a file of the user's may be another one since.
+        With `made` the inputs that it was just made from, even if the user has edited one of these files since.
         """
         build = self.build
         before = build.step_before(step)
@@ -69,13 +70,13 @@ class Done:
         commit = self.ledger(step).read(shard_name(shard))
         return commit is not None and commit.inputs != self.inputs(step, shard)
 
-    def pending(self, last: Step, shard: int) -> tuple[Step, ...]:
+    def pending_steps(self, last: Step, shard: int) -> tuple[Step, ...]:
         """The steps, up to `last`, that a shard still has to go through.
 
-        It begins with the first that isn't done, or earlier when files that it reads were cleaned away.
+        They begin with the first that isn't done, or earlier when files that it reads were cleaned away.
         """
         path = self.build.path_to(last)
-        first = next((place for place, step in enumerate(path) if not self.has(step, shard)), len(path))
+        first = next((at for at, step in enumerate(path) if not self.has(step, shard)), len(path))
         if first == len(path) and all(self.has(step, shard) for step in self.build.steps_after(last)):
             return ()
         while first > 0 and not self.has(path[first - 1], shard, files=True):

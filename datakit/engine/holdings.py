@@ -1,8 +1,8 @@
 """Holdings: what a root holds, read from the root alone.
 
-A dataset that isn't in today's catalogue is there all the same: its folder has step folders, whose recipe.json names
-the steps before, and `manifest.json`, the manifest as it was when the dataset was last worked on. So archives that it
-needs aren't taken for superfluous, and its files are verified, whoever asks.
+A dataset may have left the catalogue and still be in the root. Its folder has step folders, whose recipe.json names the
+steps before, and `manifest.json`, the manifest as it was when the dataset was last worked on. So the archives that it
+needs are kept, and its files are verified, whatever today's catalogue says.
 """
 
 from __future__ import annotations
@@ -53,24 +53,24 @@ class Holding:
 
     @property
     def options(self) -> str:
-        """What a command about it is typed with: its name, and a trial's limit."""
-        return typed(self.dataset, self.limit)
+        """The arguments that name it in a command: its name, and a trial's limit."""
+        return as_argument(self.dataset, self.limit)
 
     @cached_property
     def before(self) -> dict[str, list[str]]:
-        """The steps that are there, first to last, each with the names of those before it."""
-        found = {name: self._chain(name) for name in self.store.names(self.folder)}
+        """The steps that have a folder, first to last, each with the names of the steps before it."""
+        found = {name: self._steps_before(name) for name in self.store.names(self.folder)}
         known = {name: before for name, before in found.items() if before is not None}
         for name, before in known.items():
-            if not before:  # the first step, or one whose recipe.json is damaged: a later one knows its place
+            if not before:  # the first step, or one whose recipe.json is damaged: a later one names what is before it
                 later = [chain for chain in known.values() if name in chain]
                 before += later[0][: later[0].index(name)] if later else []
         return dict(sorted(known.items(), key=lambda item: (len(item[1]), item[0])))
 
-    def _chain(self, name: str) -> list[str] | None:
-        """The steps before one, by its recipe.json; None for a folder that isn't a step's."""
+    def _steps_before(self, name: str) -> list[str] | None:
+        """The steps before a step, by its recipe.json; None for a folder that isn't a step's."""
         names = self.store.names(f"{self.folder}/{name}")
-        if "recipe.json" not in names and not any(one.endswith(".commit.json") for one in names):
+        if "recipe.json" not in names and not any(file.endswith(".commit.json") for file in names):
             return None
         chain: list[str] = []
         recipe: Any = self.ledger(name).recipe()
@@ -81,7 +81,7 @@ class Holding:
     def ledger(self, step: str) -> Ledger:
         return Ledger(self.store, f"{self.folder}/{step}")
 
-    def after(self, step: str) -> list[str]:
+    def steps_after(self, step: str) -> list[str]:
         """The steps that are made from a step's shards, the last one first."""
         return [name for name, before in reversed(self.before.items()) if step in before]
 
@@ -90,13 +90,15 @@ class Holding:
         ledger = self.ledger(step)
         return {name: commit for name in ledger.committed_names() if (commit := ledger.read(name)) is not None}
 
-    def made_from(self, step: str, hashes: Collection[str]) -> list[str]:
+    def shards_made_from(self, step: str, hashes: Collection[str]) -> list[str]:
         """The shards of a step that were made from downloads with those sha256."""
-        found = (name for name, one in self.commits(step).items() if not set(hashes).isdisjoint(one.inputs.values()))
+        found = (
+            name for name, commit in self.commits(step).items() if not set(hashes).isdisjoint(commit.inputs.values())
+        )
         return sorted({shard_of(name) for name in found})
 
     def manifest(self) -> Manifest | None:
-        """The manifest by which it was last worked on; None in a root of an earlier version."""
+        """The manifest that it was last worked on with; None in a root of an earlier version."""
         data = self.store.read(f"{self.folder}/{MANIFEST}")
         try:
             return msgspec.json.decode(data, type=Manifest) if data else None
@@ -105,7 +107,7 @@ class Holding:
             return None
 
 
-def typed(dataset: str, limit: int | None) -> str:
+def as_argument(dataset: str, limit: int | None) -> str:
     """A dataset, or a trial of it, as a command takes it."""
     return dataset + (f" --limit {limit}" if limit else "")
 
@@ -114,47 +116,47 @@ def holdings(store: Store) -> list[Holding]:
     """The datasets of a root, and the trials."""
     names = [name for name in store.names("") if name not in _NOT_DATASETS and _FOLDER.fullmatch(name)]
     found = [Holding(store, name) for name in names]
-    return [one for one in found if one.before or store.size(f"{one.folder}/{MANIFEST}") is not None]
+    return [holding for holding in found if holding.before or store.size(f"{holding.folder}/{MANIFEST}") is not None]
 
 
 def holds(store: Store, name: str) -> bool:
     """Whether a root holds a dataset, or a trial, of that name."""
-    return any(name in (one.folder, one.dataset) for one in holdings(store))
+    return any(name in (holding.folder, holding.dataset) for holding in holdings(store))
 
 
 def write_manifest(store: Store, folder: str, manifest: Manifest) -> None:
-    """Notes by which manifest a dataset's folder is worked on."""
+    """Writes the manifest that a dataset's folder is worked on with."""
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
     if store.read(f"{folder}/{MANIFEST}") != data:
         store.write(f"{folder}/{MANIFEST}", data)
     if not store.local:
-        _note_root(store)
+        _record_root(store)
 
 
-# A cache of downloads is shared by all the buckets that are roots.
+# All the buckets that are roots share one cache of downloads.
 
 
-def _note_root(store: Store) -> None:
-    """Notes beside the cache that this bucket is fed from it."""
+def _record_root(store: Store) -> None:
+    """Records beside the cache that this bucket uses it."""
     name = hashlib.sha256(store.root.encode()).hexdigest()[:32]
-    path = _roots(store) / f"{name}.root"
+    path = _roots_folder(store) / f"{name}.root"
     if not path.exists():
         publish_file(path, store.root.encode() + b"\n")
 
 
-def _roots(store: Store) -> Path:
+def _roots_folder(store: Store) -> Path:
     return store.downloads.parent / "roots"
 
 
-def sharing(store: Store) -> Iterator[Store]:
+def roots_sharing_downloads(store: Store) -> Iterator[Store]:
     """This root, and the others whose downloads stand in the same folder.
 
-    Raises DatakitError for one that can't be reached: nobody knows what it needs then.
+    Raises DatakitError for a root that can't be reached, since then what it needs isn't known.
     """
     yield store
-    if store.local or not _roots(store).is_dir():
+    if store.local or not _roots_folder(store).is_dir():
         return
-    for entry in sorted(os.scandir(_roots(store)), key=lambda entry: entry.name):
+    for entry in sorted(os.scandir(_roots_folder(store)), key=lambda entry: entry.name):
         if entry.name.endswith(".root"):
             root = Path(entry.path).read_text("utf-8", "replace").strip()
             if root != store.root:

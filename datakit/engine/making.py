@@ -16,7 +16,7 @@ from datakit import __version__
 from datakit.engine.build import Build
 from datakit.engine.done import Done
 from datakit.engine.partfiles import PartFiles, part_files
-from datakit.engine.stage import Step, batches
+from datakit.engine.stage import Step, checked_batches
 from datakit.engine.work import Out, Progress
 from datakit.errors import CeilingExceeded, DatakitError, Incomplete, SourceError
 from datakit.records.tables import Rows
@@ -27,15 +27,15 @@ from datakit.storage.shards import shard_name
 log = logging.getLogger(__name__)
 
 TRIES = 3  # to make a step of a shard, if other jobs write to it
-FEW = 20  # faults that a part may always have, whatever its share, but not in more than half of its rows
+FEW = 20  # faulty rows that a part may always have, whatever `tolerates` says, up to half of its rows
 
 
 class Changed(Incomplete):
-    """What a step is made from was changed while it was made."""
+    """An input of a step was changed while the step was made."""
 
 
-class _Taken(Exception):
-    """Another job has committed a part while this one made it."""
+class _MadeElsewhere(Exception):
+    """Another job has committed the part that this one was making."""
 
 
 class ShardStep:
@@ -73,18 +73,18 @@ class ShardStep:
             for nth, at in enumerate(starts)
         }
 
-    def undone(self) -> list[str]:
+    def undone_parts(self) -> list[str]:
         """The parts that aren't done."""
-        return [name for name in self.parts if not self._take(name)]
+        return [name for name in self.parts if not self._is_done(name)]
 
     def commit(self) -> Commit:
         """Makes the parts that aren't done, and commits the shard; again, if another job wrote to it meanwhile."""
         name = shard_name(self.shard)
         for _ in range(TRIES):
-            self.make(list(self.parts), alone=True)
+            self.make_parts(list(self.parts), alone=True)
             commits = [self._commits[part] for part in self.parts]
-            whole = commits[0] if list(self.parts) == [name] else _joined(commits)
-            self._commit(name, whole)
+            whole = commits[0] if list(self.parts) == [name] else _join_commits(commits)
+            self._write_commit(name, whole)
             lost = [part for part, files in self.written.items() if claims.stamps(self.ledger, files) != files]
             if not lost:
                 log.info(
@@ -94,30 +94,30 @@ class ShardStep:
             where = ", ".join(f"{self.ledger.folder}/{part}" for part in lost)
             log.warning("another job wrote %s at the same time", where)
             for part in self.parts.keys() & lost:
-                claims.settle(self.ledger, part)
+                claims.withdraw_unless_whole(self.ledger, part)
             self._commits, self.written = {}, {}
         raise DatakitError(
             f"another job keeps writing to {self.ledger.folder}/{name}: let only one of them work on a shard, "
             "by --slice"
         )
 
-    def make(self, names: Collection[str], *, alone: bool) -> None:
-        """Makes some parts and commits them. Those that are done are kept, or that another job commits meanwhile.
+    def make_parts(self, names: Collection[str], *, alone: bool) -> None:
+        """Makes and commits those of some parts that aren't done, and that no other job commits meanwhile.
 
-        `alone` says that this process holds the shard; else it holds each part while it makes it.
+        With `alone` this process already holds the shard; else it holds each part while it makes it.
         """
-        while todo := [name for name in names if not self._take(name)]:
-            with self.step.stage.opened([self.parts[name] for name in todo], self.work) as source:
+        while todo := [name for name in names if not self._is_done(name)]:
+            with self.step.stage.shared_source([self.parts[name] for name in todo], self.work) as source:
                 for name in todo:
                     with ExitStack() as claimed:
                         if not alone:
-                            claimed.enter_context(claims.held(self.ledger, name))
-                        if (name != todo[0] or not alone) and self._take(name):
+                            claimed.enter_context(claims.shard_lock(self.ledger, name))
+                        if (name != todo[0] or not alone) and self._is_done(name):
                             break  # what is opened begins anew without it
-                        with suppress(_Taken):
-                            self._make(name, source)
+                        with suppress(_MadeElsewhere):
+                            self._make_part(name, source)
 
-    def _take(self, name: str) -> bool:
+    def _is_done(self, name: str) -> bool:
         """Whether a part is done, by this job or by another."""
         if name in self._commits or (commit := self.ledger.read(name)) is None:
             return name in self._commits
@@ -130,13 +130,13 @@ class ShardStep:
                 self.progress.rows(self.step.name, commit.rows)
         return name in self._commits
 
-    def _make(self, name: str, source: Any) -> None:
-        """Makes a part and commits it, unless it is the shard's only one. Raises _Taken."""
+    def _make_part(self, name: str, source: Any) -> None:
+        """Makes a part and commits it, unless it is the shard's only one. Raises _MadeElsewhere."""
 
-        def last_look() -> None:
-            claims.hold_to(self.ledger, self.build.step_recipe(self.step))
-            if self._take(name):
-                raise _Taken
+        def check_still_ours() -> None:
+            claims.check_recipe(self.ledger, self.build.step_recipe(self.step))
+            if self._is_done(name):
+                raise _MadeElsewhere
 
         before = self.done.inputs(self.step, self.shard)
         rows = self.parts[name]
@@ -144,11 +144,11 @@ class ShardStep:
         tolerates = self.step.tolerates if self.build.tolerates is None else self.build.tolerates
         schema = self.step.stage.schema(rows, self.build.manifest)
         with part_files(self.work, name, schema, source=source) as files:
-            self._write(files, rows)
-            _account(self.step, rows, files.rows, files.out)
+            self._write_rows(files, rows)
+            _check_rows_accounted(self.step, rows, files.rows, files.out)
             where = f"{self.ledger.folder}/{name}"
-            _hold_ceiling(files.out, files.rows, tolerates, where, self.build.manifest.name)
-            last_look()
+            _check_ceiling(files.out, files.rows, tolerates, where, self.build.manifest.name)
+            check_still_ours()
         self.progress.rows_to_come(self.step.name, files.rows - len(rows))  # what was dropped is done, too
         # A listing learns its file's hash while it reads it.
         inputs = self.done.inputs(self.step, self.shard, made=True)
@@ -167,14 +167,14 @@ class ShardStep:
         self._commits[name], self.written[name] = commit, files.stamps
         self._counted.add(name)
         if list(self.parts) != [shard_name(self.shard)]:
-            self._commit(name, commit)
+            self._write_commit(name, commit)
 
-    def _write(self, files: PartFiles, rows: Rows) -> None:
+    def _write_rows(self, files: PartFiles, rows: Rows) -> None:
         """Runs the stage over some rows."""
         out = files.out
         if self.step.stage.tars:
             _ = out.tar
-        stream = batches(self.step.stage, rows, self.work, out)
+        stream = checked_batches(self.step.stage, rows, self.work, out)
         try:
             for batch in stream:
                 files.write(batch)
@@ -184,7 +184,7 @@ class ShardStep:
         for reason, n in out.faults.items():
             self.progress.faults(self.step.name, reason, n)
 
-    def _commit(self, name: str, commit: Commit) -> None:
+    def _write_commit(self, name: str, commit: Commit) -> None:
         self.ledger.write(name, commit)
         self.written.setdefault(name, {}).update(claims.stamps(self.ledger, [f"{name}.commit.json"]))
 
@@ -199,15 +199,15 @@ def committed_rows(build: Build, step: Step, shard: int, parts: list[Part]) -> R
 def check_tables(ledger: Ledger, parts: list[Part]) -> None:
     """Raises SourceError when a table that is about to be read isn't as it was committed. Tars check their pictures."""
     for part in parts:
-        if wrong := ledger.wrong(part.table):
+        if wrong := ledger.file_problem(part.table):
             raise SourceError(
                 f"{ledger.store.root}/{ledger.folder}/{part.table.name} can't be used: {wrong}. Run "
                 "`datakit verify --repair`, which says how to have it again"
             )
 
 
-def _account(step: Step, came: Rows, kept: int, out: Out) -> None:
-    """Raises DatakitError unless a stage has kept or counted each row that came; a listing makes its own."""
+def _check_rows_accounted(step: Step, came: Rows, kept: int, out: Out) -> None:
+    """Raises DatakitError unless a stage has kept or counted each row that it was given; a listing is given none."""
     dropped = out.dropped.total()
     if came.files and kept + dropped != len(came):
         kind = type(step.stage)
@@ -218,7 +218,7 @@ def _account(step: Step, came: Rows, kept: int, out: Out) -> None:
         )
 
 
-def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str, dataset: str) -> None:
+def _check_ceiling(out: Out, kept: int, tolerates: float, where: str, dataset: str) -> None:
     came, wrong = kept + sum(out.dropped.values()), out.bad_rows
     if wrong > max(tolerates * came, min(FEW, max(1, came // 2))):
         causes = ", ".join(f"{reason} {n}" for reason, n in out.faults.most_common(5))
@@ -229,7 +229,7 @@ def _hold_ceiling(out: Out, kept: int, tolerates: float, where: str, dataset: st
         )
 
 
-def _joined(commits: list[Commit]) -> Commit:
+def _join_commits(commits: list[Commit]) -> Commit:
     dropped: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     for commit in commits:

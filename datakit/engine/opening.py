@@ -9,7 +9,7 @@ from typing import Any
 
 from datakit import catalogue
 from datakit.catalogue import manifest
-from datakit.catalogue.manifest import Manifest, known_sources
+from datakit.catalogue.manifest import Manifest, check_sources
 from datakit.engine import pipeline
 from datakit.engine.build import Build, folder_of
 from datakit.engine.choices import Choices, read_choices
@@ -41,7 +41,7 @@ def open_build(
     manifest, if not the catalogue's. Raises UsageError.
     """
     about = about or manifest.load(name)
-    known_sources(about, without or ())
+    check_sources(about, without or ())
     before = read_choices(store, folder_of(name, limit))
     chosen = recipe or before.recipe or about.recipe
     build = Build(

@@ -48,7 +48,7 @@ class PartFiles:
 
     @property
     def stamps(self) -> Stamps:
-        """What tells whether the published files are still those that were written here."""
+        """Stamps that tell whether the published files are still those that were written here."""
         sinks = {"parquet": self._table} if self.out.sink is None else {"parquet": self._table, "tar": self.out.sink}
         return {f"{self.name}.{ending}": sink.stamp for ending, sink in sinks.items()}
 
@@ -57,7 +57,7 @@ class PartFiles:
 def part_files(work: Work, name: str, schema: pa.Schema, *, source: Any = None) -> Iterator[PartFiles]:
     """Files to write a part into, `<name>.parquet` and, once a stage asks for one, `<name>.tar`.
 
-    They are published when the block ends well, the tar before the table; nothing is, when it raises.
+    They are published when the block ends without an error, the tar before the table; else neither is.
     """
     with ExitStack() as published:
         table = published.enter_context(work.store.publish(work.path(f"{name}.parquet")))

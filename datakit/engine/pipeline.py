@@ -1,8 +1,8 @@
 """Pipeline: what we make of a dataset, one Python file in `pipelines/` for each paper's recipe.
 
-A recipe file may have `MIXES`, what a paper's stages train on, as mix expressions in the order of training; `STEPS`, a
-dictionary from datasets to the steps that make them otherwise than their manifests' own recipes do; and `TRAINING`,
-which the trainer reads. The steps of a dataset, say `allava.captions`, are the first of these that the recipe has:
+A recipe file may have `MIXES`, mix expressions by phase in the order of training; `STEPS`, the steps of datasets that
+aren't made by their manifests' own recipes; and `TRAINING`, which the trainer reads. The steps of a dataset, say
+`allava.captions`, are the first of these that the recipe has:
 
 1. `STEPS["allava.captions"]`, for this part of the dataset only;
 2. `STEPS["allava"]`, for the dataset and for each part of it that STEPS doesn't name;
@@ -13,8 +13,8 @@ which the trainer reads. The steps of a dataset, say `allava.captions`, are the 
 For any other dataset the recipe has no steps.
 
 Steps are a tuple of Step, or what differs from another recipe's steps: `like("instruct", Step(...))`.
-The first step lists, then there are one that fetches and one that packs, in this order. Steps that choose stand before
-or after the fetch; steps that score stand between fetch and pack, or after pack, beside one another.
+The first step lists; one step fetches, and after it one step packs. Steps that choose stand before or after the fetch;
+steps that score stand between fetch and pack, or after pack, where each takes the rows of the pack step.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Like:
 
 
 def like(recipe: str, *but: Step, without: tuple[str, ...] = ()) -> Like:
-    """The steps that another recipe has for the same dataset, except for what is given here.
+    """The steps that another recipe has for the same dataset, except for the steps given here.
 
-    A step takes the place of the one of its name, and one that lists, fetches or packs that of its role. Any other is
-    one more: a choice just before the fetch, a score at the end. `without` names steps to leave out.
+    A step replaces the one of its name; one that lists, fetches or packs replaces the one of its role. Any other is
+    added: one that chooses just before the fetch, one that scores at the end. `without` names steps to leave out.
 
         like("instruct", Step(name="half", stage=StratifiedShare(share=0.5)))    one more choice
         like("vila", Step(name="pack", stage=Pack(missing="drop_image")))        packed in another way
@@ -60,7 +60,7 @@ def load(name: str) -> ModuleType:
 
 
 def steps(recipe: str, manifest: Manifest, *, via: tuple[str, ...] = ()) -> tuple[Step, ...]:
-    """The steps that a recipe has for a dataset; `via` are the recipes that led to this one, each by the next.
+    """The steps that a recipe has for a dataset; `via` are the recipes that lead to this one by `like`, first to last.
 
     Raises UsageError when it has none, ManifestError for steps that can't be run.
     """
@@ -126,47 +126,47 @@ def _stand_in(dataset: str) -> str:
     return about.fallback if about.lost else ""
 
 
-def _steps_like(said: Like, manifest: Manifest, via: tuple[str, ...]) -> tuple[Step, ...]:
+def _steps_like(entry: Like, manifest: Manifest, via: tuple[str, ...]) -> tuple[Step, ...]:
     """The steps of another recipe with what `via[-1]` has otherwise. Raises ManifestError when they can't be had."""
     whose = f"recipe {via[-1]!r}: the steps of {manifest.name!r}"
     if (
-        not isinstance(said.recipe, str)
-        or not isinstance(said.without, tuple)
-        or not all(isinstance(step, Step) for step in said.but)
+        not isinstance(entry.recipe, str)
+        or not isinstance(entry.without, tuple)
+        or not all(isinstance(step, Step) for step in entry.but)
     ):
-        raise ManifestError(f'{whose} should be like("RECIPE", Step(...), without=("STEP",)), not {said!r}')
-    if said.recipe in via:
-        circle = " -> ".join([*via, said.recipe])
+        raise ManifestError(f'{whose} should be like("RECIPE", Step(...), without=("STEP",)), not {entry!r}')
+    if entry.recipe in via:
+        circle = " -> ".join([*via, entry.recipe])
         raise ManifestError(
             f"{whose} are written out nowhere, for each recipe points to the next: {circle}. Write them out in one"
         )
     try:
-        usual = steps(said.recipe, manifest, via=via)
+        usual = steps(entry.recipe, manifest, via=via)
     except UsageError as error:
-        raise ManifestError(f"{whose} are like those of {said.recipe!r}, but {error}") from error
+        raise ManifestError(f"{whose} are like those of {entry.recipe!r}, but {error}") from error
     names = [step.name for step in usual]
-    if unknown := [name for name in said.without if name not in names]:
+    if unknown := [name for name in entry.without if name not in names]:
         raise ManifestError(
-            f"{whose}: {said.recipe!r} has no step {unknown[0]!r} to leave out. {nearest(unknown[0], names)}"
+            f"{whose}: {entry.recipe!r} has no step {unknown[0]!r} to leave out. {nearest(unknown[0], names)}"
         )
-    kept = [step for step in usual if step.name not in said.without]
-    more = [step for step in said.but if not any(_stands_for(step, usual_step) for usual_step in kept)]
+    kept = [step for step in usual if step.name not in entry.without]
+    more = [step for step in entry.but if not any(_replaces(step, usual_step) for usual_step in kept)]
     merged: list[Step] = []
     for step in kept:
         merged += [choice for choice in more if choice.role == "choose"] if step.role == "fetch" else []
-        merged += [other for other in said.but if _stands_for(other, step)] or [step]
+        merged += [other for other in entry.but if _replaces(other, step)] or [step]
     return (*merged, *(step for step in more if step.role != "choose"))
 
 
-def _stands_for(step: Step, usual: Step) -> bool:
-    """Whether a step takes the place of one of the recipe that it is to be like."""
+def _replaces(step: Step, usual: Step) -> bool:
+    """Whether a step of `like(...)` replaces one of the other recipe's steps."""
     return step.name == usual.name or (step.role == usual.role and step.role in ("list", "fetch", "pack"))
 
 
 def mixes(recipe: str) -> dict[str, str]:
-    """What the stages of a recipe train on: mix expressions by stage, in the order of training.
+    """What a recipe trains on: mix expressions by phase, in the order of training.
 
-    Raises UsageError when it has none, ManifestError for one that names what isn't in the catalogue.
+    Raises UsageError when it has none, ManifestError for an expression that names a dataset outside the catalogue.
     """
     module = load(recipe)
     table = getattr(module, "MIXES", None)
@@ -177,13 +177,13 @@ def mixes(recipe: str) -> dict[str, str]:
             f"`datakit fetch {of} --recipe {recipe}`"
         )
     if not isinstance(table, dict) or not table or not all(isinstance(text, str) for text in table.values()):
-        raise ManifestError(f"recipe {recipe!r}: MIXES should be a dictionary from stages to mixes, not {table!r}")
-    for stage, expression in table.items():
-        if not isinstance(stage, str) or not KEY.fullmatch(stage):
-            raise ManifestError(f"recipe {recipe!r}: the name of a stage may hold a-z, 0-9, _ and -, not {stage!r}")
+        raise ManifestError(f"recipe {recipe!r}: MIXES should be a dictionary from phases to mixes, not {table!r}")
+    for phase, expression in table.items():
+        if not isinstance(phase, str) or not KEY.fullmatch(phase):
+            raise ManifestError(f"recipe {recipe!r}: the name of a phase may hold a-z, 0-9, _ and -, not {phase!r}")
         try:
             for name, _ in mix.parse(expression, catalogue.names("manifests")):
                 manifests.load(name)
         except UsageError as error:
-            raise ManifestError(f"recipe {recipe!r}, stage {stage!r}: {error}") from error
+            raise ManifestError(f"recipe {recipe!r}, phase {phase!r}: {error}") from error
     return dict(table)

@@ -1,7 +1,8 @@
-"""Pool: calls in worker processes, which tell how they get on and don't outlive their parent.
+"""Pool: calls in worker processes, which report their progress and end when their parent does.
 
-Workers are fresh interpreters: a fork would copy threads and locks of the parent. What they are to do comes as bytes,
-and is unpickled where an error can be caught, so that it is told as what it was; and so are errors on their way back.
+Workers are fresh interpreters: a fork would copy threads and locks of the parent. A call crosses to its worker as
+pickled bytes and is unpickled inside a `try`, so that an error there is reported as what it is; errors that cross back
+are checked in the same way.
 """
 
 from __future__ import annotations
@@ -36,25 +37,27 @@ class Call(NamedTuple):
 def run_calls(
     calls: Iterable[Call], jobs: int, *, progress: Progress, then: Callable[[Any], Iterable[Call]] = lambda result: ()
 ) -> None:
-    """Makes calls in up to `jobs` processes; `then` is told here what each returned, and gives calls that follow.
+    """Makes calls in up to `jobs` processes; `then` gets each result here, and returns the calls that follow from it.
 
-    Those that follow come before the rest. `calls` is asked for another one when a process is about to be free, so it
-    may decide late. Raises what the first failing call raised, when those under way have ended; the others are not
-    begun. Raises DatakitError when a process was killed, or what it is to do can't be sent to one.
+    Following calls come before the rest. `calls` is asked for the next call when a process is about to be free, so it
+    may decide late. Raises what the first failing call raised, when those under way have ended; no other call is
+    begun. Raises DatakitError when a process was killed, or a call can't be sent to one.
     """
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    ear = threading.Thread(target=_relay, args=(queue, progress), daemon=True)
-    ear.start()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(queue, terminal.level()))
+    listener = threading.Thread(target=_relay, args=(queue, progress), daemon=True)
+    listener.start()
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_start_worker, initargs=(queue, terminal.log_level())
+    )
     workers: Mapping[int, Any] = {}
     rest, following = iter(calls), deque[Call]()
     running: set[Future[Any]] = set()
 
     def submit() -> None:
         """One call more than there are processes, so that none has to wait for the next."""
-        while len(running) <= jobs and (call := _next(following, rest)) is not None:
-            running.add(pool.submit(_call, _Sealed(call)))
+        while len(running) <= jobs and (call := _next_call(following, rest)) is not None:
+            running.add(pool.submit(_run_call, _PickledCall(call)))
 
     try:
         submit()
@@ -70,7 +73,7 @@ def run_calls(
             submit()
         pool.shutdown(wait=True)
     except KeyboardInterrupt:
-        # A worker may die with the queue's lock in its hand, so nobody waits for the queue any more.
+        # A worker may die while it holds the queue's lock, so nobody waits for the queue any more.
         for process in list(workers.values()):
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -78,7 +81,7 @@ def run_calls(
     except BrokenProcessPool as error:
         pool.shutdown(wait=True, cancel_futures=True)  # the pool has told the other workers to end
         raise DatakitError(
-            f"a worker process {_end(workers)}. What was committed is kept: run the same command again"
+            f"a worker process {_how_it_ended(workers)}. What was committed is kept: run the same command again"
         ) from error
     except BaseException:
         # What is under way is finished, and kept. Not by `cancel_futures`, which in Python 3.11 waits for ever for a
@@ -88,11 +91,11 @@ def run_calls(
         pool.shutdown(wait=True)
         raise
     queue.put(None)
-    ear.join()
+    listener.join()
     queue.close()
 
 
-def _next(following: deque[Call], rest: Iterator[Call]) -> Call | None:
+def _next_call(following: deque[Call], rest: Iterator[Call]) -> Call | None:
     return following.popleft() if following else next(rest, None)
 
 
@@ -130,13 +133,13 @@ class _Relayed(Progress):
 _queue: Any = None
 
 
-def _begin(queue: Any, level: int) -> None:
+def _start_worker(queue: Any, level: int) -> None:
     """In a new worker: Ctrl-C is the parent's to handle, and a worker doesn't outlive its parent."""
     global _queue
     _queue = queue
-    memory.spare()
-    terminal.open_doors()
-    terminal.listen(level)
+    memory.reduce_overhead()
+    terminal.open_standard_streams()
+    terminal.show_logs(level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -148,15 +151,15 @@ def _begin(queue: Any, level: int) -> None:
         threading.Thread(target=follow, daemon=True).start()
 
 
-class _Sealed:
-    """A call that crosses to a worker as bytes; it is pickled when its turn comes, and opened by `_call`."""
+class _PickledCall:
+    """A call that crosses to a worker as bytes: pickled when its turn comes, unpickled by `_run_call`."""
 
     def __init__(self, call: Call) -> None:
-        self._call = (call.function, call.arguments)
+        self._parts = (call.function, call.arguments)
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
         try:
-            return bytes, (pickle.dumps(self._call),)
+            return bytes, (pickle.dumps(self._parts),)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise DatakitError(
                 f"this recipe can't be sent to another process: {error}. Define what it uses at the top level of its "
@@ -164,32 +167,32 @@ class _Sealed:
             ) from error
 
 
-def _call(sealed: Any) -> Any:
+def _run_call(pickled: Any) -> Any:
     try:
-        function, arguments = pickle.loads(sealed)  # noqa: S301 - our own parent's
+        function, arguments = pickle.loads(pickled)  # noqa: S301 - our own parent's
         return function(*arguments, _Relayed())
     except BaseException as error:
-        told = usercode.portable(error)
-        if _crosses(told):
-            if told is error:
+        portable = usercode.portable_error(error)
+        if _survives_pickling(portable):
+            if portable is error:
                 raise
-            raise told from None
+            raise portable from None
         trace = "".join(traceback.format_exception(error))
         raise DatakitError(
             f"{type(error).__name__} in a worker process, which is a mistake of ours:\n{trace}"
         ) from None
 
 
-def _crosses(error: BaseException) -> bool:
-    """Whether an exception comes out of a pickle as it went in; one with arguments of its own may not."""
+def _survives_pickling(error: BaseException) -> bool:
+    """Whether an exception can be unpickled as the same class; one whose __init__ takes other arguments can't."""
     try:
         return type(pickle.loads(pickle.dumps(error))) is type(error)  # noqa: S301
     except Exception:  # noqa: BLE001 - of classes that anyone may have written
         return False
 
 
-def _end(workers: Mapping[int, Any]) -> str:
-    """How the worker ended that broke the pool: the others were then told to end, which is no news."""
+def _how_it_ended(workers: Mapping[int, Any]) -> str:
+    """How the worker ended that broke the pool: the pool then told the others to end, so their codes say nothing."""
     codes = [process.exitcode for process in workers.values()]
     code = next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), None)
     if code is None:

@@ -1,13 +1,13 @@
 """Runner: takes the shards of a build through its steps, in one process or in many.
 
-For each shard and step: is it done? If not, open the tables of the step before, run the stage, publish its table and
-tar, and write the commit last. A shard goes through all its steps before the next one is begun, so pictures are being
-fetched while later annotations still download.
+For each shard and step that isn't done it opens the tables of the step before, runs the stage, publishes the stage's
+table and tar, and writes the commit last. A shard goes through all its steps before the next one begins, so pictures
+are fetched while later annotations still download.
 
-What processes share is a part of a shard. While there are shards enough, each goes to one process, which makes all its
-parts; a step of one of the last shards is divided, part by part, among the processes that would have nothing to do.
-The bytes are the same: a part knows nothing of who makes the others. Jobs that work on one shard take turns, and take
-what the other made: see datakit/storage/claims.py.
+The unit of work is a part of a shard. While there are shards enough, each goes to one process, which makes all its
+parts; for the last shards, the parts of a step are divided among the processes that would be idle. The bytes are the
+same, for a part doesn't depend on who makes the others. Jobs that work on one shard take turns, and each takes over
+what the other committed: see datakit/storage/claims.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Report:
     """What a run did: shards by number, and counters over the shards it made."""
 
     made: list[int]
-    kept: list[int]  # were done before
+    kept: list[int]  # those that were done before
     rows: int
     dropped: Counter[str]
     faults: Counter[str]
@@ -63,7 +63,7 @@ def execute(
 ) -> Report:
     """Makes the shards of a build up to a step, and returns when all are done.
 
-    `first` starts at a later step and takes only what the step before has done, so nothing is downloaded.
+    With `first` it starts at a later step, on shards that have gone through the step before; nothing is downloaded.
     Raises what the first failing shard raised; the others that were under way are finished and kept.
     """
     progress = progress or Progress()
@@ -72,14 +72,14 @@ def execute(
     steps, before = path[start:], path[start - 1] if start else None
     if before is None:
         build.permit()
-    if rebuild:  # what would stop it later stops it before anything is removed
+    if rebuild:  # what would stop `prepare` stops it here, before anything is removed
         for step in steps:
             step.stage.check(build.work(step))
     build.claim(steps, path, rebuild=rebuild)
     done = Done(build, snapshot=True)
-    known = _listed(build, done, progress) if before is None else _committed(build, done, before)
-    chosen = [k for k in _chosen(build, known, shards) if k % slice_of[1] == slice_of[0]]
-    todo = {k: [step for step in done.pending(upto, k) if step in steps] for k in chosen}
+    known = _listed_shards(build, done, progress) if before is None else _committed_shards(build, done, before)
+    chosen = [k for k in _chosen_shards(build, known, shards) if k % slice_of[1] == slice_of[0]]
+    todo = {k: [step for step in done.pending_steps(upto, k) if step in steps] for k in chosen}
     waiting = [k for k in chosen if todo[k]]
     for step in steps:
         ours = {shard_name(k) for k in waiting if step in todo[k]}
@@ -89,7 +89,7 @@ def execute(
     progress.shards(len(chosen))
     progress.shards_done(len(chosen) - len(waiting))
     making = _Making(build, steps, jobs, progress)
-    making.all(waiting)
+    making.make_all(waiting)
     if waiting and build.store.local:  # in a bucket only `datakit clean` asks for every commit once more
         done = Done(build, snapshot=True)
         for step in steps:
@@ -98,7 +98,7 @@ def execute(
     return Report(waiting, kept, making.rows, making.dropped, making.faults)
 
 
-def _listed(build: Build, done: Done, progress: Progress) -> list[int]:
+def _listed_shards(build: Build, done: Done, progress: Progress) -> list[int]:
     """The shards that the dataset has; plans the listing if it isn't done."""
     first = build.steps[0]
     listed = done.known_shards()
@@ -106,11 +106,13 @@ def _listed(build: Build, done: Done, progress: Progress) -> list[int]:
         first.stage.prepare(build.work(first, progress))
     known = first.stage.shards(build.work(first))
     if not known:
-        raise SourceError(f"the annotations of {build.manifest.name!r} hold no rows: is upstream well?")
+        raise SourceError(
+            f"the annotations of {build.manifest.name!r} hold no rows: see whether upstream's files are empty"
+        )
     return known
 
 
-def _committed(build: Build, done: Done, before: Step) -> list[int]:
+def _committed_shards(build: Build, done: Done, before: Step) -> list[int]:
     """The shards that have gone through a step."""
     commits, name = done.ledger(before).commits(), build.manifest.name
     known = [k for k in sorted(commits) if done.has(before, k)]
@@ -124,7 +126,7 @@ def _committed(build: Build, done: Done, before: Step) -> list[int]:
     return known
 
 
-def _chosen(build: Build, known: list[int], shards: list[int] | None) -> list[int]:
+def _chosen_shards(build: Build, known: list[int], shards: list[int] | None) -> list[int]:
     if shards is None:
         return known
     unknown = sorted(set(shards) - set(known))
@@ -145,7 +147,7 @@ class Divided(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """How far a shard has come: the commits that were made, and the step that may be divided, if it isn't through."""
+    """How far a shard has come: its new commits, and the step to divide; None when the shard is done."""
 
     shard: int
     made: list[Commit]
@@ -171,7 +173,7 @@ class _Shard:
 
 
 class _Making:
-    """Shards on their way through the steps, and what came of those that are through."""
+    """Takes shards through the steps, and counts the rows, drops and faults of those that are done."""
 
     def __init__(self, build: Build, steps: tuple[Step, ...], jobs: int, progress: Progress) -> None:
         self.build, self.steps, self.jobs, self.progress = build, steps, jobs, progress
@@ -179,54 +181,54 @@ class _Making:
         self._begun: dict[int, _Shard] = {}
         self._waiting = deque[int]()
 
-    def all(self, shards: Iterable[int]) -> None:
-        """Makes shards; in this process as long as there is nothing that a second one could do."""
+    def make_all(self, shards: Iterable[int]) -> None:
+        """Makes shards; in this process while there is no work for a second one."""
         self._waiting.extend(shards)
         if self.jobs > 1 and len(self._waiting) > 1:
-            run_calls(self._walks(), self.jobs, progress=self.progress, then=self._then)
+            run_calls(self._walk_calls(), self.jobs, progress=self.progress, then=self._next_calls)
             return
-        for call in self._walks():
+        for call in self._walk_calls():
             following = [call]
             while following:
                 if len(following) > 1:
-                    run_calls(following, self.jobs, progress=self.progress, then=self._then)
+                    run_calls(following, self.jobs, progress=self.progress, then=self._next_calls)
                     break
                 function, arguments = following.pop()
-                following = self._then(function(*arguments, self.progress))
+                following = self._next_calls(function(*arguments, self.progress))
 
-    def _walks(self) -> Iterator[Call]:
+    def _walk_calls(self) -> Iterator[Call]:
         while self._waiting:
             shard = self._waiting.popleft()
             self._begun[shard] = _Shard()
-            yield self._walk(shard, {})
+            yield self._walk_call(shard, {})
 
-    def _walk(self, shard: int, written: dict[str, claims.Stamps]) -> Call:
-        # A process that takes a whole shard gets on best, as long as the others have something to do, too.
+    def _walk_call(self, shard: int, written: dict[str, claims.Stamps]) -> Call:
+        # Whole shards need the least coordination, so none is divided while every process has one.
         divide = self.jobs > 1 and len(self._waiting) < self.jobs
         names = tuple(step.name for step in self.steps)
         return Call(walk, (self.build, shard, names[0], names[-1], divide, written))
 
-    def _then(self, result: Walked | PartsMade) -> list[Call]:
+    def _next_calls(self, result: Walked | PartsMade) -> list[Call]:
         shard = self._begun[result.shard]
         if isinstance(result, PartsMade):
             shard.written |= result.written
             shard.groups -= 1
-            return [self._walk(result.shard, shard.written)] if shard.groups == 0 else []
+            return [self._walk_call(result.shard, shard.written)] if shard.groups == 0 else []
         shard.made += result.made
         shard.written = {}
         if result.divided is None:
             del self._begun[result.shard]
-            self._note(shard.made)
+            self._add_to_report(shard.made)
             return []
         step, parts = result.divided.step, result.divided.parts
         shard.divided[step] += 1
         if shard.divided[step] > TRIES:
-            raise _never_done(self.build, step, result.shard)
-        groups = _groups(parts, -(-self.jobs // len(self._begun)))
+            raise _never_done_error(self.build, step, result.shard)
+        groups = _split_parts(parts, -(-self.jobs // len(self._begun)))
         shard.groups = len(groups)
         return [Call(make_parts, (self.build, step, result.shard, group)) for group in groups]
 
-    def _note(self, made: list[Commit]) -> None:
+    def _add_to_report(self, made: list[Commit]) -> None:
         self.progress.shards_done(1)
         for commit in made:
             self.dropped.update(commit.dropped)
@@ -234,14 +236,14 @@ class _Making:
         self.rows += made[-1].rows if made else 0
 
 
-def _groups(parts: list[str], n: int) -> list[list[str]]:
-    """Parts in up to `n` runs of about one length."""
+def _split_parts(parts: list[str], n: int) -> list[list[str]]:
+    """Parts in up to `n` runs of about equal length."""
     n = min(n, len(parts))
     ends = [len(parts) * nth // n for nth in range(n + 1)]
     return [parts[begin:end] for begin, end in pairwise(ends)]
 
 
-def _never_done(build: Build, step: str, shard: int) -> DatakitError:
+def _never_done_error(build: Build, step: str, shard: int) -> DatakitError:
     return DatakitError(
         f"{build.folder}/{step} shard {shard} was made and isn't done: "
         "does another job remove or change what is in this root?"
@@ -257,39 +259,39 @@ def walk(
     written: dict[str, claims.Stamps],
     progress: Progress,
 ) -> Walked:
-    """Takes one shard through the steps it still has to go through, from one to another by their names.
+    """Takes one shard through those of its steps `first` to `last` that aren't done.
 
-    With `divide` it stops before a step of which several parts are to be made. `written` are the parts of that step
-    that other processes have made since.
+    With `divide` it stops before a step that has several parts to make. `written` has the files of that step's parts
+    that other processes made since.
     """
     made: dict[str, Commit] = {}
     tries: Counter[str] = Counter()
     done = Done(build)
     steps = build.path_to(build.step(last))
     ours = steps[steps.index(build.step(first)) :]
-    # Asked anew after each step: one that was lost and made again as it was leaves the next ones done.
-    while todo := done.pending(steps[-1], shard):
+    # Asked again after each step: a lost step that is made again with the same bytes leaves the later ones done.
+    while todo := done.pending_steps(steps[-1], shard):
         step = todo[0]
         if step not in ours:
             raise Incomplete(
                 f"shard {shard} of {build.manifest.name!r} must go through {step.name!r} again: "
                 f"run `datakit fetch {build.manifest.name} --shards {shard}`"
             )
-        with _alone(build, step, shard):
-            if done.pending(steps[-1], shard)[:1] != (step,):
+        with _hold_step(build, step, shard):
+            if done.pending_steps(steps[-1], shard)[:1] != (step,):
                 continue  # another job has made it meanwhile
             tries[step.name] += 1
             if tries[step.name] > TRIES:
-                raise _never_done(build, step.name, shard)
+                raise _never_done_error(build, step.name, shard)
             try:
-                claims.hold_to(build.ledger(step), build.step_recipe(step))
+                claims.check_recipe(build.ledger(step), build.step_recipe(step))
                 making = ShardStep(done, step, shard, progress, written)
-                if divide and len(left := making.undone()) > 1:
+                if divide and len(left := making.undone_parts()) > 1:
                     return Walked(shard, list(made.values()), Divided(shard, step.name, left))
                 made[step.name] = making.commit()
                 written = {}
             except (OSError, DatakitError) as error:
-                claims.hold_to(build.ledger(step), build.step_recipe(step))
+                claims.check_recipe(build.ledger(step), build.step_recipe(step))
                 if not isinstance(error, Changed) or tries[step.name] == TRIES:
                     raise
     return Walked(shard, list(made.values()), None)
@@ -299,19 +301,19 @@ def make_parts(build: Build, step_name: str, shard: int, names: list[str], progr
     """Makes some parts of a step of a shard and commits each of them; the shard's own commit is `walk`'s."""
     step = build.step(step_name)
     done = Done(build)
-    with _alone(build, step, shard, shared=True):
-        claims.hold_to(build.ledger(step), build.step_recipe(step))
+    with _hold_step(build, step, shard, shared=True):
+        claims.check_recipe(build.ledger(step), build.step_recipe(step))
         making = ShardStep(done, step, shard, progress, {})
-        making.make(names, alone=False)
+        making.make_parts(names, alone=False)
         return PartsMade(shard, step_name, {name: making.written.get(name, {}) for name in names})
 
 
 @contextmanager
-def _alone(build: Build, step: Step, shard: int, *, shared: bool = False) -> Iterator[None]:
-    """Holds a step of a shard, or shares it, and keeps others from changing what it is made from."""
+def _hold_step(build: Build, step: Step, shard: int, *, shared: bool = False) -> Iterator[None]:
+    """Claims a step of a shard, alone or shared, and keeps others from changing its inputs."""
     with ExitStack() as claimed:
         before = build.step_before(step)
         if before is not None:
-            claimed.enter_context(claims.held(build.ledger(before), shard_name(shard), shared=True))
-        claimed.enter_context(claims.held(build.ledger(step), shard_name(shard), shared=shared))
+            claimed.enter_context(claims.shard_lock(build.ledger(before), shard_name(shard), shared=True))
+        claimed.enter_context(claims.shard_lock(build.ledger(step), shard_name(shard), shared=shared))
         yield

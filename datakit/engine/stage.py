@@ -1,11 +1,11 @@
-"""Stage: what turns rows into rows, as a frozen dataclass with one generator; and Step, a stage in its place.
+"""Stage: what turns rows into rows, as a frozen dataclass with one generator; and Step, a stage in a recipe.
 
-A stage's fields and `version`, and what it says of the manifest in `identity`, are all that can change a
-byte of its output. Whatever else it needs (the store, who may be connected to, progress) comes in `Work`.
-Raise `version` when the code makes other bytes than before.
+A stage's fields and `version`, and the parts of the manifest in its `identity`, are all that its output depends on.
+Whatever else it needs (the store, the hosts it may connect to, progress) comes in `Work`. Raise `version` when the code
+makes other bytes than before.
 
-A stage answers for itself: what of a user's choices concerns it (`as_chosen`), how many rows it lets through
-(`expects`), what it costs (`costs`), and what stands in its way (`check`). Nobody asks it for its class.
+A stage answers for itself: which of a user's choices concern it (`as_chosen`), how many rows it lets through
+(`expects`), what it costs (`costs`), and what keeps it from running (`check`). No other code asks for its class.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from datakit.engine.work import Out, Work
 from datakit.errors import Incomplete, ManifestError, SourceError, UsageError, shortlist
 from datakit.process import usercode  # importing it lets a stage of a user's recipe be unpickled, see Stage
 from datakit.records.tables import Rows, column
-from datakit.storage.fingerprint import plain
+from datakit.storage.fingerprint import json_value
 
 Role = Literal["list", "choose", "fetch", "pack", "score"]
 Engine = Literal["datakit", "img2dataset"]
@@ -36,21 +36,21 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What a user has chosen of a dataset besides its recipe."""
+    """What a user has chosen for a dataset besides its recipe."""
 
     without: tuple[str, ...] = ()  # sources of pictures that are given up
     repairs: tuple[str, ...] = ()  # that `datakit check --repair` turned on
-    engine: Engine | None = None  # who fetches by URL, where this command says so
+    engine: Engine | None = None  # what fetches by URL, if this command says so
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """What a stage is expected to cost for the rows that it is given."""
 
-    urls: int | None = 0  # to ask for; None where nobody knows
+    urls: int | None = 0  # to fetch; None where their number isn't known
     seconds: float = 0.0
     written_bytes: float = 0.0
-    passed_bytes: float | None = None  # pictures for the next step; None: those that came, as far as rows pass
+    passed_bytes: float | None = None  # pictures for the next step; None: the input's, by the share of rows that pass
 
 
 Reasons: TypeAlias = Sequence[str | None] | pa.Array  # for each row of a batch why it is dropped, None where it is kept
@@ -65,46 +65,46 @@ class Stage:
 
     role: ClassVar[Role] = "choose"
     version: ClassVar[int] = 1
-    rows_per_part: ClassVar[int | None] = None  # how many input rows make one table (and tar) of a shard
+    rows_per_part: ClassVar[int | None] = None  # input rows for one table (and tar); None: the whole shard's
     keeps_parts: ClassVar[bool] = False  # whether each part of the step before makes one of its own
     tars: ClassVar[bool] = False  # whether there is always a tar beside the table, be it empty
     reads_annotations: ClassVar[bool] = False  # whether it goes through upstream's rows once more
     streams: ClassVar[bool] = False  # whether it reads upstream's files without keeping them
     finds: ClassVar[tuple[str, ...]] = ()  # the kinds of [images] whose pictures it finds: path, folder, inline
-    by_url: ClassVar[bool] = False  # whether it asks for pictures by URL, so that failed ones can be tried again
+    by_url: ClassVar[bool] = False  # whether it fetches pictures by URL, so that failed URLs can be retried
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         """What recipe.json says: class, version, fields, and the parts of the manifest that matter."""
         parts = {} if self.rows_per_part is None else {"rows_per_part": self.rows_per_part}
-        return {"stage": type(self).__name__, "version": self.version, **parts, **plain(self)}
+        return {"stage": type(self).__name__, "version": self.version, **parts, **json_value(self)}
 
     def as_chosen(self, chosen: Chosen, recorded: dict[str, Any]) -> Stage:
         """This stage with what was chosen; `recorded` is its own part of recipe.json, {} before there is any."""
         return self
 
     def expects(self, rows: int | None) -> int | None:
-        """How many rows come out, at the most, of so many; None where nobody knows."""
+        """The most rows that come out of `rows` input rows; None where that isn't known."""
         return rows
 
     def costs(self, rows: int | None, size_bytes: float, jobs: int, manifest: Manifest) -> Cost:
-        """What so many rows with pictures of so many bytes cost in `jobs` processes on this machine."""
+        """What `rows` rows with `size_bytes` of pictures cost in `jobs` processes on this machine."""
         return Cost()
 
     def check(self, work: Work) -> None:
-        """Raises what would stop `prepare` for want of something that only a person can bring; no network.
+        """Raises what would stop `prepare` until the user does something about it; no network.
 
         DownloadError for an archive that isn't here, UsageError for a choice that means nothing.
         """
 
     def prepare(self, work: Work) -> None:
-        """Done once, before any shard that isn't done: downloads, plans."""
+        """Runs once before the shards that aren't done are made: downloads, plans."""
 
     def shards(self, work: Work) -> list[int]:
-        """The shards there are; only asked of a stage of role `list`."""
+        """The numbers of the dataset's shards; only asked of a stage of role `list`."""
         raise Incomplete(f"{type(self).__name__} can't be the first step of a recipe: it lists nothing")
 
     def inputs(self, work: Work, shard: int) -> dict[str, str] | None:
-        """Upstream files that a shard is made from, by sha256. None: not known without the network."""
+        """The sha256 of each upstream file that a shard is made from; None when not known without the network."""
         return {}
 
     def needs(self, work: Work) -> list[Path]:
@@ -115,12 +115,12 @@ class Stage:
         """The schema of what `rows` yields."""
         return rows.schema()
 
-    def crawled(self, urls: Iterable[str], work: Work) -> Generator[Any]:
-        """What became of each URL, in their order, for a stage that is `by_url`: see Fetch.crawled."""
+    def crawl_urls(self, urls: Iterable[str], work: Work) -> Generator[Any]:
+        """What became of each URL, in their order, for a stage that is `by_url`: see Fetch.crawl_urls."""
         raise UsageError(f"{type(self).__name__} asks for no pictures by URL")
 
-    def opened(self, parts: list[Rows], work: Work) -> AbstractContextManager[Any]:
-        """What the parts of a shard share while they are made, one after the other; `rows` finds it in `out.source`."""
+    def shared_source(self, parts: list[Rows], work: Work) -> AbstractContextManager[Any]:
+        """What the parts of a shard share while they are made one after the other; `rows` gets it as `out.source`."""
         return nullcontext()
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
@@ -137,7 +137,7 @@ class Filter(Stage):
         raise NotImplementedError
 
     def judge(self, rows: Rows) -> Callable[[pa.RecordBatch], Reasons]:
-        """What gives the reasons of each batch of these rows, in order: for filters that first look at all of them."""
+        """The function that gives each batch's reasons, in order; for filters that look at all the rows first."""
         return self.reasons
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
@@ -160,8 +160,8 @@ class Filter(Stage):
 KEPT = -1
 
 
-def in_order(numbers: npt.NDArray[np.int8], names: Sequence[str]) -> Callable[[pa.RecordBatch], Reasons]:
-    """Reasons of the batches of some rows, one after the other, from a number for each row: of its name, or KEPT."""
+def reasons_in_order(numbers: npt.NDArray[np.int8], names: Sequence[str]) -> Callable[[pa.RecordBatch], Reasons]:
+    """A `judge` from a number for each row, in the order of the rows: the index of its reason in `names`, or KEPT."""
     at = 0
 
     def judge(batch: pa.RecordBatch) -> pa.Array:
@@ -173,8 +173,8 @@ def in_order(numbers: npt.NDArray[np.int8], names: Sequence[str]) -> Callable[[p
     return judge
 
 
-def batches(stage: Stage, rows: Rows, work: Work, out: Out) -> Generator[pa.RecordBatch, None, None]:
-    """What a stage makes of its rows. Raises ManifestError for what isn't RecordBatches of its schema."""
+def checked_batches(stage: Stage, rows: Rows, work: Work, out: Out) -> Generator[pa.RecordBatch, None, None]:
+    """The batches that a stage makes of its rows. Raises ManifestError for anything but RecordBatches of its schema."""
     schema, made = stage.schema(rows, work.manifest), stage.rows(rows, work, out)
     whose = type(stage).__name__
     if usercode.is_ours(type(stage).__module__):
@@ -209,5 +209,5 @@ class Step:
 
     @property
     def role(self) -> Role:
-        """What it is there for."""
+        """The role of its stage."""
         return self.stage.role

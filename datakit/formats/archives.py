@@ -1,11 +1,11 @@
 """Zips and tars read by their index: never unpacked, never trusted.
 
-1. `members` walks a zip's central directory or a tar's headers and says where each member's data stands.
+1. `members` walks a zip's central directory or a tar's headers and finds the offset of each member's data.
 2. `write_index` sorts them by name into a small Parquet file beside the archive.
 3. `Index` finds a member by name in it; `read` takes its bytes out of the archive with one pread.
 
-Names that could leave a folder, links and the like are skipped and counted by reason; an archive that isn't whole
-raises ArchiveError, so that half a download never passes for one.
+Names that could leave a folder, links and the like are skipped and counted by reason. An archive that is cut short
+raises ArchiveError, so that half a download is never taken for a whole one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OTHERS = {
 
 
 def members(path: Path | str, skipped: Counter[str] | None = None) -> Iterator[Member]:
-    """The files of a zip or a plain tar, as they stand; `skipped` counts what was left out, by reason.
+    """The files of a zip or a plain tar; `skipped` counts those left out, by reason.
 
     Raises ArchiveError when the archive is cut short, is compressed as a whole, or is no archive.
     """
@@ -58,23 +58,23 @@ def members(path: Path | str, skipped: Counter[str] | None = None) -> Iterator[M
 
 
 def index_path(path: Path | str) -> Path:
-    """Where the index of an archive stands unless told otherwise."""
+    """The default path of an archive's index."""
     return Path(f"{path}.index.parquet")
 
 
 def index(path: Path | str) -> Any:
-    """A pyarrow Table of the members, sorted by name; of two with one name the last one stands, as in `unzip -o`."""
+    """A pyarrow Table of the members, sorted by name; of several with one name the last is taken, as by `unzip -o`."""
     import pyarrow as pa
 
     skipped: Counter[str] = Counter()
-    found: dict[str, Member] = {}
+    by_name: dict[str, Member] = {}
     n_members = 0
     for member in sorted(members(path, skipped), key=lambda m: m.offset):
-        found[member.name] = member
+        by_name[member.name] = member
         n_members += 1
-    if n_members > len(found):
-        skipped["duplicate"] = n_members - len(found)
-    rows = sorted(found.values(), key=lambda m: m.name.encode())
+    if n_members > len(by_name):
+        skipped["duplicate"] = n_members - len(by_name)
+    rows = sorted(by_name.values(), key=lambda m: m.name.encode())
     bare = [row.name.rpartition("/")[2].encode() for row in rows]
     about = {"archive_bytes": Path(path).stat().st_size, "skipped": dict(sorted(skipped.items()))}
     columns = {
@@ -156,7 +156,7 @@ class Index:
     def find_stem(self, stem: str, preferred: Sequence[str]) -> Member | None:
         """The member with this name and any extension: the preferred ones in their order, then others by name.
 
-        `preferred` are in lower case and stand for any case.
+        `preferred` are in lower case and match any case.
         """
         wanted = stem.removeprefix("./").encode(errors="replace") + b"."
         best: tuple[int, int] | None = None
@@ -171,7 +171,7 @@ class Index:
         return None if best is None else self._member(best[1])
 
     def find_any_folder(self, file_name: str) -> Member | None:
-        """The member of this file name in whatever folder; None when there are two, for it would be a guess."""
+        """The member of this file name in any folder; None when there are two, since either would be a guess."""
         wanted = file_name.rpartition("/")[2].encode(errors="replace")
         low, high = 0, len(self)
         while low < high:
@@ -189,8 +189,8 @@ class Index:
     def _name(self, row: int) -> bytes:
         return self._text[self._ends[row] : self._ends[row + 1]]
 
-    def _file_name(self, place: int) -> bytes:
-        return self._name(self._by_file_name[place]).rpartition(b"/")[2]
+    def _file_name(self, at: int) -> bytes:
+        return self._name(self._by_file_name[at]).rpartition(b"/")[2]
 
     def _first(self, wanted: bytes) -> int:
         """The first row whose name isn't below `wanted`."""
@@ -207,5 +207,5 @@ class Index:
     def _member(self, row: int) -> Member:
         wide = self._wide
         crc = wide["crc32"][row]
-        place = (wide["offset"][row], wide["stored_bytes"][row], wide["size_bytes"][row], self._method[row])
-        return Member(self._name(row).decode(), *place, crc if crc >= 0 else None)
+        extent = (wide["offset"][row], wide["stored_bytes"][row], wide["size_bytes"][row], self._method[row])
+        return Member(self._name(row).decode(), *extent, crc if crc >= 0 else None)

@@ -33,12 +33,12 @@ _FIRST_KEY = re.compile(rb'\{\s*+"[^"\\]{0,64}"')
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Mended(dict[str, Any]):
-    """A row that held half of a surrogate pair, which could never be written again; U+FFFD stands in its place."""
+class RepairedRow(dict[str, Any]):
+    """A row in which U+FFFD replaces halves of surrogate pairs, which couldn't be written as UTF-8 again."""
 
 
 class _Object(msgspec.Struct):
-    """Any object, of which nothing is kept: counting rows takes a sixth of the time of making them."""
+    """Any object, without its fields: counting rows so takes a sixth of the time of decoding them."""
 
 
 _objects = msgspec.json.Decoder(list[_Object])
@@ -67,7 +67,7 @@ class Plan:
 
 
 def chunks(path: Path | str, *, chunk_bytes: int = 1 << 20) -> Iterator[tuple[Chunk, list[Any]]]:
-    """Every row of a file, in chunks of about `chunk_bytes`. Raises SourceError for all but whole objects."""
+    """Every row of a file, in chunks of about `chunk_bytes`. Raises SourceError for anything but whole objects."""
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes is at least 1, not {chunk_bytes!r}")
     yield from _chunks(Path(path), chunk_bytes, counting=False)
@@ -77,7 +77,7 @@ def _chunks(path: Path, chunk_bytes: int, *, counting: bool) -> Iterator[tuple[C
     """Chunks with their rows, or with as many empty objects."""
     with path.open("rb", buffering=0) as file:
         source = _Source(path, file, chunk_bytes, counting=counting)
-        start, opening = source.starts()
+        start, opening = source.find_start()
         first_row = 0
         for offset, size_bytes, rows in (_array_runs if opening == b"[" else _line_runs)(source, start):
             yield Chunk(offset, size_bytes, first_row, len(rows)), rows
@@ -85,18 +85,18 @@ def _chunks(path: Path, chunk_bytes: int, *, counting: bool) -> Iterator[tuple[C
 
 
 def plan(path: Path | str, *, rows_per_shard: int, chunk_bytes: int = 1 << 18) -> Plan:
-    """Reads the whole file once, and so proves that it is whole and well-formed."""
+    """The plan of a file. Reads all of it once; raises SourceError when it is cut short or malformed."""
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard is at least 1, not {rows_per_shard!r}")
     path = Path(path)
     with path.open("rb", buffering=0) as file:
-        lines = _Source(path, file, chunk_bytes).starts()[1] == b"{"
-    places = []
+        lines = _Source(path, file, chunk_bytes).find_start()[1] == b"{"
+    chunk_places = []
     n_rows = 0
     for chunk, rows in _chunks(path, chunk_bytes, counting=True):
-        places.append((chunk.offset, chunk.size_bytes, chunk.first_row))
+        chunk_places.append((chunk.offset, chunk.size_bytes, chunk.first_row))
         n_rows += len(rows)
-    return Plan(path.stat().st_size, lines, n_rows, rows_per_shard, tuple(places))
+    return Plan(path.stat().st_size, lines, n_rows, rows_per_shard, tuple(chunk_places))
 
 
 def read_rows(path: Path | str, plan: Plan, start_row: int, stop_row: int) -> Iterator[tuple[int, Any]]:
@@ -115,7 +115,7 @@ def read_rows(path: Path | str, plan: Plan, start_row: int, stop_row: int) -> It
                 return
             file.seek(offset)
             run = source.read(size_bytes)
-            rows = _decoded_lines(source, run, offset) if plan.lines else _decoded(source, run, offset)
+            rows = _decode_lines(source, run, offset) if plan.lines else _decode_run(source, run, offset)
             due = (plan.chunks[at + 1][2] if at + 1 < len(plan.chunks) else plan.n_rows) - row
             if len(rows) != due:
                 source.fail(offset, f"{len(rows)} rows where {due} were planned", _AGAIN)
@@ -129,14 +129,14 @@ _FETCH = "Fetch the file again"
 
 
 class _Source:
-    """A file being read, and how its faults are told."""
+    """A file being read, and the errors that name its path and byte."""
 
     def __init__(self, path: Path, file: BinaryIO, chunk_bytes: int, *, counting: bool = False) -> None:
         self.path = path
         self.file = file
         self.chunk_bytes = chunk_bytes
-        self.rows_of = _counted if counting else _rows_of
-        self.lines_of = _lines_counted if counting else _line_rows.decode_lines
+        self.rows_of = _empty_objects_of if counting else _rows_of
+        self.lines_of = _empty_objects_of_lines if counting else _line_rows.decode_lines
         self.size = path.stat().st_size
 
     def fail(self, at: int, what: str, then: str = _FETCH, cause: Exception | None = None) -> NoReturn:
@@ -162,7 +162,7 @@ class _Source:
         return block + added if added else block
 
     def text_from(self, at: int) -> tuple[int, bytes]:
-        """Where the first byte from `at` on that isn't space stands, and a block from there; empty at the end."""
+        """Offset of the first byte from `at` on that isn't white space, and a block from there; empty at the end."""
         self.file.seek(at)
         while block := self.read(self.chunk_bytes):
             text = block.lstrip(_SPACE)
@@ -171,8 +171,8 @@ class _Source:
             at += len(block)
         return at, b""
 
-    def starts(self) -> tuple[int, bytes]:
-        """Where the JSON starts, and its first byte: `[` or `{`. Raises SourceError for any other."""
+    def find_start(self) -> tuple[int, bytes]:
+        """Offset of the first byte of the JSON, and that byte: `[` or `{`. Raises SourceError for any other."""
         marked = self.read(3) == b"\xef\xbb\xbf"
         at, _ = self.text_from(3 if marked else 0)
         self.file.seek(at)
@@ -215,18 +215,18 @@ def _array_runs(source: _Source, start: int) -> Iterator[tuple[int, int, list[An
                 block = longer
                 scan = _scan(source, block, offset)
             if scan.closed is not None:
-                _nothing_after(source, offset + scan.closed + 1)
+                _check_end(source, offset + scan.closed + 1)
                 if last := block[: scan.closed].rstrip(_SPACE):
-                    yield offset, len(last), _decoded(source, last, offset)
+                    yield offset, len(last), _decode_run(source, last, offset)
                 return
             cut, next_at, seam = scan.cut, scan.next_at, scan.seam
-            rows = _decoded(source, block[:cut], offset)
+            rows = _decode_run(source, block[:cut], offset)
         yield offset, cut, rows
         offset, block = offset + next_at, block[next_at:]
 
 
 def _quick_cut(source: _Source, block: bytes, seam: bytes) -> tuple[int, int, list[Any] | None]:
-    """(end of the run, start of the next, rows) by one of the last two seams; no rows if neither will do."""
+    """(end of the run, start of the next, rows), cut at one of the last two seams; rows is None if neither works."""
     end = len(block)
     for _ in range(2 if seam else 0):
         end = block.rfind(seam, 0, end)
@@ -247,7 +247,10 @@ class _Scan:
 
 
 def _scan(source: _Source, block: bytes, offset: int) -> _Scan:
-    """Counts brackets outside of strings, from an element's start; only commas may stand between objects."""
+    """Finds the last boundary by counting brackets outside of strings; `block` starts at an element.
+
+    Raises SourceError when there is anything but a comma between two objects.
+    """
     found = _Scan()
     depth = end = 0
     for token in _TOKEN.finditer(block):
@@ -275,7 +278,7 @@ def _scan(source: _Source, block: bytes, offset: int) -> _Scan:
     return found
 
 
-def _nothing_after(source: _Source, at: int) -> None:
+def _check_end(source: _Source, at: int) -> None:
     """Raises SourceError when anything but space follows the closing bracket."""
     where, rest = source.text_from(at)
     if rest:
@@ -302,7 +305,7 @@ def _line_runs(source: _Source, start: int) -> Iterator[tuple[int, int, list[Any
                 continue
             cut = len(block)
         run, block = block[:cut], block[cut:] or source.read(source.chunk_bytes)
-        rows = _decoded_lines(source, run, offset, first=offset == start)
+        rows = _decode_lines(source, run, offset, first=offset == start)
         while alone and len(rows) == 1 and not block.strip(_SPACE):
             longer = source.more(block, offset)
             if longer is block:
@@ -321,7 +324,7 @@ def _one_object(source: _Source, run: bytes, offset: int, cause: Exception | Non
     source.fail(offset, f"the file is one JSON object{named}", then, cause)
 
 
-def _decoded_lines(source: _Source, run: bytes, offset: int, *, first: bool = False) -> list[Any]:
+def _decode_lines(source: _Source, run: bytes, offset: int, *, first: bool = False) -> list[Any]:
     """The objects of whole lines, one a line; `first`: the run starts the file."""
     try:
         rows = source.lines_of(run)
@@ -333,7 +336,7 @@ def _decoded_lines(source: _Source, run: bytes, offset: int, *, first: bool = Fa
     at = offset
     for line in run.split(b"\n"):
         try:
-            found = _decoded(source, line, at)
+            found = _decode_run(source, line, at)
         except SourceError as error:
             if first and at == offset and line.strip(_SPACE)[-1:] in (b"{", b"[", b","):
                 _one_object(source, run, offset, error)
@@ -358,23 +361,23 @@ def _rows_of(run: bytes) -> list[Any] | None:
         return None
 
 
-def _counted(run: bytes) -> list[Any] | None:
-    """As many empty objects as `_rows_of` would find. What is skipped is checked but for UTF-8, hence that here."""
+def _empty_objects_of(run: bytes) -> list[Any] | None:
+    """As many empty objects as `_rows_of` would find. Decoded first: msgspec skips text without checking UTF-8."""
     try:
         return _objects.decode(f"[{run.decode()}]")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def _lines_counted(run: bytes) -> list[Any]:
+def _empty_objects_of_lines(run: bytes) -> list[Any]:
     return _line_objects.decode_lines(run.decode())
 
 
-def _decoded(source: _Source, run: bytes, offset: int) -> list[Any]:
+def _decode_run(source: _Source, run: bytes, offset: int) -> list[Any]:
     """The objects of a run of whole elements. Raises SourceError with the byte that is wrong.
 
-    What Python's own `json` writes though no standard allows it is read too: NaN and Infinity as they are, a row
-    with half of a surrogate pair as Mended.
+    Also reads what Python's `json` writes against the standard: NaN and Infinity as they are, a row with half of a
+    surrogate pair as RepairedRow.
     """
     rows = source.rows_of(run)
     if rows is not None:
@@ -384,7 +387,7 @@ def _decoded(source: _Source, run: bytes, offset: int) -> list[Any]:
     except UnicodeDecodeError as error:
         source.fail(offset + error.start, f"invalid UTF-8, {run[error.start : error.start + 8]!r}", cause=error)
     try:
-        rows = [_mended(row) for row in json.loads(f"[{text}]")]
+        rows = [_repair_row(row) for row in json.loads(f"[{text}]")]
     except json.JSONDecodeError as error:
         at = offset + len(text[: max(0, error.pos - 1)].encode())
         source.fail(at, f"not JSON ({error.msg}), {text[max(0, error.pos - 1) :][:20]!r}", cause=error)
@@ -398,16 +401,18 @@ def _decoded(source: _Source, run: bytes, offset: int) -> list[Any]:
     return rows
 
 
-def _mended(row: Any) -> Any:
-    """The row as it is, or as Mended."""
-    whole = _whole(row)
-    return Mended(whole) if isinstance(row, dict) and whole != row else whole
+def _repair_row(row: Any) -> Any:
+    """The row as it is, or a RepairedRow if it held half of a surrogate pair."""
+    repaired = _replace_half_surrogates(row)
+    return RepairedRow(repaired) if isinstance(row, dict) and repaired != row else repaired
 
 
-def _whole(value: Any) -> Any:
+def _replace_half_surrogates(value: Any) -> Any:
     """A value with U+FFFD for each half of a surrogate pair."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, list):
-        return [_whole(one) for one in value]
-    return {_whole(name): _whole(one) for name, one in value.items()} if isinstance(value, dict) else value
+        return [_replace_half_surrogates(element) for element in value]
+    if isinstance(value, dict):
+        return {_replace_half_surrogates(key): _replace_half_surrogates(element) for key, element in value.items()}
+    return value

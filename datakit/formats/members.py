@@ -1,7 +1,7 @@
-"""Members of archives: where a file's bytes stand inside a zip or tar, and taking them out.
+"""Members of archives: where a file's bytes are inside a zip or tar, and how they are read.
 
-Nothing that an archive says is trusted: `read` makes no more bytes than are stated and checks them; names are only
-looked up, never written to, and yet `clean_name` turns down one that could leave a folder.
+Nothing in an archive is trusted: `read` never makes more bytes than are stated, and checks them. Names are only looked
+up, never written to; `clean_name` nevertheless rejects those that could leave a folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HOSTILE = re.compile(r"^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]|(?:^|/)\.\.(?:/|$)")
 
 
 class Member(NamedTuple):
-    """Where a file's bytes stand inside an archive."""
+    """Where a file's bytes are inside an archive."""
 
     name: str
     offset: int  # of the first byte of the data itself
@@ -41,10 +41,12 @@ def read(file: int | IO[bytes], member: Member, *, max_bytes: int = MAX_MEMBER_B
     """
     fd = file if isinstance(file, int) else file.fileno()
     if member.size_bytes > max_bytes or member.stored_bytes > max_bytes + (max_bytes >> 4) + 4096:
-        _lie(member, f"{member.size_bytes} bytes, {member.stored_bytes} stored, above the ceiling of {max_bytes}")
+        _fail_member(
+            member, f"{member.size_bytes} bytes, {member.stored_bytes} stored, above the ceiling of {max_bytes}"
+        )
     data = pread(fd, member.stored_bytes, member.offset)
     if len(data) < member.stored_bytes:
-        _lie(member, f"the archive is cut short, {len(data)} of {member.stored_bytes} bytes are there")
+        _fail_member(member, f"the archive is cut short, {len(data)} of {member.stored_bytes} bytes are there")
     if member.method == DEFLATED:
         inflate = zlib.decompressobj(-15)
         try:
@@ -52,43 +54,46 @@ def read(file: int | IO[bytes], member: Member, *, max_bytes: int = MAX_MEMBER_B
         except zlib.error as error:
             raise ArchiveError(f"member {member.name!r}: {error}. Fetch the archive again.") from error
         if not inflate.eof and len(data) <= member.size_bytes:
-            _lie(member, "the compressed data is cut short")
+            _fail_member(member, "the compressed data is cut short")
     elif member.method != STORED:
-        _lie(member, f"method {member.method!r} is neither stored (0) nor deflate (8)")
+        _fail_member(member, f"method {member.method!r} is neither stored (0) nor deflate (8)")
     if len(data) != member.size_bytes:
         more = "more than " if len(data) > member.size_bytes else ""
-        _lie(member, f"{more}{min(len(data), member.size_bytes)} bytes where {member.size_bytes} are stated")
+        _fail_member(member, f"{more}{min(len(data), member.size_bytes)} bytes where {member.size_bytes} are stated")
     if member.crc32 is not None and zlib.crc32(data) != member.crc32:
-        _lie(member, "its checksum differs")
+        _fail_member(member, "its checksum differs")
     return data
 
 
 def pieces(file: IO[bytes], member: Member, *, max_bytes: int) -> Iterator[bytes]:
-    """The same, a piece at a time for a member that is large; what came is only good when all has come."""
+    """The bytes of a large member, a piece at a time; they are verified only once the last piece has come.
+
+    Raises ArchiveError as `read` does.
+    """
     if member.size_bytes > max_bytes:
-        _lie(member, f"{member.size_bytes} bytes, above the ceiling of {max_bytes}")
+        _fail_member(member, f"{member.size_bytes} bytes, above the ceiling of {max_bytes}")
     if member.method not in (STORED, DEFLATED):
-        _lie(member, f"method {member.method!r} is neither stored (0) nor deflate (8)")
+        _fail_member(member, f"method {member.method!r} is neither stored (0) nor deflate (8)")
     inflate = zlib.decompressobj(-15) if member.method == DEFLATED else None
     at, end, size, crc = member.offset, member.offset + member.stored_bytes, 0, 0
     while at < end:
         data = pread(file.fileno(), min(_PIECE, end - at), at)
         if not data:
-            _lie(member, "the archive is cut short")
+            _fail_member(member, "the archive is cut short")
         at += len(data)
-        for piece in [data] if inflate is None else _inflated(inflate, data, member):
+        for piece in [data] if inflate is None else _inflate(inflate, data, member):
             size, crc = size + len(piece), zlib.crc32(piece, crc)
             if size > member.size_bytes:
-                _lie(member, f"more than the {member.size_bytes} bytes that are stated")
+                _fail_member(member, f"more than the {member.size_bytes} bytes that are stated")
             yield piece
     if size != member.size_bytes or (inflate is not None and not inflate.eof):
-        _lie(member, f"{size} bytes where {member.size_bytes} are stated")
+        _fail_member(member, f"{size} bytes where {member.size_bytes} are stated")
     if member.crc32 is not None and crc != member.crc32:
-        _lie(member, "its checksum differs")
+        _fail_member(member, "its checksum differs")
 
 
-def _inflated(inflate: Any, data: bytes, member: Member) -> Iterator[bytes]:
-    """What some more of the compressed data becomes, no more than a piece at once."""
+def _inflate(inflate: Any, data: bytes, member: Member) -> Iterator[bytes]:
+    """The next compressed bytes, decompressed, in pieces of at most _PIECE."""
     while True:
         try:
             piece = inflate.decompress(data, _PIECE)
@@ -100,7 +105,7 @@ def _inflated(inflate: Any, data: bytes, member: Member) -> Iterator[bytes]:
         yield piece
 
 
-def _lie(member: Member, what: str) -> NoReturn:
+def _fail_member(member: Member, what: str) -> NoReturn:
     raise ArchiveError(f"member {member.name!r} at byte {member.offset}: {what}. Fetch the archive again.")
 
 
@@ -116,7 +121,7 @@ def pread(fd: int, n: int, at: int) -> bytes:
 
 
 class ArchiveFile:
-    """An archive being indexed, and how its faults are told."""
+    """An archive being indexed, and the errors that name its path and byte."""
 
     def __init__(self, path: Path, file: io.FileIO) -> None:
         self.path = path
@@ -132,7 +137,7 @@ class ArchiveFile:
 
 
 def clean_name(raw: bytes | str, skipped: Counter[str]) -> str | None:
-    """A member's name without `./`, or None, counted, when it is one that nobody should look up."""
+    """A member's name without `./`; None for an unsafe one, which `skipped` counts."""
     try:
         name = raw if isinstance(raw, str) else raw.decode()
     except UnicodeDecodeError:

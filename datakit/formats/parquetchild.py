@@ -1,9 +1,9 @@
-"""Parquet child: reads one Parquet file of somebody else's, and may die of it without harm to anyone.
+"""Parquet child: the process that reads one untrusted Parquet file, so that a crash harms nobody else.
 
 Run as `python -m datakit.formats.parquetchild FD PATH [REQUEST…]` by datakit/formats/parquetrows.py. To the pipe FD it
 writes one Arrow stream after the other: first the file's schema without rows, its metadata naming the number of rows;
 then the batches of each request, a JSON of `columns` (null: all) and `rows` of a batch (null: as many as memory
-allows). Exits with 3 and one sentence on standard error when the file won't do.
+allows). Exits with 3 and one sentence on standard error when the file can't be read.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ BATCH_BYTES, MOST_BYTES = 1 << 30, 4 << 30  # of one column of a row group: one 
 
 
 def main(pipe: int, path: str, *requests: str) -> None:
-    """Writes what is asked for. Raises ValueError with a sentence for a file that can't be read safely."""
-    with os.fdopen(pipe, "wb", buffering=1 << 20) as raw, pq.ParquetFile(path, **_GENTLY) as file:
+    """Writes the batches of all requests. Raises ValueError for a file that can't be read within the memory limit."""
+    with os.fdopen(pipe, "wb", buffering=1 << 20) as raw, pq.ParquetFile(path, **_LOW_MEMORY) as file:
         head = file.schema_arrow
         with pa.ipc.new_stream(raw, head.with_metadata({ROWS: str(file.metadata.num_rows)})):
             raw.flush()
         for request in requests:
-            asked = json.loads(request)
-            rows = asked["rows"] or _few(file)
-            batches = file.iter_batches(rows, columns=asked["columns"], use_threads=False)
+            fields = json.loads(request)
+            rows = fields["rows"] or _rows_in_memory(file)
+            batches = file.iter_batches(rows, columns=fields["columns"], use_threads=False)
             first = next(batches, None)
             with pa.ipc.new_stream(raw, first.schema if first is not None else head) as sink:
                 if first is not None:
@@ -41,10 +41,10 @@ def main(pipe: int, path: str, *requests: str) -> None:
             raw.flush()
 
 
-_GENTLY = {"buffer_size": 1 << 20, "pre_buffer": False}
+_LOW_MEMORY = {"buffer_size": 1 << 20, "pre_buffer": False}
 
 
-def _few(file: pq.ParquetFile) -> int:
+def _rows_in_memory(file: pq.ParquetFile) -> int:
     """How many rows may be in memory, by the largest column of a row group before compression."""
     groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
     biggest = max((g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns)), default=1)
@@ -57,11 +57,11 @@ def _few(file: pq.ParquetFile) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asked closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent closes the pipe
     try:
         main(int(sys.argv[1]), *sys.argv[2:])
     except BrokenPipeError:
         os._exit(0)
-    except Exception as error:  # noqa: BLE001 - told by who asked
+    except Exception as error:  # noqa: BLE001 - the parent reports it
         os.write(2, f"{error}"[:2000].encode("utf-8", "backslashreplace"))
         os._exit(WONT_DO)

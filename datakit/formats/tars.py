@@ -10,7 +10,7 @@ _OWNER = b"0000644\0" + 2 * b"0000000\0"  # mode, user, group
 _TIME = b"\0" + b"00000000000\0"  # after the end of the size
 _REST = (b"0" + 100 * b"\0" + b"ustar\0" + b"00").ljust(BLOCK - 156, b"\0")  # a plain file
 _SUM = sum(_OWNER + _TIME + 8 * b" " + _REST)
-_GATHERED = 256 << 10  # bytes; a write costs more than its bytes where these are few
+_BUFFER_BYTES = 256 << 10  # small writes are gathered, since each call costs more than its bytes
 
 
 def header(name: str, size: int) -> bytes:
@@ -24,12 +24,12 @@ def header(name: str, size: int) -> bytes:
 
 
 class TarWriter:
-    """Appends members to a file that only needs `write`. The last ones are there when it is closed."""
+    """Appends members to a file that only needs `write`. Members are buffered: the last are written by `close`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._at = 0
-        self._held: list[bytes] = []
+        self._buffer: list[bytes] = []
         self._written = 0
 
     def add(self, name: str, data: bytes) -> int:
@@ -37,24 +37,24 @@ class TarWriter:
         pad = -len(data) % BLOCK
         offset = self._at + BLOCK
         self._at = offset + len(data) + pad
-        self._held.append(header(name, len(data)))
-        if len(data) >= _GATHERED:  # not copied once more
+        self._buffer.append(header(name, len(data)))
+        if len(data) >= _BUFFER_BYTES:  # not copied once more
             self._flush()
             self._file.write(data)
         else:
-            self._held.append(data)
-        self._held.append(_ZEROS[:pad])
-        if self._at - self._written >= _GATHERED:
+            self._buffer.append(data)
+        self._buffer.append(_ZEROS[:pad])
+        if self._at - self._written >= _BUFFER_BYTES:
             self._flush()
         return offset
 
     def _flush(self) -> None:
-        self._file.write(b"".join(self._held))
-        self._held.clear()
+        self._file.write(b"".join(self._buffer))
+        self._buffer.clear()
         self._written = self._at
 
     def close(self) -> None:
         """Writes what is left and the end mark; the file stays the caller's."""
-        self._held.append(_ZEROS + _ZEROS)
+        self._buffer.append(_ZEROS + _ZEROS)
         self._at += 2 * BLOCK
         self._flush()

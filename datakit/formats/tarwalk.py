@@ -15,14 +15,14 @@ _MAX_NAME_BYTES = 1 << 20  # of a GNU long name or a pax header
 
 
 def is_header(block: bytes) -> bool:
-    """Whether a block's checksum is its own; old tars summed signed bytes."""
+    """Whether a block is a header with the right checksum; old tars summed signed bytes."""
     try:
         stated = int(block[148:156].strip(b" \0") or b"x", 8)
     except ValueError:
         return False
-    summed = block[:148] + b" " * 8 + block[156:].rstrip(b"\0")
-    total = sum(summed)
-    return stated == total or stated == total - 256 * sum(b > 127 for b in summed)
+    without_checksum = block[:148] + b" " * 8 + block[156:].rstrip(b"\0")
+    total = sum(without_checksum)
+    return stated == total or stated == total - 256 * sum(b > 127 for b in without_checksum)
 
 
 def _number(archive: ArchiveFile, field: bytes, at: int) -> int:
@@ -52,7 +52,7 @@ def _after_header(archive: ArchiveFile, block: bytes, at: int) -> int:
 
 
 def _data_bytes(archive: ArchiveFile, block: bytes, at: int, pax: Mapping[bytes, bytes]) -> int:
-    """The length of a member's data: as a pax header before it says, or as it says itself."""
+    """The length of a member's data: from the pax header before it if there is one, else from its own header."""
     stated = _number(archive, block[124:136], at)
     if block[156:157] in b"123456":
         return 0  # links, devices and folders have no data, whatever they say
@@ -60,7 +60,7 @@ def _data_bytes(archive: ArchiveFile, block: bytes, at: int, pax: Mapping[bytes,
 
 
 def _extension(archive: ArchiveFile, kind: bytes, at: int, size: int) -> dict[bytes, bytes]:
-    """What a header that describes the next members says of them, by pax's keys."""
+    """The attributes, by pax key, that an extension header gives to the members after it."""
     if size > _MAX_NAME_BYTES:
         archive.fail(at, f"a tar extension header of {size} bytes")
     body = archive.at(at, size)
@@ -71,13 +71,13 @@ def _extension(archive: ArchiveFile, kind: bytes, at: int, size: int) -> dict[by
 
 def tar_members(archive: ArchiveFile, skipped: Counter[str]) -> Iterator[Member]:
     """The files of a tar in their order; `skipped` counts what is left out, by reason. Raises ArchiveError."""
-    at, seen, ended = 0, 0, False
+    at, n_members, ended = 0, 0, False
     shared: dict[bytes, bytes] = {}
     given: dict[bytes, bytes] = {}
     while True:
         block = archive.at(at, BLOCK)
         if len(block) < BLOCK and not (ended and not any(block)):
-            archive.fail(archive.size, f"cut short, the tar has no end mark ({seen} members before byte {at})")
+            archive.fail(archive.size, f"cut short, the tar has no end mark ({n_members} members before byte {at})")
         if not any(block):
             ended = True
             at = _after_zeros(archive, at)
@@ -86,17 +86,17 @@ def tar_members(archive: ArchiveFile, skipped: Counter[str]) -> Iterator[Member]
             continue
         if not is_header(block):
             if not ended:
-                archive.fail(at, f"damaged, not a tar header ({seen} members before it)")
+                archive.fail(at, f"damaged, not a tar header ({n_members} members before it)")
             skipped["after_end_mark"] += 1
             break
         ended = False  # tars joined by `cat` go on after the first one's end mark
-        seen += 1
+        n_members += 1
         kind = block[156:157]
         size = _data_bytes(archive, block, at, ChainMap(given, shared))
         data_at = _after_header(archive, block, at)
         at = data_at + size + -size % BLOCK
         if at > archive.size:
-            archive.fail(archive.size, f"cut short, member {seen} needs bytes up to {at}")
+            archive.fail(archive.size, f"cut short, member {n_members} needs bytes up to {at}")
         if kind in b"LKxXg":
             (shared if kind == b"g" else given).update(_extension(archive, kind, data_at, size))
             continue
@@ -109,7 +109,7 @@ def tar_members(archive: ArchiveFile, skipped: Counter[str]) -> Iterator[Member]
             skipped["sparse" if sparse else _TAR_KINDS.get(kind, "special")] += 1
         elif (name := clean_name(raw, skipped)) is not None:
             yield Member(name, data_at, size, size, STORED)
-    if not seen:
+    if not n_members:
         archive.fail(0, "nothing but zeros: the tar was never written")
 
 

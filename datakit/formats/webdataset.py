@@ -1,8 +1,8 @@
-"""WebDataset: the members of a plain tar that belong together, as samples.
+"""WebDataset: a plain tar's members, grouped into samples.
 
 A member's key is its name up to the first dot of the base name, and its kind is the rest in lower case, as the
 webdataset library cuts them: `a/0001.seg.PNG` is the `seg.png` of `a/0001`. Members of a sample are looked up by the
-tar's headers, so they need not stand beside each other; only one sample's bytes are in memory.
+tar's headers, so they needn't be adjacent; only one sample's bytes are in memory.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ KEY = "__key__"
 def rows(path: Path | str, counted: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
     """The samples of a tar, {"__key__": "0001", "jpg": bytes, "json": bytes}, in the order of their first members.
 
-    `counted` learns of what is unusual: members without a kind, or there twice (the first one stands), samples whose
-    members stood apart and were joined, and samples that came again under one key. Raises ArchiveError for a tar that
-    isn't whole before it gives any sample.
+    `counted` counts what is unusual: members without a kind, members that are there twice (the first is taken),
+    samples joined from members that weren't adjacent, and further samples of the same key. Raises ArchiveError for a
+    damaged tar before it gives any sample.
     """
     path = Path(path)
     counted = Counter() if counted is None else counted
-    samples = _grouped(path, counted)
+    samples = _group_members(path, counted)
     if counted:
         log.warning("%s: %s", path.name, ", ".join(f"{what} {n}" for what, n in sorted(counted.items())))
     with path.open("rb", buffering=0) as file:
@@ -45,8 +45,8 @@ def split(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", kind.lower()
 
 
-def _grouped(path: Path, counted: Counter[str]) -> list[tuple[str, dict[str, Member]]]:
-    """The members of each sample by kind: some 300 bytes of memory a member."""
+def _group_members(path: Path, counted: Counter[str]) -> list[tuple[str, dict[str, Member]]]:
+    """The (key, members by kind) of each sample; takes about 300 bytes of memory per member."""
     samples: list[tuple[str, dict[str, Member]]] = []
     latest: dict[str, dict[str, Member]] = {}  # of each key, the sample that its next member may belong to
     before = None

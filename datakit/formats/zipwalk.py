@@ -1,4 +1,4 @@
-"""Walks a zip by its central directory, and believes an entry only when the local header agrees with it."""
+"""Walks a zip by its central directory, and accepts an entry only if the local header agrees with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _MAX_DIRECTORY_BYTES = 1 << 30
 
 
 def zip_members(archive: ArchiveFile, skipped: Counter[str]) -> Iterator[Member]:
-    """By the central directory; every local header is looked at, because only it says where the data starts."""
+    """The files of a zip in the order of their data; `skipped` counts what is left out, by reason.
+
+    Reads every local header too, because only it says where the data starts. Raises ArchiveError.
+    """
     entries, n_entries, start, shift = _directory(archive)
     place = 0
     found = []
@@ -99,7 +102,7 @@ def _zip64(extra: bytes, size: int, stored: int, header: int) -> tuple[int, int,
 
 
 def _zip_fault(flags: int, method: int, stored: int, size: int, kind: int, disk: int) -> str | None:
-    """The reason for which a directory entry is left out."""
+    """The reason for which a directory entry is skipped, or None."""
     if kind == stat.S_IFLNK:
         return "symlink"
     if kind not in (0, stat.S_IFREG):

@@ -1,14 +1,15 @@
-"""Pictures: from bytes that nobody vouches for to bytes that every decoder reads the same.
+"""Pictures: untrusted bytes checked, and normalised to bytes that every decoder reads the same.
 
-1. `sniff` and `size` (of headers) say by content what the bytes are and how large, before anything is decoded.
-2. `inspect` (of structure) walks the file: a kind that is read, not too many pixels or frames, not cut short.
-3. `normalise` proves that the pixels are whole too, and keeps plain JPEG and PNG bytes.
-4. All else is decoded, laid over white, brought to 8-bit sRGB, shrunk, turned upright and written as JPEG.
+1. `sniff` finds the type by content, without decoding anything.
+2. `inspect` walks the file's structure: a supported type, not too many pixels or frames, not truncated.
+3. `normalise` checks that the pixels are whole too, and keeps the bytes of plain JPEG and PNG files.
+4. Anything else is decoded, laid over white, converted to 8-bit sRGB, shrunk, turned upright and written as JPEG.
 
-A JPEG that decoders only warn of, such as one with junk before its end mark, is among what is written anew, so that
-nothing stored has a warning left. Of an animation the first frame is taken; one of more than MAX_FRAMES is refused.
+A JPEG that decoders warn about, such as one with junk before its end marker, is written anew too, so that no stored
+picture causes a warning. Of an animation the first frame is taken; one of more than MAX_FRAMES frames is rejected.
 
-Every refusal is a BadImage of one reason: `not_an_image`, `unsupported`, `pixels`, `frames`, `truncated`, `corrupt`.
+Every rejection is a BadImage with one of the reasons `not_an_image`, `unsupported`, `pixels`, `frames`, `truncated`
+and `corrupt`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from datakit.errors import BadImage
 from datakit.images import jpegs
 from datakit.images.colours import Pixels, apply_profile, profile_effect
 from datakit.images.headers import jpeg_sof, orientation, sniff
-from datakit.images.structure import MAX_FRAMES, Structure, walked
+from datakit.images.structure import MAX_FRAMES, Structure, walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,12 +79,12 @@ class Picture:
 
 
 def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
-    """Type, width and height of a picture whose file is whole as far as can be told without decoding it.
+    """Type, width and height of a picture whose file is whole as far as can be checked without decoding it.
 
-    5 microseconds for a JPEG, 30 for a progressive one of 97 kB. What damage there is inside the pixel data,
-    only `normalise` sees; the size is before any EXIF turn. Raises BadImage.
+    Takes 5 microseconds for a JPEG, 30 for a progressive one of 97 kB. Damage inside the pixel data is found only by
+    `normalise`; width and height are those before any EXIF rotation. Raises BadImage.
     """
-    return walked(data, max_pixels)[:3]
+    return walk(data, max_pixels)[:3]
 
 
 def normalise(
@@ -97,11 +98,12 @@ def normalise(
 ) -> Picture:
     """The picture of `data` as it is stored; the same input gives the same bytes.
 
-    A shorter side above `max_short_side_px` is brought to it, the aspect is kept, nothing is enlarged. `area` is
-    img2dataset's recipe to the byte: the full-size picture under an area filter, written as OpenCV does (4:2:0,
-    accurate DCT, no metadata). `linear` takes half the time: the picture at a half, quarter or eighth while that
-    is large enough, which a JPEG decodes to by itself, and bilinear from there. The longer side is a whole number of
-    pixels by `rounding`: the nearest one is img2dataset's, the one below is VILA's. Raises BadImage.
+    A shorter side above `max_short_side_px` is reduced to it and the aspect ratio kept; nothing is enlarged. `area`
+    gives the bytes of img2dataset: the full-size picture through an area filter, written as OpenCV does (4:2:0,
+    accurate DCT, no metadata). `linear` takes half the time: the picture is first reduced to a half, quarter or eighth
+    if that is large enough, which a JPEG decoder does by itself, and from there by bilinear interpolation. `rounding`
+    says how the longer side becomes a whole number of pixels: `nearest` as img2dataset does, `down` as VILA does.
+    Raises BadImage.
     """
     if not 1 <= max_pixels <= MAX_PIXELS or not 1 <= quality <= 100:
         raise ValueError(f"max_pixels is 1 to {MAX_PIXELS}, quality 1 to 100, not {max_pixels!r} and {quality!r}")
@@ -112,32 +114,34 @@ def normalise(
     if rounding not in ("nearest", "down"):
         raise ValueError(f"rounding is 'nearest' or 'down', not {rounding!r}")
     data = bytes(data)
-    seen = walked(data, max_pixels)
-    with _big_lock if seen.width * seen.height > _BIG_PIXELS else nullcontext():
-        return _stored(data, seen, partial(_shrunk, max_short_side_px, rounding), quality, max_pixels, resize)
+    structure = walk(data, max_pixels)
+    with _big_lock if structure.width * structure.height > _BIG_PIXELS else nullcontext():
+        return _normalise_structure(
+            data, structure, partial(_shrunk_size, max_short_side_px, rounding), quality, max_pixels, resize
+        )
 
 
-def _stored(
+def _normalise_structure(
     data: bytes,
-    seen: Structure,
+    structure: Structure,
     shrunk: Callable[[int, int], tuple[int, int] | None],
     quality: int,
     max_pixels: int,
     resize: Resize,
 ) -> Picture:
-    wanted = shrunk(seen.width, seen.height)
-    if seen.kind == "jpg":
-        found = _jpeg(data, seen, wanted, resize, max_pixels)
-    elif seen.kind == "png":
-        found = _png(data, seen, wanted, max_pixels)
+    wanted = shrunk(structure.width, structure.height)
+    if structure.kind == "jpg":
+        found = _jpeg_pixels(data, structure, wanted, resize, max_pixels)
+    elif structure.kind == "png":
+        found = _png_pixels(data, structure, wanted, max_pixels)
     else:
-        found = _by_pillow(seen.kind, data, max_pixels)
+        found = _decode_by_pillow(structure.kind, data, max_pixels)
     if found is None:
-        return Picture(data, seen.kind, seen.width, seen.height, changed=False)
+        return Picture(data, structure.kind, structure.width, structure.height, changed=False)
     pixels, turn = found
     del found  # a big picture is in memory once, not twice
-    wanted = wanted if seen.kind == "jpg" else shrunk(pixels.shape[1], pixels.shape[0])
-    pixels = _resized(pixels, wanted, resize)
+    wanted = wanted if structure.kind == "jpg" else shrunk(pixels.shape[1], pixels.shape[0])
+    pixels = _resize(pixels, wanted, resize)
     pixels = np.ascontiguousarray(_TURNS[turn](pixels))
     if max(pixels.shape[:2]) > MAX_SIDE_PX:
         raise BadImage("unsupported", f"a side of {max(pixels.shape[:2])} pixels; JPEG ends at {MAX_SIDE_PX}")
@@ -161,8 +165,8 @@ _TURNS: dict[int, Any] = {  # EXIF orientation -> how to bring the picture uprig
 }
 
 
-def _shrunk(short_px: int | None, rounding: Rounding, width: int, height: int) -> tuple[int, int] | None:
-    """Width and height with the shorter side at its limit, or None when nothing is to be done."""
+def _shrunk_size(short_px: int | None, rounding: Rounding, width: int, height: int) -> tuple[int, int] | None:
+    """Width and height with the shorter side at its limit, or None when the picture needn't shrink."""
     short = min(width, height)
     if short_px is None or short <= short_px:
         return None
@@ -171,20 +175,20 @@ def _shrunk(short_px: int | None, rounding: Rounding, width: int, height: int) -
     return max(1, round(width * short_px / short)), max(1, round(height * short_px / short))
 
 
-def _resized(pixels: Pixels, wanted: tuple[int, int] | None, resize: Resize) -> Pixels:
+def _resize(pixels: Pixels, wanted: tuple[int, int] | None, resize: Resize) -> Pixels:
     height, width = pixels.shape[:2]
     if wanted is None or wanted == (width, height):
         return pixels
     if resize == "linear":  # from no more than twice the size: bilinear passes over the pixels between
-        half = _halved(width, height, wanted)
+        half = _halved_size(width, height, wanted)
         if half != (width, height):
             pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     how = cv2.INTER_AREA if resize == "area" else cv2.INTER_LINEAR
     return cv2.resize(pixels, wanted, interpolation=how).astype(np.uint8, copy=False)
 
 
-def _halved(width: int, height: int, wanted: tuple[int, int], most: int = 1 << 16) -> tuple[int, int]:
-    """Width and height halved, and again, at most to one `most`th, while they are not below `wanted`."""
+def _halved_size(width: int, height: int, wanted: tuple[int, int], most: int = 1 << 16) -> tuple[int, int]:
+    """Width and height halved as often as they stay at least `wanted`, at most to one `most`th."""
     parts = 1
     while parts < most and -(-width // (2 * parts)) >= wanted[0] and -(-height // (2 * parts)) >= wanted[1]:
         parts *= 2
@@ -194,15 +198,15 @@ def _halved(width: int, height: int, wanted: tuple[int, int], most: int = 1 << 1
 # JPEG
 
 
-def _jpeg(
-    data: bytes, seen: Structure, wanted: tuple[int, int] | None, resize: Resize, max_pixels: int
+def _jpeg_pixels(
+    data: bytes, structure: Structure, wanted: tuple[int, int] | None, resize: Resize, max_pixels: int
 ) -> tuple[Pixels, int] | None:
-    """Pixels and EXIF turn of a JPEG; None when its bytes can stay."""
-    frame = next(frame for segment in seen.parts if (frame := jpeg_sof(data, segment)) is not None)
+    """Pixels and EXIF orientation of a JPEG; None when its bytes can be stored as they are."""
+    frame = next(frame for segment in structure.parts if (frame := jpeg_sof(data, segment)) is not None)
     exif: list[bytes] = []
     profile: dict[int, bytes] = {}
     xmp_turn = False
-    for marker, start, end in seen.parts:
+    for marker, start, end in structure.parts:
         body = data[start:end]
         if marker == 0xE1 and body.startswith(b"Exif\0"):
             exif.append(body)
@@ -213,12 +217,12 @@ def _jpeg(
     icc = b"".join(profile[n] for n in sorted(profile))
     effect = profile_effect(icc, "L" if frame.components == 1 else "RGB") if frame.components != 4 else "differs"
     turn = orientation(exif[0]) if exif else 1
-    head = jpegs.bare_head(data, seen.parts, frame)
+    head = jpegs.bare_head(data, structure.parts, frame)
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(head)
     except ValueError as error:  # libjpeg-turbo's simple interface has no odd subsamplings; Pillow has
         if "subsampling" not in str(error):
-            raise jpegs.fault(str(error)) from error
+            raise jpegs.decoder_error(str(error)) from error
         height, width, space = frame.height, frame.width, "odd"
     if (height, width) != (frame.height, frame.width):
         raise BadImage("corrupt", f"two JPEG sizes, {frame.width} x {frame.height} and {width} x {height}")
@@ -228,12 +232,12 @@ def _jpeg(
     if space in ("CMYK", "YCCK", "odd"):
         if space != "odd":
             jpegs.decode(data, "CMYK", (1, 1))
-        pixels, _ = _by_pillow("jpg", head + data[seen.parts[-1][2] :], max_pixels, icc)
+        pixels, _ = _decode_by_pillow("jpg", head + data[structure.parts[-1][2] :], max_pixels, icc)
         return pixels, turn
     colours = "GRAY" if frame.components == 1 else "RGB"
     # Scales other than these have no fast code in libjpeg-turbo: a full decode takes less time.
-    at_least = _halved(seen.width, seen.height, wanted, 8) if wanted and resize == "linear" else (0, 0)
-    if keep and wanted is None and not jpegs.complaint(data, colours):
+    at_least = _halved_size(structure.width, structure.height, wanted, 8) if wanted and resize == "linear" else (0, 0)
+    if keep and wanted is None and not jpegs.first_complaint(data, colours):
         return None
     pixels = jpegs.decode(data, colours, at_least)
     if effect == "differs":
@@ -249,18 +253,20 @@ _PNG_PLANES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
 
 
-def _png(data: bytes, seen: Structure, wanted: tuple[int, int] | None, max_pixels: int) -> tuple[Pixels, int] | None:
-    """Pixels and EXIF turn of a PNG; None when its bytes can stay."""
-    chunks, width, height = seen.parts, seen.width, seen.height
+def _png_pixels(
+    data: bytes, structure: Structure, wanted: tuple[int, int] | None, max_pixels: int
+) -> tuple[Pixels, int] | None:
+    """Pixels and EXIF orientation of a PNG; None when its bytes can be stored as they are."""
+    chunks, width, height = structure.parts, structure.width, structure.height
     rows = b"".join(data[start - 8 : end + 4] for name, start, end in chunks if name == b"IDAT")
     depth, colour, interlace = data[24], data[25], data[28]
     _check_rows(data, chunks, width, height, depth * _PNG_PLANES[colour], bool(interlace))
     found: dict[bytes, bytes] = {name: data[start:end] for name, start, end in chunks if name != b"IDAT"}
-    icc = _png_profile(found.get(b"iCCP"))
+    icc = _png_icc(found.get(b"iCCP"))
     turn = orientation(found[b"eXIf"]) if b"eXIf" in found else 1
     plain = depth == 8 and colour in (0, 2) and turn == 1 and not found.keys() & {b"tRNS", b"acTL", b"fcTL"}
     plain = plain and profile_effect(icc, "RGB" if colour == 2 else "L") == "same"
-    plain = plain and all(_harmless(name, data[start:end]) for name, start, end in chunks)
+    plain = plain and all(_is_harmless(name, data[start:end]) for name, start, end in chunks)
     if plain and wanted is None and not interlace:
         return None  # _check_rows has inflated all of it
     if depth == 16 and colour == 2 and b"tRNS" in found:  # Pillow brings such pixels to 8 bits, but not this
@@ -268,19 +274,19 @@ def _png(data: bytes, seen: Structure, wanted: tuple[int, int] | None, max_pixel
     bare = [data[:33]]
     for name in (b"PLTE", b"tRNS"):
         if name in found:
-            bare.append(_chunk(name, found[name]))
-    pixels, _ = _by_pillow("png", b"".join([*bare, rows, _chunk(b"IEND", b"")]), max_pixels, icc)
+            bare.append(_png_chunk(name, found[name]))
+    pixels, _ = _decode_by_pillow("png", b"".join([*bare, rows, _png_chunk(b"IEND", b"")]), max_pixels, icc)
     return None if plain and wanted is None else (pixels, turn)
 
 
-def _chunk(name: bytes, body: bytes) -> bytes:
+def _png_chunk(name: bytes, body: bytes) -> bytes:
     return len(body).to_bytes(4) + name + body + zlib.crc32(name + body).to_bytes(4)
 
 
 def _check_rows(
     data: bytes, chunks: list[tuple[bytes, int, int]], width: int, height: int, bits: int, interlaced: bool
 ) -> None:
-    """Inflates all pixel data, a mebibyte at a time, and counts; Pillow alone would not miss a row."""
+    """Inflates all pixel data, a mebibyte at a time, and checks its length: Pillow doesn't notice a missing row."""
     passes = _ADAM7 if interlaced else ((0, 1, 0, 1),)
     sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, dx, y, dy in passes]
     due = sum(h * (1 + (w * bits + 7) // 8) for w, h in sizes if w > 0 and h > 0)
@@ -302,8 +308,8 @@ def _check_rows(
         raise BadImage("corrupt" if got > due else "truncated", f"{got} bytes of PNG pixel data, {due} are due")
 
 
-def _harmless(name: bytes, body: bytes) -> bool:
-    """False for text that other decoders take a turn from, or that could inflate beyond their patience."""
+def _is_harmless(name: bytes, body: bytes) -> bool:
+    """False for text from which other decoders take an orientation, or that could inflate beyond their limits."""
     if name in (b"tEXt", b"zTXt") and body.startswith(b"Raw profile type"):
         return False
     if name == b"zTXt" or (name == b"iTXt" and body.partition(b"\0")[2][:1] != b"\0"):
@@ -311,7 +317,7 @@ def _harmless(name: bytes, body: bytes) -> bool:
     return name != b"iTXt" or _XMP_TURN.search(body) is None
 
 
-def _png_profile(body: bytes | None) -> bytes:
+def _png_icc(body: bytes | None) -> bytes:
     if body is None:
         return b""
     try:
@@ -323,8 +329,8 @@ def _png_profile(body: bytes | None) -> bytes:
 # Everything else, and odd JPEG and PNG, through Pillow
 
 
-def _by_pillow(kind: str, data: bytes, max_pixels: int, icc: bytes | None = None) -> tuple[Pixels, int]:
-    """First frame as 8-bit sRGB over white, and its EXIF turn. `icc` goes before the profile found inside."""
+def _decode_by_pillow(kind: str, data: bytes, max_pixels: int, icc: bytes | None = None) -> tuple[Pixels, int]:
+    """First frame as 8-bit sRGB over white, and its EXIF orientation. `icc`, if given, replaces the file's profile."""
     from PIL import Image, features
 
     if kind == "avif" and not features.check("avif"):
@@ -347,19 +353,19 @@ def _by_pillow(kind: str, data: bytes, max_pixels: int, icc: bytes | None = None
         raise BadImage(reason, f"{kind}: {error}") from error
     if image.width * image.height > max_pixels:
         raise BadImage("pixels", f"{kind} of {image.width} x {image.height} pixels, at most {max_pixels}")
-    return _flat(image, found_icc if icc is None else icc), orientation(exif)
+    return _flatten(image, found_icc if icc is None else icc), orientation(exif)
 
 
-def _flat(image: Image, icc: bytes) -> Pixels:
+def _flatten(image: Image, icc: bytes) -> Pixels:
     """8-bit grey or RGB of an open image, laid over white."""
     from PIL import Image
 
-    clear = image.info.get("transparency")
+    transparency = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         deep = np.asarray(image)
         pixels = (deep >> 8).astype(np.uint8)
-        if isinstance(clear, int):
-            pixels[deep == clear] = 255
+        if isinstance(transparency, int):
+            pixels[deep == transparency] = 255
         return apply_profile(Image.fromarray(pixels), icc)
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
@@ -368,11 +374,11 @@ def _flat(image: Image, icc: bytes) -> Pixels:
     if image.mode not in ("1", "L", "P", "RGB", "YCbCr", "LA", "PA", "RGBA"):
         raise BadImage("unsupported", f"pixels of mode {image.mode}")
     flat = "L" if image.mode in ("1", "L", "LA") else "RGB"
-    if image.mode in ("LA", "PA", "RGBA") or clear is not None:
+    if image.mode in ("LA", "PA", "RGBA") or transparency is not None:
         try:
-            sheer = image.convert("RGBA")
+            with_alpha = image.convert("RGBA")
         except _PILLOW_FAULTS as error:  # a transparent colour that the mode doesn't have
-            raise BadImage("corrupt", f"transparency {clear!r} in mode {image.mode}") from error
-        image = Image.new(flat, sheer.size, "white")
-        image.paste(sheer.convert(flat), mask=sheer.getchannel("A"))
+            raise BadImage("corrupt", f"transparency {transparency!r} in mode {image.mode}") from error
+        image = Image.new(flat, with_alpha.size, "white")
+        image.paste(with_alpha.convert(flat), mask=with_alpha.getchannel("A"))
     return apply_profile(image.convert(flat), icc)

@@ -1,6 +1,6 @@
-"""Headers of pictures: what bytes are, how large a picture they hold, and which way is up; nothing is decoded.
+"""Headers of pictures: type, size and orientation, read without decoding any pixel.
 
-`size` is all that a header tells. `jpeg_segments` and `png_chunks` walk a file for those who go on to decode it.
+`jpeg_segments` and `png_chunks` walk a file for callers that go on to decode it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _UNREADABLE = {"heic", "ico", "psd", "jp2", "jxl"}
 
 
 def sniff(data: bytes) -> str | None:
-    """The type of bytes by their content, or None when nothing is known that starts so."""
+    """The type of a file by its first bytes, or None when they are of no known type."""
     head = bytes(data[:32])
     if head.startswith(b"\xff\xd8\xff"):
         return "jpg"
@@ -48,8 +48,8 @@ _MAGIC = {
 }  # fmt: skip
 
 
-def sniffed(data: bytes) -> str:
-    """The type of bytes that are a picture which is read; raises BadImage for all others."""
+def readable_type(data: bytes) -> str:
+    """The type of a picture that datakit can read. Raises BadImage for all other bytes."""
     kind = sniff(data)
     if kind in (None, "html", "svg"):
         raise BadImage("not_an_image", kind or ("no known header" if data else "no bytes"))
@@ -58,8 +58,8 @@ def sniffed(data: bytes) -> str:
     return str(kind)
 
 
-def steps(kind: str) -> Iterator[int]:
-    """As many steps as a walk through a file may take, whatever lengths it states; one more raises BadImage."""
+def walk_steps(kind: str) -> Iterator[int]:
+    """The steps that a walk through a file may take, whatever lengths it states; one more raises BadImage."""
     yield from range(_MAX_STEPS)
     raise BadImage("corrupt", f"{kind} of more than {_MAX_STEPS} blocks")
 
@@ -80,7 +80,7 @@ class Frame(NamedTuple):
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, first byte of its body, end) of every segment of a JPEG up to and with the first SOS."""
     at = 2
-    for _ in steps("jpg"):
+    for _ in walk_steps("jpg"):
         if at + 4 > len(data):
             raise BadImage("truncated", f"JPEG headers end at byte {len(data)}")
         marker = data[at + 1]
@@ -127,9 +127,9 @@ def jpeg_frame(data: bytes) -> Frame:
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(name, start, end of its body) of every chunk of a PNG, each checked against its CRC, up to and with IEND."""
-    at, view, name, left_steps = 8, memoryview(data), b"", steps("png")
+    at, view, name, remaining_steps = 8, memoryview(data), b"", walk_steps("png")
     while name != b"IEND":
-        next(left_steps)
+        next(remaining_steps)
         if at + 12 > len(data):
             raise BadImage("truncated", f"PNG ends at byte {len(data)} without an end mark")
         length = int.from_bytes(view[at : at + 4])
@@ -151,7 +151,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def orientation(exif: bytes) -> int:
-    """The EXIF turn, 1 to 8; 0 for EXIF that can't be read, which Pillow warns of, so that it can't stay."""
+    """The EXIF orientation, 1 to 8; 0 for EXIF that can't be read: Pillow warns of it, so it can't be stored."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4], "")
     turn = 1
@@ -174,7 +174,7 @@ _TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 
 
 def _entries(tiff: bytes, order: str) -> Iterator[tuple[int, int, int, int]]:
-    """(tag, type, count, where its value stands) of a TIFF's first folder."""
+    """(tag, type, count, offset of the value) of each entry of a TIFF's first folder."""
     start: int = struct.unpack_from(f"{order}I", tiff, 4)[0]
     for at in range(start + 2, start + 2 + 12 * struct.unpack_from(f"{order}H", tiff, start)[0], 12):
         tag, kind, count, _ = struct.unpack_from(f"{order}HHII", tiff, at)

@@ -1,7 +1,7 @@
 """Structure: whether a picture's file is whole, walked from block to block; no pixel is decoded.
 
-`walked` is the gate that every picture passes, whether its bytes are kept as they came or decoded. A walk takes a
-bounded number of `steps`, whatever lengths a file states, and each goes forward.
+Every picture passes `walk`, whether its bytes are kept or decoded. The number of steps of a walk is bounded
+(`walk_steps`), whatever lengths a file states, and each step goes forward.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from datakit.errors import BadImage
-from datakit.images.headers import SIZES, jpeg_segments, jpeg_sof, png_chunks, sniffed, steps
+from datakit.images.headers import SIZES, jpeg_segments, jpeg_sof, png_chunks, readable_type, walk_steps
 
 MAX_FRAMES = 1000  # of an animation: more is a film, or made to keep a decoder busy
 _MAX_SCANS = 100  # a progressive JPEG has about ten; thousands keep a decoder busy for minutes
@@ -26,7 +26,7 @@ _SAMPLES = re.compile(rb"stsz\0{4}.{4}(.{4})", re.DOTALL)
 
 
 class Structure(NamedTuple):
-    """What a walk through a picture's file has seen."""
+    """What a walk through a picture's file has found."""
 
     kind: str
     width: int
@@ -35,24 +35,24 @@ class Structure(NamedTuple):
     """(marker or name, first byte, end) of a JPEG's segments up to its first scan, or of a PNG's chunks."""
 
 
-def walked(data: bytes, max_pixels: int) -> Structure:
-    """The structure of a whole picture of a kind that is read. Raises BadImage."""
-    kind = sniffed(data)
+def walk(data: bytes, max_pixels: int) -> Structure:
+    """The structure of a picture's file. Raises BadImage for an unsupported type, damage, or too many pixels."""
+    kind = readable_type(data)
     try:
         if kind == "jpg":  # its headers hold the size, and are walked once
-            return _jpeg(data, max_pixels)
+            return _walk_jpeg(data, max_pixels)
         width, height = SIZES[kind](data)
         check_size(kind, width, height, max_pixels)
         if kind == "png":
-            return Structure(kind, width, height, _png(data))
+            return Structure(kind, width, height, _walk_png(data))
         if kind == "gif":
-            width, height = _gif(data, width, height, max_pixels)
+            width, height = _walk_gif(data, width, height, max_pixels)
         elif kind == "webp":
-            _webp(data)
+            _walk_webp(data)
         elif kind == "bmp":
-            _bmp(data, width, height)
+            _check_bmp_rows(data, width, height)
         elif kind == "avif":
-            _avif(data)
+            _walk_avif(data)
     except (struct.error, IndexError) as error:
         raise BadImage("truncated", f"the {kind} headers are cut short") from error
     return Structure(kind, width, height, [])
@@ -71,8 +71,8 @@ def _check_frames(kind: str, n_frames: int) -> None:
         raise BadImage("frames", f"{kind} of {n_frames} frames or more, at most {MAX_FRAMES}")
 
 
-def _jpeg(data: bytes, max_pixels: int) -> Structure:
-    """Headers, size, process, number of scans and end mark."""
+def _walk_jpeg(data: bytes, max_pixels: int) -> Structure:
+    """Checks headers, size, coding process, number of scans and end marker."""
     frame, segments = None, []
     for segment in jpeg_segments(data):
         segments.append(segment)
@@ -94,12 +94,12 @@ def _jpeg(data: bytes, max_pixels: int) -> Structure:
 
 
 def _n_more_scans(data: bytes, at: int) -> int:
-    """Scans after the first one, as far as they are counted."""
+    """Number of scans after the first one; counting stops just above _MAX_SCANS."""
     return sum(1 for _ in islice(_SCAN.finditer(data, at), _MAX_SCANS + 1))
 
 
-def _png(data: bytes) -> list[tuple[bytes, int, int]]:
-    """Every chunk with its checksum, the header's fields, and the number of frames, stated and there."""
+def _walk_png(data: bytes) -> list[tuple[bytes, int, int]]:
+    """The chunks, after checking their checksums, the header's fields, and the stated and actual number of frames."""
     chunks = list(png_chunks(data))
     if chunks[0][2] - chunks[0][1] != 13:
         raise BadImage("corrupt", f"a PNG header of {chunks[0][2] - chunks[0][1]} bytes")
@@ -114,11 +114,11 @@ def _png(data: bytes) -> list[tuple[bytes, int, int]]:
     return chunks
 
 
-def _gif(data: bytes, width: int, height: int, max_pixels: int) -> tuple[int, int]:
-    """Every block up to the trailer; a first frame that stands out beyond the screen makes the picture larger."""
-    at, n_frames, left_steps = 13 + _colours(data[10]), 0, steps("gif")
-    for _ in left_steps:
-        mark = _GIF_MARK.search(data, at)  # what else stands between blocks, decoders skip
+def _walk_gif(data: bytes, width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    """Walks every block up to the trailer and returns width and height; a first frame beyond the screen enlarges it."""
+    at, n_frames, remaining_steps = 13 + _colour_table_bytes(data[10]), 0, walk_steps("gif")
+    for _ in remaining_steps:
+        mark = _GIF_MARK.search(data, at)  # decoders skip anything else between blocks
         if mark is None:
             raise BadImage("truncated", f"GIF ends at byte {len(data)} without a trailer")
         at = mark.end()
@@ -132,33 +132,33 @@ def _gif(data: bytes, width: int, height: int, max_pixels: int) -> tuple[int, in
                 check_size("gif", width, height, max_pixels)
             n_frames += 1
             _check_frames("gif", n_frames)
-            at += 9 + _colours(flags)
-        at = _past_blocks(data, at + 1, left_steps)  # after an extension's label, or the pixels' code size
+            at += 9 + _colour_table_bytes(flags)
+        at = _end_of_blocks(data, at + 1, remaining_steps)  # after an extension's label, or the pixels' code size
     if not n_frames:
         raise BadImage("truncated", "a GIF without a picture")
     return width, height
 
 
-def _colours(flags: int) -> int:
+def _colour_table_bytes(flags: int) -> int:
     """Bytes of the colour table that a GIF's flags announce."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def _past_blocks(data: bytes, at: int, left_steps: Iterator[int]) -> int:
-    """Where a GIF goes on after a row of blocks, each a length and as many bytes, and an empty one."""
+def _end_of_blocks(data: bytes, at: int, remaining_steps: Iterator[int]) -> int:
+    """The offset after a GIF's data blocks (each a length and as many bytes) and the empty block that ends them."""
     while length := data[at]:
         at += 1 + length
-        next(left_steps)
+        next(remaining_steps)
     return at + 1
 
 
-def _webp(data: bytes) -> None:
-    """Chunks up to the end that the header states."""
+def _walk_webp(data: bytes) -> None:
+    """Walks the chunks up to the end that the header states."""
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
         raise BadImage("truncated", f"WebP of {end} bytes, there are {len(data)}")
     at, n_frames = 12, 0
-    for _ in steps("webp"):
+    for _ in walk_steps("webp"):
         if at + 8 > end:
             return
         name, length = struct.unpack_from("<4sI", data, at)
@@ -169,8 +169,8 @@ def _webp(data: bytes) -> None:
         _check_frames("webp", n_frames)
 
 
-def _bmp(data: bytes, width: int, height: int) -> None:
-    """Whether all rows are there, where they aren't packed."""
+def _check_bmp_rows(data: bytes, width: int, height: int) -> None:
+    """Raises BadImage when rows of an uncompressed BMP are missing."""
     old = data[14] == 12
     bits = struct.unpack_from("<H", data, 24 if old else 28)[0]
     if not old and struct.unpack_from("<I", data, 30)[0] not in (0, 3, 6):
@@ -181,12 +181,12 @@ def _bmp(data: bytes, width: int, height: int) -> None:
         raise BadImage("truncated", f"BMP of {due} bytes, there are {len(data)}")
 
 
-def _avif(data: bytes) -> None:
-    """The boxes of a file, and the frames that a sequence states."""
-    at, pixels = 0, data.find(b"idat", 0, 1 << 20) >= 0  # pixels may stand in the `meta` box too
-    for _ in steps("avif"):
+def _walk_avif(data: bytes) -> None:
+    """Walks the boxes of a file, and checks the number of frames that a sequence states."""
+    at, pixels = 0, data.find(b"idat", 0, 1 << 20) >= 0  # pixels may be in the `meta` box too
+    for _ in walk_steps("avif"):
         name = data[at + 4 : at + 8]
-        if name not in _AVIF_BOXES:  # the end, or what stands behind the picture
+        if name not in _AVIF_BOXES:  # the end, or bytes after the picture
             break
         pixels = pixels or name == b"mdat"
         length, head = int.from_bytes(data[at : at + 4]), 8

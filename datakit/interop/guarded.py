@@ -61,7 +61,7 @@ class Manners(urllib.request.BaseHandler):
     def http_response(self, request: urllib.request.Request, response: Any) -> Any:
         if response.status == 200:
             headers = response.headers
-            if policy.opted_out(headers.get_all("X-Robots-Tag", []), headers.get("tdm-reservation")):
+            if policy.is_opted_out(headers.get_all("X-Robots-Tag", []), headers.get("tdm-reservation")):
                 raise URLError(GUARD + "opted_out")
             response.read = self._reader(response)
         return response
@@ -110,7 +110,7 @@ def guard(hosts: Hosts, *, max_bytes: int, total_s: float, max_redirects: int) -
     urllib.request.install_opener(opener)
     resolve = socket.getaddrinfo
 
-    def checked(host: Any, port: Any, *args: Any, **kwargs: Any) -> list[Any]:
+    def resolve_checked(host: Any, port: Any, *args: Any, **kwargs: Any) -> list[Any]:
         found = resolve(host, port, *args, **kwargs)
         name = host.decode("ascii") if isinstance(host, bytes) else host
         passed = [entry for entry in found if name is None or _public(hosts, name, entry[4])]
@@ -118,7 +118,7 @@ def guard(hosts: Hosts, *, max_bytes: int, total_s: float, max_redirects: int) -
             raise OSError(GUARD + "refused_address")
         return passed
 
-    socket.getaddrinfo = checked
+    socket.getaddrinfo = resolve_checked
 
 
 def _public(hosts: Hosts, name: str, address: tuple[Any, ...]) -> bool:
@@ -130,7 +130,7 @@ def _public(hosts: Hosts, name: str, address: tuple[Any, ...]) -> bool:
 
 
 def _end_with_parent() -> None:
-    """Ends this group of processes once who started it is gone: its end of our stdin closes."""
+    """Ends this process group when the process that started it is gone, which closes our stdin."""
     while os.read(0, 1):
         pass
     os.killpg(0, signal.SIGKILL)

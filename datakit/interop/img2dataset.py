@@ -1,7 +1,7 @@
-"""img2dataset: its output folders adopted, and the program itself as a second engine for a crawl.
+"""img2dataset: reading its output folders, and running the program itself as a second engine for a crawl.
 
-1. `Output.open` indexes a folder that it filled; `imported` gives a dataset's URLs what that folder holds of them.
-2. `run` has it download a list of URLs into a new folder; `crawled` does so batch by batch and yields in order.
+1. `Output.open` indexes a folder that it filled; `look_up_urls` gives a dataset's URLs what that folder holds of them.
+2. `run` has it download URLs into a new folder; `crawl_by_img2dataset` does so batch by batch and yields in order.
 
 It comes with `pip install 'datakit-vlm[img2dataset]'` and needs Python below 3.13, which no longer has `imghdr`. It is
 never imported here: it runs in processes of its own, and importing it takes seconds.
@@ -34,18 +34,18 @@ import pyarrow.parquet as pq
 from datakit.errors import BadImage, DownloadError, UsageError
 from datakit.images import MAX_PIXELS
 from datakit.interop.causes import outcome_of
-from datakit.interop.outputs import Found, Output, digest_of
+from datakit.interop.outputs import Output, UrlResult, digest_of
 from datakit.storage.store import Store, publish_file
 from datakit.web.crawl import Fetched
 from datakit.web.hosts import Hosts, RefusedUrl
 from datakit.web.pacing import Limits
 from datakit.web.proxies import proxy_for
 
-__all__ = ["Found", "Output", "check_installed", "crawled", "imported", "outcome_of", "run"]
+__all__ = ["UrlResult", "Output", "check_installed", "crawl_by_img2dataset", "look_up_urls", "outcome_of", "run"]
 
 T = TypeVar("T")
 
-BATCH = 10_000  # URLs that `crawled` gives to one run: a start takes seconds, and a kill loses so much
+BATCH = 10_000  # URLs that `crawl_by_img2dataset` gives to one run: a start takes seconds, and a kill loses so much
 ROWS_PER_SHARD = 10_000
 LOOKUPS = 32  # names resolved at once; each blocks a thread
 KNOWN_HOSTS = 100_000  # whose answer is remembered during a run
@@ -69,26 +69,26 @@ def check_installed() -> None:
         )
 
 
-def imported(
+def look_up_urls(
     urls: Iterable[str], output: Output, work: Callable[[bytes], T], *, threads: int = 1
 ) -> Generator[Fetched[T], None, None]:
-    """What an output holds of each URL, in the order given; `not_imported` when that is nothing.
+    """The result of each URL in an output, in the order given; `not_imported` for a URL that it doesn't hold.
 
     Pictures go through `work` in `threads` threads, with the rules of `crawl`: the reason of a BadImage that it raises
     becomes the outcome, any other exception comes out in its turn. How long img2dataset took isn't known: ms is 0.
     """
-    yield from _imported(enumerate(urls), output, work, threads)
+    yield from _look_up(enumerate(urls), output, work, threads)
 
 
-def _imported(
+def _look_up(
     urls: Iterator[tuple[int, str]], output: Output, work: Callable[[bytes], T], threads: int
 ) -> Generator[Fetched[T], None, None]:
     pool = ThreadPoolExecutor(threads, "import-work")
-    waiting: deque[tuple[int, str, Found, Future[T] | None]] = deque()
+    waiting: deque[tuple[int, str, UrlResult, Future[T] | None]] = deque()
     try:
         while True:
             for place, url in islice(urls, AHEAD * threads - len(waiting)):
-                found = output.find(url) or Found(NOT_IMPORTED, 0, None)
+                found = output.find(url) or UrlResult(NOT_IMPORTED, 0, None)
                 waiting.append((place, url, found, None if found.data is None else pool.submit(work, found.data)))
             if not waiting:
                 return
@@ -97,7 +97,7 @@ def _imported(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fetched(place: int, url: str, found: Found, job: Future[T] | None) -> Fetched[T]:
+def _fetched(place: int, url: str, found: UrlResult, job: Future[T] | None) -> Fetched[T]:
     outcome, value = found.outcome, None
     if job is not None:
         try:
@@ -176,16 +176,18 @@ def run(
         bounds = {"max_bytes": limits.max_bytes, "total_s": limits.total_s, "max_redirects": limits.max_redirects}
         job = {"allowed": hosts.allowed, "limits": bounds, "download": download}
         publish_file(store.path("job.json"), json.dumps(job).encode())
-        said = _in_a_process(store.path("job.json"))
+        printed = _run_in_process_group(store.path("job.json"))
         made = Output(output, hosts=hosts, refused=refused) if output.is_dir() else None
         if made is None or made.counts["rows"] < n_urls:
             there = 0 if made is None else made.counts["rows"]
-            raise DownloadError(f"img2dataset ended with {there} of {n_urls} URLs in {str(output)!r}. It said: {said}")
+            raise DownloadError(
+                f"img2dataset ended with {there} of {n_urls} URLs in {str(output)!r}. It said: {printed}"
+            )
         return made
     return Output(None, hosts=hosts, refused=refused)
 
 
-def crawled(
+def crawl_by_img2dataset(
     urls: Iterable[str],
     *,
     scratch: Path,
@@ -196,7 +198,7 @@ def crawled(
     quality: int,
     threads: int,
 ) -> Generator[Fetched[T], None, None]:
-    """`crawl`, by img2dataset: batches of 10,000 URLs, each in a folder below `scratch` that is removed again.
+    """Crawls by img2dataset: batches of 10,000 URLs, each in a folder below `scratch` that is removed afterwards.
 
     Starts as many processes as `work` has threads, and as many downloads in each as the window of `limits` has room.
     """
@@ -218,7 +220,7 @@ def crawled(
                 processes=threads,
                 threads=downloads,
             )
-            yield from _imported(enumerate(batch, place), output, work, threads)
+            yield from _look_up(enumerate(batch, place), output, work, threads)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         place += len(batch)
@@ -239,15 +241,21 @@ def _write_list(store: Store, urls: Iterable[str], hosts: Hosts, refused: dict[b
             asked: dict[str, tuple[str, int]] = {}
             for url in batch:
                 with suppress(RefusedUrl):  # `Output.find` will refuse it in the same way
-                    first = hosts.first(url)
-                    asked[first] = _door(first)
+                    sent_url = hosts.checked_url(url)
+                    asked[sent_url] = _host_and_port(sent_url)
             if len(known) > KNOWN_HOSTS:
                 known.clear()
-            doors = list({door for door in asked.values() if door not in known})
-            known.update(zip(doors, pool.map(lambda door: _closed(hosts, *door), doors), strict=True))
+            unknown = list({host_and_port for host_and_port in asked.values() if host_and_port not in known})
+            known.update(
+                zip(
+                    unknown,
+                    pool.map(lambda host_and_port: _refusal_outcome(hosts, *host_and_port), unknown),
+                    strict=True,
+                )
+            )
             allowed = []
-            for url, door in asked.items():
-                if reason := known[door]:
+            for url, host_and_port in asked.items():
+                if reason := known[host_and_port]:
                     refused[digest_of(url)] = reason
                 else:
                     allowed.append(url)
@@ -256,13 +264,13 @@ def _write_list(store: Store, urls: Iterable[str], hosts: Hosts, refused: dict[b
     return n_urls
 
 
-def _door(url: str) -> tuple[str, int]:
+def _host_and_port(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def _closed(hosts: Hosts, host: str, port: int) -> str | None:
-    """Why a host may not or can't be connected to; None when it can."""
+def _refusal_outcome(hosts: Hosts, host: str, port: int) -> str | None:
+    """The outcome for a host that may not or can't be connected to; None for one that can."""
     try:
         hosts.addresses(host, port)
     except RefusedUrl as refusal:
@@ -272,8 +280,8 @@ def _closed(hosts: Hosts, host: str, port: int) -> str | None:
     return None
 
 
-def _in_a_process(job: Path) -> str:
-    """Runs img2dataset in a group of processes that ends with this call, however it ends; what it said last."""
+def _run_in_process_group(job: Path) -> str:
+    """Runs img2dataset in a process group that ends with this call, however it ends; returns its last output."""
     tail = bytearray()
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "datakit.interop.guarded", str(job)],
@@ -307,10 +315,10 @@ def _in_a_process(job: Path) -> str:
             listener.join()  # all who could write are gone
         process.stdin.close()
         process.stdout.close()
-    said = tail.decode(errors="replace").strip() or "nothing"
+    printed = tail.decode(errors="replace").strip() or "nothing"
     if code:
-        raise DownloadError(f"img2dataset ended with code {code}. It said: {said}")
-    return said
+        raise DownloadError(f"img2dataset ended with code {code}. It said: {printed}")
+    return printed
 
 
 def _listen(fd: int, tail: bytearray) -> None:

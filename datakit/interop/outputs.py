@@ -49,8 +49,8 @@ Form = Literal["webdataset", "files", "parquet"]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What img2dataset made of a URL."""
+class UrlResult:
+    """The result of a URL in an img2dataset output."""
 
     outcome: str
     status: int
@@ -60,7 +60,7 @@ class Found:
 
 @dataclass(slots=True)
 class _Shard:
-    """One shard: where it is, and how the place of a picture is spelt."""
+    """One shard: where it is, and how the name of a picture is made from its place."""
 
     name: Path
     form: Form
@@ -143,8 +143,8 @@ class Output:
     def __init__(self, folder: Path | None, *, hosts: Hosts | None = None, refused: Mapping[bytes, str] = {}) -> None:
         """`open` is for folders of others; with `hosts` it is one of our own runs.
 
-        Of ours, URLs were asked for as `hosts.first` gives them, and those `refused` (digest: outcome) never reached
-        img2dataset; without a folder none did.
+        Of ours, URLs were asked for as `hosts.checked_url` gives them, and those `refused` (digest: outcome) never
+        reached img2dataset; without a folder none did.
         """
         self.counts: Counter[str] = Counter()
         self._hosts = hosts
@@ -156,7 +156,7 @@ class Output:
         columns = _Columns()
         for number in range(len(self._shards)):
             columns.extend(self._read_shard(number))
-        columns.add(0, [(digest, 0, 0, self._coded((outcome, 0))) for digest, outcome in refused.items()])
+        columns.add(0, [(digest, 0, 0, self._code_of((outcome, 0))) for digest, outcome in refused.items()])
         self._columns = columns.sorted()
         self.counts["duplicates"] = self.counts["rows"] - self.counts["missing_pictures"] + len(refused) - len(self)
 
@@ -178,7 +178,7 @@ class Output:
         return output
 
     def __len__(self) -> int:
-        """How many different URLs it knows, with whatever outcome."""
+        """How many different URLs it holds, with any outcome."""
         return len(self._columns["hi"])
 
     @property
@@ -186,20 +186,20 @@ class Output:
         """Bytes of memory that the index takes."""
         return sum(column.nbytes for column in self._columns.values())
 
-    def find(self, url: str) -> Found | None:
-        """What became of a URL; None when it isn't there, or its picture isn't."""
+    def find(self, url: str) -> UrlResult | None:
+        """The result of a URL; None when the output doesn't hold it, or its picture is missing."""
         if self._hosts is not None:
             try:
-                url = self._hosts.first(url)
+                url = self._hosts.checked_url(url)
             except RefusedUrl as refused:
-                return Found(refused.outcome, 0, None)
+                return UrlResult(refused.outcome, 0, None)
         row = self._row(digest_of(url))
         if row is None:
             return None
         shard, place, size, code = (int(self._columns[name][row]) for name in ("shard", "place", "size", "code"))
         outcome, status = self._outcomes[code]
         if outcome != "ok":
-            return Found(outcome, status, None)
+            return UrlResult(outcome, status, None)
         try:
             data = self._picture(shard, place, size)
         except (ArchiveError, OSError, pa.ArrowException) as error:
@@ -207,7 +207,7 @@ class Output:
             return None
         if data is None:
             return None
-        return Found("ok", 200, data) if len(data) <= MAX_MEMBER_BYTES else Found("too_large", 200, None)
+        return UrlResult("ok", 200, data) if len(data) <= MAX_MEMBER_BYTES else UrlResult("too_large", 200, None)
 
     def _row(self, digest: bytes) -> int | None:
         his, los = self._columns["hi"], self._columns["lo"]
@@ -219,7 +219,7 @@ class Output:
             row += 1
         return None
 
-    def _coded(self, outcome: tuple[str, int]) -> int:
+    def _code_of(self, outcome: tuple[str, int]) -> int:
         if outcome not in self._codes:
             self._codes[outcome] = len(self._outcomes)
             self._outcomes.append(outcome)
@@ -270,7 +270,7 @@ class Output:
                 elif not 0 <= place < 1 << 32:
                     counts["missing_pictures"] += 1
                     continue
-                rows.append((digest_of(meta.url), place, size, self._coded(outcome)))
+                rows.append((digest_of(meta.url), place, size, self._code_of(outcome)))
             start += len(batch)
             columns.add(number, rows)
         return columns, counts
@@ -308,7 +308,7 @@ class Output:
 
 
 def digest_of(url: str) -> bytes:
-    """16 bytes that stand for a URL."""
+    """A hash of a URL, 16 bytes."""
     return hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -396,8 +396,10 @@ def _table(shard: _Shard) -> Iterator[list[_Meta | None]]:
             if not held:
                 raise SourceError(f"{str(path)!r} holds no pictures, in none of the columns {', '.join(EXTENSIONS)}")
             shard.ext = held[0]
-        told = kinds.get("error_message")
-        columns = ["url", "key", "status"] + (["error_message"] if told in (pa.string(), pa.large_string()) else [])
+        message_type = kinds.get("error_message")
+        columns = ["url", "key", "status"] + (
+            ["error_message"] if message_type in (pa.string(), pa.large_string()) else []
+        )
         for batch in table.iter_batches(batch_size=4096, columns=columns):
             values = [batch[name].to_pylist() for name in columns]
             yield [_Meta(*row) if row[0] and row[1] else None for row in zip(*values, strict=True)]

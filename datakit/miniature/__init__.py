@@ -24,13 +24,13 @@ from datakit.miniature.flan import FlanExpected
 from datakit.miniature.instruct import InstructExpected
 from datakit.miniature.mmc4 import MMC4Expected
 from datakit.miniature.real import Real
-from datakit.miniature.server import Answer, Asked, Server
+from datakit.miniature.server import Answer, Request, Server
 from datakit.miniature.upstreams import DATASETS, Change, Upstreams
 from datakit.miniature.world import World
 
 __all__ = [
     "Answer",
-    "Asked",
+    "Request",
     "CoyoExpected",
     "Expected",
     "FlanExpected",
@@ -49,7 +49,7 @@ class Expected:
     _world: World
 
     def of(self, name: str) -> InstructExpected:
-        """A dataset whose rows are told by their numbers, or a part of it: `mgm`, `mgm.pretrain`.
+        """What is expected of a dataset whose keys are row numbers, or of a subset: `mgm`, `mgm.pretrain`.
 
         Every archive is there, those that come by hand as well. Rows that a recipe turns down for what they say,
         such as `sa_id` and `repetition` of ShareGPT4V, are among the `faults` and kept.
@@ -59,15 +59,15 @@ class Expected:
             return self.llava665k if dataset == "llava665k" else self.qinstruct
         if dataset not in DATASETS:
             raise UsageError(f"The miniature expects nothing of {name!r} by number; {nearest(dataset, DATASETS)}")
-        return self._world.made(DATASETS[dataset]).expected(subset)
+        return self._world.make_once(DATASETS[dataset]).expected(subset)
 
     @property
     def llava665k(self) -> InstructExpected:
-        return self._world.made(llava.llava665k).expected
+        return self._world.make_once(llava.llava665k).expected
 
     @property
     def qinstruct(self) -> InstructExpected:
-        return self._world.made(llava.qinstruct).expected
+        return self._world.make_once(llava.qinstruct).expected
 
     @property
     def flan(self) -> FlanExpected:
@@ -79,7 +79,7 @@ class Expected:
     def mmc4(self, shard: int) -> MMC4Expected:
         return mmc4.expected(self._world, shard)
 
-    def added(self, repo: str, key: str) -> InstructExpected:
+    def added_dataset(self, repo: str, key: str) -> InstructExpected:
         """`example/pictures-parquet` or `example/wds`, its two files one after the other, added as dataset `key`."""
         return plain.expected(repo, key)
 
@@ -160,13 +160,13 @@ class Miniature:
         `path` is a URL as upstream has it (`https://host/file`) or a path here (`/host/file`,
         `/datasets/OWNER/REPO/resolve/main/FILE`). Bytes take the file's place, in the hub's listings too. An
         `Answer` is sent as it is, `dataclasses.replace(m.answer(path), cut_after=1000)` for one; a function
-        from `Asked` to `Answer` decides each time.
+        from `Request` to `Answer` decides each time.
         """
         self._upstreams.change(path, to, times)
 
     def answer(self, path: str) -> Answer:
         """What a GET at a path gets now. It isn't counted in `requests`, nor against `times`."""
-        return self._upstreams.answer(Asked(method="PEEK", path=self._upstreams.canonical(path)))
+        return self._upstreams.answer(Request(method="PEEK", path=self._upstreams.canonical(path)))
 
     @property
     def _running(self) -> Server:

@@ -21,8 +21,8 @@ from datakit.errors import UsageError
 from datakit.miniature import pictures
 from datakit.miniature.pictures import Drawing, drawing
 from datakit.miniature.real import Real
-from datakit.miniature.server import Answer, Asked, whole
-from datakit.miniature.world import Places, World, place
+from datakit.miniature.server import Answer, Request, whole
+from datakit.miniature.world import Places, World, canonical_path
 
 REPO = "kakaobrain/coyo-700m"
 FILES = "data/part-{shard:05d}-17da4908-939c-46e5-91d0-15f256041956-c000.snappy.parquet"
@@ -127,19 +127,19 @@ def shard_rows(shard: int, *, rows: int, seed: int, real: Real | None = None) ->
     chance = random.Random(f"coyo/{seed}/{shard}")
     sums = _sums(rows, poor=shard % 16 == 13)
     chance.shuffle(sums)
-    made = [_row(shard, row, similarity, chance, real) for row, similarity in enumerate(sums)]
-    _add_rounding_tie(made)
-    chosen = choose([row.columns for row in made])
-    places = {row.columns["id"]: place for place, row in enumerate(made)}
+    drawn = [_row(shard, row, similarity, chance, real) for row, similarity in enumerate(sums)]
+    _add_rounding_tie(drawn)
+    chosen = choose([row.columns for row in drawn])
+    places = {row.columns["id"]: place for place, row in enumerate(drawn)}
     n_faults = min(5, max(1, len(chosen) // 2)) if chosen else 0
     names = list(FAULTS)
     for nth in range(n_faults):
         place = places[chosen[nth * len(chosen) // n_faults]]
-        made[place] = _spoilt(made[place], names[(shard * n_faults + nth) % len(names)])
-    for place, row in enumerate(made):
+        drawn[place] = _spoilt(drawn[place], names[(shard * n_faults + nth) % len(names)])
+    for place, row in enumerate(drawn):
         if row.columns["id"] not in chosen and place % 10 == 7:
-            made[place] = _spoilt(row, "gone_404")
-    return made
+            drawn[place] = _spoilt(row, "gone_404")
+    return drawn
 
 
 def expected(rows: Sequence[Row]) -> CoyoExpected:
@@ -188,12 +188,12 @@ def answer(row: Row, path: str, picture: bytes) -> Answer:
 
 def picture(row: Row, nth: int, real: Real | None) -> bytes:
     """The bytes at a row's URL; with real pictures, one in seven of the sound ones is real."""
-    made = {"truncated": pictures.truncated, "gif_named_jpg": pictures.gif}.get(row.fault, Drawing.jpeg)
+    make = {"truncated": pictures.truncated_jpeg, "gif_named_jpg": pictures.gif}.get(row.fault, Drawing.jpeg)
     if row.fault == "huge":
         return pictures.huge_png()
     if real and not row.fault and nth % 7 == 3:
         return real.photo(nth // 7) if nth % 2 else real.clipart(nth // 7)
-    return made(row.drawing)
+    return make(row.drawing)
 
 
 def rows_of(world: World, shard: int) -> list[Row]:
@@ -213,9 +213,9 @@ def places(world: World) -> Places:
     @functools.cache
     def preview() -> Mapping[str, int]:
         """Where the preview rows have their pictures; any picture will do."""
-        return {place(row["url"]): nth for nth, row in enumerate(world.real.coyo_rows if world.real else [])}
+        return {canonical_path(row["url"]): nth for nth, row in enumerate(world.real.coyo_rows if world.real else [])}
 
-    def pages(asked: Asked, path: str) -> Answer | None:
+    def pages(request: Request, path: str) -> Answer | None:
         if world.real and path in preview():
             return whole(world.real.photo(preview()[path]), "image/jpeg")
         at = place_of(path)
@@ -225,7 +225,7 @@ def places(world: World) -> Places:
         body = drawn.get(at)
         if body is None:  # not under the world's lock: two threads may draw at once, and draw the same
             body = drawn[at] = picture(row, at[1], world.real)
-        return answer(row, asked.path, body)
+        return answer(row, request.path, body)
 
     files = {FILES.format(shard=shard): functools.partial(shard_file, shard) for shard in range(world.coyo_shards)}
     return Places(hub={REPO: files}, pages=pages)
@@ -291,10 +291,10 @@ def _caption(of: Drawing, chance: random.Random) -> str:
     )
 
 
-def _add_rounding_tie(made: list[Row]) -> None:
+def _add_rounding_tie(rows: list[Row]) -> None:
     """Lift the last of the equal sums by half a float32 step: equal as float32, greater as float64."""
-    quota = int(SHARE * len(made))
-    ranked = sorted(made, key=lambda row: (-_similarity(row), f"coyo-{row.columns['id']}"))
+    quota = int(SHARE * len(rows))
+    ranked = sorted(rows, key=lambda row: (-_similarity(row), f"coyo-{row.columns['id']}"))
     if quota < 2 or _similarity(ranked[quota - 1]) <= FLOOR:
         return
     tied = [row for row in ranked if _similarity(row) == _similarity(ranked[quota - 1])]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from datakit.miniature.server import Answer, Asked
+from datakit.miniature.server import Answer, Request
 
 GATED = "example/gated-set"
 WHEN = "2024-05-12T08:00:00.000Z"
@@ -64,22 +64,22 @@ class Hub:
         self._read = read
         self._stored: dict[tuple[str, str], Stored] = {}
 
-    def answer(self, asked: Asked) -> Answer | None:
+    def answer(self, request: Request) -> Answer | None:
         """The hub's answer, or None for a path that is not the hub's."""
-        path, _, query = asked.path.partition("?")
+        path, _, query = request.path.partition("?")
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if parts[0] == "api" and len(parts) >= 4:
             options = {name: values[-1].lower() for name, values in parse_qs(query).items()}
-            return self._api(asked, parts[1:], options)
+            return self._api(request, parts[1:], options)
         if parts[0] not in ("datasets", "api") and len(parts) >= 4 and parts[2] in ("resolve", "blob"):
             return refusal(404, "RepoNotFound", "Repository not found")  # there are no models here
         if parts[0] == "datasets" and len(parts) >= 3:
-            return self._page(asked, parts[1:])
+            return self._page(request, parts[1:])
         return None
 
     def file(self, repo: str, name: str) -> Answer:
         """A file as `resolve` gives it."""
-        stored = self.stored(repo, name)
+        stored = self.stored_file(repo, name)
         etag = stored.sha256 if stored.large else stored.oid
         headers = [("X-Repo-Commit", self.commits[repo])]
         if stored.large:
@@ -87,31 +87,31 @@ class Hub:
         content_type = TYPES.get(name[name.rfind(".") :], "application/octet-stream")
         return Answer(body=stored.body, content_type=content_type, etag=etag, headers=tuple(headers))
 
-    def stored(self, repo: str, name: str) -> Stored:
+    def stored_file(self, repo: str, name: str) -> Stored:
         body = self._read(repo, name)
         known = self._stored.get((repo, name))
         if known is None or known.body is not body:
             known = self._stored[repo, name] = Stored(path=name, body=body)
         return known
 
-    def _page(self, asked: Asked, parts: list[str]) -> Answer:
+    def _page(self, request: Request, parts: list[str]) -> Answer:
         repo = "/".join(parts[:2])
-        wanted = self._wanted(repo, parts[3] if len(parts) > 3 else "main")
+        wanted = self._commit_or_refusal(repo, parts[3] if len(parts) > 3 else "main")
         if isinstance(wanted, Answer):
             return wanted
         kind, name = parts[2] if len(parts) > 2 else "", "/".join(parts[4:])
         if kind != "resolve":
             return page(f"{repo} {name}")
         if repo == GATED:
-            return gate(asked)
+            return gate(request)
         if name not in self.repos[repo]:
             return self._no_entry(repo)
         return self.file(repo, name)
 
-    def _api(self, asked: Asked, parts: list[str], options: Mapping[str, str]) -> Answer:
+    def _api(self, request: Request, parts: list[str], options: Mapping[str, str]) -> Answer:
         repo = "/".join(parts[1:3]) if parts[0] == "datasets" else ""
         kind, rest = parts[3] if len(parts) > 3 else "revision", parts[4:]
-        wanted = self._wanted(repo, rest[0] if rest else "main")
+        wanted = self._commit_or_refusal(repo, rest[0] if rest else "main")
         if isinstance(wanted, Answer):
             return wanted
         if kind == "revision":
@@ -120,12 +120,12 @@ class Hub:
             folder = "/".join(rest[1:]).strip("/")
             listed = self._tree(repo, folder, options.get("recursive") == "true", options.get("expand") == "true")
             return self._json(repo, listed) if listed or not folder else self._no_entry(repo)
-        if kind == "paths-info" and asked.method == "POST":
-            paths, expand = _form(asked)
+        if kind == "paths-info" and request.method == "POST":
+            paths, expand = _form(request)
             return self._json(repo, [e for path in paths for e in self._path_info(repo, path, expand)])
         return refusal(404, "", "Not found")
 
-    def _wanted(self, repo: str, revision: str) -> str | Answer:
+    def _commit_or_refusal(self, repo: str, revision: str) -> str | Answer:
         """The commit of a revision, or the refusal that the client understands."""
         if repo not in self.repos:
             return refusal(404, "RepoNotFound", "Repository not found")
@@ -141,7 +141,7 @@ class Hub:
         siblings: list[dict[str, Any]] = [{"rfilename": name} for name in self.repos[repo]]
         if blobs:
             for sibling in siblings:
-                stored = self.stored(repo, sibling["rfilename"])
+                stored = self.stored_file(repo, sibling["rfilename"])
                 sibling |= {"size": len(stored.body), "blobId": stored.oid}
                 if stored.large:
                     sibling["lfs"] = {"sha256": stored.sha256, "size": len(stored.body), "pointerSize": 134}
@@ -172,13 +172,13 @@ class Hub:
                 inner = prefix + "/".join(steps[:depth])
                 listed.setdefault(inner, _folder(inner, expand))
             if recursive or len(steps) == 1:
-                listed[name] = self.stored(repo, name).entry(expand=expand)
+                listed[name] = self.stored_file(repo, name).entry(expand=expand)
         return list(listed.values())
 
     def _path_info(self, repo: str, path: str, expand: bool) -> list[dict[str, Any]]:
         path = path.strip("/")
         if path in self.repos[repo]:
-            return [self.stored(repo, path).entry(expand=expand)]
+            return [self.stored_file(repo, path).entry(expand=expand)]
         inside = any(name.startswith(path + "/") for name in self.repos[repo])
         return [_folder(path, expand)] if inside else []  # the hub leaves out what it doesn't have
 
@@ -203,18 +203,18 @@ def refusal(status: int, code: str, message: str) -> Answer:
     return Answer(status=status, body=body, content_type="application/json", headers=tuple(headers))
 
 
-def gate(asked: Asked) -> Answer:
+def gate(request: Request) -> Answer:
     """401 without a token, 403 with one whose owner has not accepted the terms."""
-    status = 403 if "authorization" in asked.headers else 401
+    status = 403 if "authorization" in request.headers else 401
     return refusal(status, "GatedRepo", f"Access to dataset {GATED} is restricted: accept its terms first.")
 
 
-def _form(asked: Asked) -> tuple[list[str], bool]:
-    if asked.headers.get("content-type", "").startswith("application/json"):
-        sent = json.loads(asked.body)
+def _form(request: Request) -> tuple[list[str], bool]:
+    if request.headers.get("content-type", "").startswith("application/json"):
+        sent = json.loads(request.body)
         paths = sent["paths"]
         return ([paths] if isinstance(paths, str) else paths), bool(sent.get("expand"))
-    fields = parse_qs(asked.body.decode())
+    fields = parse_qs(request.body.decode())
     return fields.get("paths", []), fields.get("expand", ["false"])[-1].lower() == "true"
 
 

@@ -65,12 +65,12 @@ BROKEN: Mapping[str, Callable[[Drawing], bytes]] = {
     "png_palette": pictures.palette_png,
     "png_16bit": pictures.deep_png,
     "gif_named_jpg": pictures.gif,
-    "truncated": pictures.truncated,
+    "truncated": pictures.truncated_jpeg,
     "zero_bytes": lambda of: b"",
     "html": lambda of: pictures.HTML,
     "huge": lambda of: pictures.huge_png(),
     "cmyk": pictures.cmyk,
-    "exif_turned": pictures.turned,
+    "exif_turned": pictures.jpeg_with_exif_turn,
 }
 
 
@@ -118,62 +118,62 @@ def llava665k(rows: int, seed: int, real: Real | None = None) -> Instruct:
             f"The miniature of llava665k has rows={rows!r}, too few for every source; use {FEWEST_ROWS} or more."
         )
     chance = random.Random(f"llava665k/{seed}")
-    places = _shares(rows)
-    chance.shuffle(places)
-    faults = _deal_faults(places, chance)
-    made = Instruct(dataset="llava665k", members={name: [] for name in SOURCES})
+    row_sources = _shares(rows)
+    chance.shuffle(row_sources)
+    faults = _deal_faults(row_sources, chance)
+    dataset = Instruct(dataset="llava665k", members={name: [] for name in SOURCES})
     reusable: list[tuple[str, Drawing]] = []  # COCO pictures that several components ask about
     shared = f"{chance.randrange(2_300_000, 2_420_000)}.jpg"  # one name that GQA and VG both have
     healthy: Counter[str] = Counter()
     n_coco = 0
-    for row, place in enumerate(places):
-        if place == "text":
-            made.records.append(_chat(chance, row))
+    for row, source in enumerate(row_sources):
+        if source == "text":
+            dataset.records.append(_chat(chance, row))
             continue
         fault = faults.get(row, "")
-        n_coco += place == "coco"
-        if place == "coco" and not fault and reusable and n_coco % 8 == 0:
+        n_coco += source == "coco"
+        if source == "coco" and not fault and reusable and n_coco % 8 == 0:
             name, of = chance.choice(reusable)
         else:
             # The two archives of VG hold pictures of other names; GQA repeats some of them.
-            name = shared if place in ("gqa", "vg") and not made.members[place] else _name(place, chance, row)
+            name = shared if source in ("gqa", "vg") and not dataset.members[source] else _name(source, chance, row)
             of = drawing(chance)
-            member = _member(SOURCES[place].inside + name, of, fault)
+            member = _member(SOURCES[source].inside + name, of, fault)
             if not fault:
-                healthy[place] += 1
-                member = _realistic(member, place, healthy[place], real)
-                if place == "coco":
+                healthy[source] += 1
+                member = _realistic(member, source, healthy[source], real)
+                if source == "coco":
                     reusable.append((name, of))
             if fault != "missing":
-                made.members[place].append(member)
-        turns = SOURCES[place].turns(of, chance)
-        if real and place == "coco" and not fault and healthy[place] % 3 == 0:
-            turns = real.questions(healthy[place] // 3)
-        record = _record(_id(place, name), SOURCES[place].prefix + name, turns, chance)
+                dataset.members[source].append(member)
+        turns = SOURCES[source].turns(of, chance)
+        if real and source == "coco" and not fault and healthy[source] % 3 == 0:
+            turns = real.questions(healthy[source] // 3)
+        record = _record(_id(source, name), SOURCES[source].prefix + name, turns, chance)
         if fault:
-            made.faults[row] = (fault, FAULTS[fault][2])
+            dataset.faults[row] = (fault, FAULTS[fault][2])
         if fault == "empty_answer":
             record["conversations"][-1]["value"] = ""
-        made.records.append(record)
-    _add_unasked(made, chance)
-    return made
+        dataset.records.append(record)
+    _add_unasked(dataset, chance)
+    return dataset
 
 
 def qinstruct(rows: int, seed: int) -> Instruct:
     """Q-Instruct: questions on quality; one picture is missing and one is cut."""
     chance = random.Random(f"qinstruct/{seed}")
-    made = Instruct(dataset="qinstruct", members={"all": []})
+    dataset = Instruct(dataset="qinstruct", members={"all": []})
     for row in range(rows):
         fault = {rows // 3: "missing", rows // 2: "truncated"}.get(row, "")
         of = drawing(chance, least_px=120, flaw=chance.choice(pictures.FLAWS))
         folder = "spaq_koniq" if row % 5 < 3 else "livefb_liveitw_aigc"
         name = f"{folder}/{row * 7 + 3:05d}.jpg"
         if fault != "missing":
-            made.members["all"].append(_member(name, of, fault))
+            dataset.members["all"].append(_member(name, of, fault))
         if fault:
-            made.faults[row] = (fault, fault)
-        made.records.append(_record(f"{row * 7 + 3:05d}", name, questions.about_quality(of, chance), chance))
-    return made
+            dataset.faults[row] = (fault, fault)
+        dataset.records.append(_record(f"{row * 7 + 3:05d}", name, questions.about_quality(of, chance), chance))
+    return dataset
 
 
 def array(records: Sequence[dict[str, Any]], *, indent: int | None, ascii_only: bool) -> bytes:
@@ -182,7 +182,7 @@ def array(records: Sequence[dict[str, Any]], *, indent: int | None, ascii_only: 
     return json.dumps(records, indent=indent, ensure_ascii=ascii_only, separators=separators).encode()
 
 
-def zipped(members: Sequence[Member], *, deflate: bool = False) -> bytes:
+def zip_archive(members: Sequence[Member], *, deflate: bool = False) -> bytes:
     """A zip with an entry for each folder and members in the order given."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -198,7 +198,7 @@ def zipped(members: Sequence[Member], *, deflate: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def tarred(members: Sequence[Member]) -> bytes:
+def tar_archive(members: Sequence[Member]) -> bytes:
     """A plain tar with an entry for each folder."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
@@ -228,12 +228,12 @@ def _shares(rows: int) -> list[str]:
     return [name for name, count in counts.items() for _ in range(count)]
 
 
-def _deal_faults(places: Sequence[str], chance: random.Random) -> dict[int, str]:
+def _deal_faults(row_sources: Sequence[str], chance: random.Random) -> dict[int, str]:
     """Which row gets which fault. Two rows of every source stay sound, so a small one has fewer faults."""
-    free = {name: [row for row, place in enumerate(places) if place == name] for name in SOURCES}
+    free = {name: [row for row, source in enumerate(row_sources) if source == name] for name in SOURCES}
     dealt: dict[int, str] = {}
     for fault, (in_240, sources, _) in FAULTS.items():
-        for turn in range(max(1, round(len(places) * in_240 / 240))):
+        for turn in range(max(1, round(len(row_sources) * in_240 / 240))):
             choice = sources[turn % len(sources) :] + sources[: turn % len(sources)]
             source = next((name for name in choice if len(free[name]) > 2), None)
             if source is not None:
@@ -247,45 +247,45 @@ def _member(name: str, of: Drawing, fault: str) -> Member:
     return name, functools.partial(BROKEN.get(fault, Drawing.jpeg), of)
 
 
-def _realistic(member: Member, place: str, nth: int, real: Real | None) -> Member:
+def _realistic(member: Member, source: str, nth: int, real: Real | None) -> Member:
     """Now and then a photograph or a clip-art picture in place of a drawing."""
-    if real and place == "coco" and nth % 8 == 1:
+    if real and source == "coco" and nth % 8 == 1:
         return member[0], functools.partial(real.photo, nth // 8)
-    if real and place == "ocr_vqa" and nth % 3 == 1:
+    if real and source == "ocr_vqa" and nth % 3 == 1:
         return member[0].removesuffix(".jpg") + ".png", functools.partial(real.clipart, nth // 3)
     return member
 
 
-def _add_unasked(made: Instruct, chance: random.Random) -> None:
+def _add_unasked(dataset: Instruct, chance: random.Random) -> None:
     """Members that no row refers to: the real archives hold many more pictures than the mix uses."""
-    for place, members in made.members.items():
+    for source, members in dataset.members.items():
         for extra in range(1 + len(members) // 10):
-            name = SOURCES[place].inside + _name(place, chance, 10_000_000 + extra)
+            name = SOURCES[source].inside + _name(source, chance, 10_000_000 + extra)
             members.append(_member(name, drawing(chance), ""))
         chance.shuffle(members)
 
 
-def _name(place: str, chance: random.Random, row: int) -> str:
+def _name(source: str, chance: random.Random, row: int) -> str:
     """A file name in the source's style, unlike that of any other row."""
-    if place == "coco":
+    if source == "coco":
         return f"{row * 7 + chance.randrange(7):012d}.jpg"
-    if place == "ocr_vqa":
+    if source == "ocr_vqa":
         return f"{chance.randrange(10):01d}{row:08d}{chance.choice('0123456789X')}.jpg"
-    if place == "textvqa":
+    if source == "textvqa":
         return f"{chance.getrandbits(32):08x}{row:08x}.jpg"
-    return f"{2_420_000 + row}.jpg" if place != "gqa" else f"{'n' * (row % 5 == 0)}{2_500_000 + row}.jpg"
+    return f"{2_420_000 + row}.jpg" if source != "gqa" else f"{'n' * (row % 5 == 0)}{2_500_000 + row}.jpg"
 
 
-def _id(place: str, name: str) -> str | int:
+def _id(source: str, name: str) -> str | int:
     stem = name.partition(".")[0]
-    return int(stem) if place in ("vg", "vg2") else stem
+    return int(stem) if source in ("vg", "vg2") else stem
 
 
 def _record(id: str | int, image: str, turns: questions.Turns, chance: random.Random) -> dict[str, Any]:
-    said = _said(turns)
-    first = said[0]["value"]
-    said[0]["value"] = f"<image>\n{first}" if chance.random() < 0.7 else f"{first}\n<image>"
-    return {"id": id, "image": image, "conversations": said}
+    conversation = _conversation(turns)
+    first = conversation[0]["value"]
+    conversation[0]["value"] = f"<image>\n{first}" if chance.random() < 0.7 else f"{first}\n<image>"
+    return {"id": id, "image": image, "conversations": conversation}
 
 
 def _chat(chance: random.Random, row: int) -> dict[str, Any]:
@@ -293,9 +293,9 @@ def _chat(chance: random.Random, row: int) -> dict[str, Any]:
     return {
         "id": f"{letters}_{row % 3}",
         "model": "",
-        "conversations": _said(questions.CHATS[row % len(questions.CHATS)]),
+        "conversations": _conversation(questions.CHATS[row % len(questions.CHATS)]),
     }
 
 
-def _said(turns: questions.Turns) -> list[dict[str, str]]:
+def _conversation(turns: questions.Turns) -> list[dict[str, str]]:
     return [{"from": role, "value": value} for human, gpt in turns for role, value in (("human", human), ("gpt", gpt))]

@@ -32,7 +32,7 @@ def qinstruct(world: World) -> Instruct:
 
 def llava332k(world: World) -> Dataset:
     """Half of the mix, in its order: how upstream drew it is written nowhere. Every other odd row is in it."""
-    whole = world.made(llava665k)
+    whole = world.make_once(llava665k)
     chance = random.Random(f"llava332k/{world.seed}")
     chosen = set(sorted(whole.faults)[::2])
     plain = [row for row in range(len(whole.records)) if row not in whole.faults]
@@ -51,25 +51,25 @@ def places(world: World) -> Places:
     def archive(source: str) -> bytes:
         """What llava665k has of a source, and behind it what only others refer to."""
         members = [
-            *world.made(llava665k).members[source],
+            *world.make_once(llava665k).members[source],
             *pool.members(world, source, instruct.SOURCES[source].inside),
         ]
-        return instruct.zipped(members, deflate=source == "gqa")
+        return instruct.zip_archive(members, deflate=source == "gqa")
 
     def mix() -> bytes:
-        return instruct.array(world.made(llava665k).records, indent=2, ascii_only=False)
+        return instruct.array(world.make_once(llava665k).records, indent=2, ascii_only=False)
 
     def labels() -> bytes:
-        return instruct.array(world.made(qinstruct).records, indent=None, ascii_only=True)
+        return instruct.array(world.make_once(qinstruct).records, indent=None, ascii_only=True)
 
     web: dict[str, Maker] = {url: functools.partial(archive, source) for url, source in ARCHIVES.items()}
     return Places(
         hub={
             LLAVA: {"llava_v1_5_mix665k.json": mix},
-            HALF: {HALF_JSON: lambda: world.made(llava332k).sheets[HALF_JSON].array(indent=2)},
+            HALF: {HALF_JSON: lambda: world.make_once(llava332k).sheets[HALF_JSON].array(indent=2)},
             QINSTRUCT: {
                 "cleaned_labels.json": labels,
-                "q-instruct-images.tar": lambda: instruct.tarred(world.made(qinstruct).members["all"]),
+                "q-instruct-images.tar": lambda: instruct.tar_archive(world.make_once(qinstruct).members["all"]),
             },
             OCR_VQA: {"ocr_vqa_images_llava_v15.zip": functools.partial(archive, "ocr_vqa")},
         },

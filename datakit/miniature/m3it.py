@@ -49,16 +49,18 @@ def path(folder: str) -> str:
 
 
 def m3it(world: World) -> Dataset:
-    made = Dataset(name="m3it", sheets={path(folder): Sheet() for folder in CONFIGS})
+    dataset = Dataset(name="m3it", sheets={path(folder): Sheet() for folder in CONFIGS})
     for folder, count in CONFIGS.items():
-        chance, sheet = random.Random(f"m3it/{world.seed}/{folder}"), made.sheets[path(folder)]
+        chance, sheet = random.Random(f"m3it/{world.seed}/{folder}"), dataset.sheets[path(folder)]
         for row in range(ROWS):
             odd, reason = FLAWED.get((folder, row), ("", None))
             drawn = [small(chance) for _ in range(count)]
             encoded = [base64.b64encode(_bytes(of, odd if of is drawn[0] else "")).decode() for of in drawn]
             if odd == "broken_base64":
                 encoded[0] = "data:" + encoded[0][:-7]
-            asked, answer = _dialog(drawn[0], 1 + row % 3) if "dialog" in folder else _asked(drawn[0], folder, chance)
+            asked, answer = (
+                _dialog(drawn[0], 1 + row % 3) if "dialog" in folder else _question(drawn[0], folder, chance)
+            )
             record: dict[str, Any] = {
                 "inputs": asked,
                 "outputs": "" if odd == "empty_answer" else answer,
@@ -68,7 +70,7 @@ def m3it(world: World) -> Dataset:
             if folder.startswith("vqa") and row % 2:
                 record["meta"] = {"img_id": f"{row:012d}", "dataset": folder.rpartition("/")[2]}
             sheet.add(record, "inline", odd, reason)
-    return made
+    return dataset
 
 
 def _bytes(of: Drawing, odd: str) -> bytes:
@@ -76,12 +78,12 @@ def _bytes(of: Drawing, odd: str) -> bytes:
     return (make or Drawing.jpeg)(of)
 
 
-def _asked(of: Drawing, folder: str, chance: random.Random) -> tuple[str, str]:
+def _question(of: Drawing, folder: str, chance: random.Random) -> tuple[str, str]:
     if folder.startswith("captioning"):
         return "", texts.paragraph(of)
     if folder == "generation/multi30k":
         return f"{of.named.capitalize()} with a word on it.", f"Ein Bild: {of.shape}, {of.colour}, „{of.word}“."
-    question, answer = texts.asked(of, chance)[0]
+    question, answer = texts.instruction(of, chance)[0]
     return question, answer
 
 
@@ -109,7 +111,7 @@ def instructions(folder: str) -> bytes:
 
 def places(world: World) -> Places:
     def rows(folder: str) -> bytes:
-        return world.made(m3it).sheets[path(folder)].lines()
+        return world.make_once(m3it).sheets[path(folder)].lines()
 
     files: dict[str, Maker] = {path(folder): functools.partial(rows, folder) for folder in CONFIGS}
     for folder in CONFIGS:

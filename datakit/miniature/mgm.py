@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping
 
 from datakit.miniature import pool, questions, texts
-from datakit.miniature.instruct import zipped
-from datakit.miniature.sheet import Dataset, Sheet, said
+from datakit.miniature.instruct import zip_archive
+from datakit.miniature.sheet import Dataset, Sheet, conversation
 from datakit.miniature.world import Maker, Places, World
 
 PRETRAIN_REPO, PRETRAIN = "YanweiLi/MGM-Pretrain", "mgm_pretrain.json"
@@ -57,49 +57,49 @@ def mgm(world: World) -> Dataset:
 
 
 def _rows(world: World, file: str, roots: Mapping[str, str], *, captions: bool) -> Sheet:
-    made, chance = Sheet(), random.Random(f"{file}/{world.seed}")
+    sheet, chance = Sheet(), random.Random(f"{file}/{world.seed}")
     sources = [*roots] if captions else [*roots, ""]
     for row in range(world.file_rows):
         source = sources[row % len(sources)]
         if not source:  # what to draw, for a picture generator: text only
-            made.add({"id": f"gen_{row:06d}", "conversations": said(questions.CHATS[row % 4])})
+            sheet.add({"id": f"gen_{row:06d}", "conversations": conversation(questions.CHATS[row % 4])})
             continue
-        of, nth = pool.shared(world, source), row // len(sources)
+        shared, nth = pool.shared_pictures(world, source), row // len(sources)
         lost = row == len(sources) + 1
-        picture = pool.lost(world, source) if lost else of[-1] if nth == 0 else of[nth % len(of)]
+        picture = pool.lost_picture(world, source) if lost else shared[-1] if nth == 0 else shared[nth % len(shared)]
         odd, reason = picture.flaw, picture.reason
         asked = (
             [(chance.choice(texts.SHORT_PROMPTS), texts.paragraph(picture.drawing))]
             if captions
-            else texts.asked(picture.drawing, chance)
+            else texts.instruction(picture.drawing, chance)
         )
         if row == len(sources) + 2:
             odd = reason = "empty_answer"
             asked[-1] = (asked[-1][0], "")
-        turns = said(asked, image_first=chance.random() < 0.8)
-        made.add(
+        turns = conversation(asked, image_first=chance.random() < 0.8)
+        sheet.add(
             {"id": f"{source}_{row}", "image": roots[source] + picture.name, "conversations": turns},
             source,
             odd,
             reason,
         )
-    return made
+    return sheet
 
 
 def places(world: World) -> Places:
     def pure_text() -> bytes:
         """A part of mgm_instruction.json, as upstream says; merged with it, those rows are there twice."""
-        records = world.made(mgm).sheets[INSTRUCTION].records
+        records = world.make_once(mgm).sheets[INSTRUCTION].records
         return Sheet(records=[record for record in records if "image" not in record]).array()
 
     return Places(
         hub={
-            PRETRAIN_REPO: {PRETRAIN: lambda: world.made(mgm).sheets[PRETRAIN].array()},
-            REPO: {INSTRUCTION: lambda: world.made(mgm).sheets[INSTRUCTION].array(), PURE_TEXT: pure_text},
+            PRETRAIN_REPO: {PRETRAIN: lambda: world.make_once(mgm).sheets[PRETRAIN].array()},
+            REPO: {INSTRUCTION: lambda: world.make_once(mgm).sheets[INSTRUCTION].array(), PURE_TEXT: pure_text},
         },
         web={url: _by_hand(world, *of) for url, of in BY_HAND.items()},
     )
 
 
 def _by_hand(world: World, source: str, folder: str) -> Maker:
-    return lambda: zipped(pool.members(world, source, folder))
+    return lambda: zip_archive(pool.members(world, source, folder))

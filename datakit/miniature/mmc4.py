@@ -15,9 +15,9 @@ from typing import Any
 
 from datakit.errors import UsageError
 from datakit.miniature import coyo, pictures
-from datakit.miniature.instruct import zipped
+from datakit.miniature.instruct import zip_archive
 from datakit.miniature.pictures import Drawing
-from datakit.miniature.server import Answer, Asked
+from datakit.miniature.server import Answer, Request
 from datakit.miniature.sheet import small
 from datakit.miniature.world import Places, World
 
@@ -112,7 +112,9 @@ def fault(row: int, image: int) -> str:
 
 def shard_file(world: World, shard: int) -> bytes:
     lines = b"".join(json.dumps(document(world, shard, row)).encode() + b"\n" for row in range(ROWS))
-    return zipped([(FILES.format(shard=shard).rpartition("/")[2].removesuffix(".zip"), lambda: lines)], deflate=True)
+    return zip_archive(
+        [(FILES.format(shard=shard).rpartition("/")[2].removesuffix(".zip"), lambda: lines)], deflate=True
+    )
 
 
 def expected(world: World, shard: int, dataset: str = "mmc4") -> MMC4Expected:
@@ -141,7 +143,7 @@ def expected(world: World, shard: int, dataset: str = "mmc4") -> MMC4Expected:
 
 
 def places(world: World) -> Places:
-    def pages(asked: Asked, path: str) -> Answer | None:
+    def pages(request: Request, path: str) -> Answer | None:
         named = PICTURE.search(path)
         shard, row, image = (int(number) for number in named.groups()) if named else (-1, 0, 0)
         if shard not in SHARDS or row >= ROWS or image >= KINDS[row][0]:
@@ -151,7 +153,7 @@ def places(world: World) -> Places:
             pictures.palette_png if path.endswith(".png") else Drawing.jpeg
         )
         site = coyo.Row(columns={}, drawing=of, fault=spoilt)
-        return coyo.answer(site, asked.path, world.keep(("mmc4", shard, row, image), functools.partial(make, of)))
+        return coyo.answer(site, request.path, world.keep(("mmc4", shard, row, image), functools.partial(make, of)))
 
     files = {FILES.format(shard=shard): functools.partial(shard_file, world, shard) for shard in SHARDS}
     return Places(hub={REPO: files}, pages=pages)

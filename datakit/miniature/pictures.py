@@ -94,7 +94,7 @@ class Drawing:
         draw.text((3, 2), self.word, fill=(20, 20, 20), font=ImageFont.load_default())
 
     def jpeg(self, quality: int = 88) -> bytes:
-        return encoded(self.image(), "JPEG", quality=quality)
+        return encode(self.image(), "JPEG", quality=quality)
 
 
 def drawing(chance: random.Random, *, least_px: int = 40, most_px: int = 400, flaw: str = "") -> Drawing:
@@ -114,41 +114,41 @@ def drawing(chance: random.Random, *, least_px: int = 40, most_px: int = 400, fl
     )
 
 
-def encoded(picture: Image.Image, form: str, **options: object) -> bytes:
+def encode(picture: Image.Image, form: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, form, **options)
     return buffer.getvalue()
 
 
-def truncated(of: Drawing) -> bytes:
+def truncated_jpeg(of: Drawing) -> bytes:
     """The first half of a JPEG, as an interrupted upload leaves it."""
     jpeg = of.jpeg()
     return jpeg[: len(jpeg) // 2]
 
 
 def gif(of: Drawing) -> bytes:
-    return encoded(of.image().quantize(64), "GIF")
+    return encode(of.image().quantize(64), "GIF")
 
 
 def cmyk(of: Drawing) -> bytes:
-    return encoded(of.image().convert("CMYK"), "JPEG", quality=88)
+    return encode(of.image().convert("CMYK"), "JPEG", quality=88)
 
 
-def turned(of: Drawing) -> bytes:
+def jpeg_with_exif_turn(of: Drawing) -> bytes:
     """A JPEG that lies on its side, with the EXIF orientation 6 that a camera writes."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(of.image().transpose(Image.Transpose.ROTATE_90), "JPEG", quality=88, exif=exif)
+    return encode(of.image().transpose(Image.Transpose.ROTATE_90), "JPEG", quality=88, exif=exif)
 
 
 def palette_png(of: Drawing) -> bytes:
-    return encoded(of.image().quantize(32), "PNG")
+    return encode(of.image().quantize(32), "PNG")
 
 
 def deep_png(of: Drawing) -> bytes:
     """A grey PNG with 16 bits a pixel."""
     grey = np.asarray(of.image().convert("L")).astype(np.uint16) * 257
-    return encoded(Image.fromarray(grey), "PNG")
+    return encode(Image.fromarray(grey), "PNG")
 
 
 def huge_png(side_px: int = 50_000) -> bytes:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datakit.miniature import pictures, questions, texts
-from datakit.miniature.instruct import InstructExpected, Member, tarred
+from datakit.miniature.instruct import InstructExpected, Member, tar_archive
 from datakit.miniature.pictures import Drawing
 from datakit.miniature.sheet import FLAWS, small
 from datakit.miniature.world import Maker, Places, World
@@ -55,7 +55,7 @@ def tar(world: World, part: int) -> bytes:
         if (part, row) != LONE:
             members.append((f"{key}.jpg", functools.partial(pictures.cmyk if row == 7 else Drawing.jpeg, of)))
         members.append((f"{key}.txt", functools.partial(texts.line(of, chance).encode, "utf-8")))
-    return tarred(members)
+    return tar_archive(members)
 
 
 def expected(repo: str, key: str) -> InstructExpected:

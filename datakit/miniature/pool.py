@@ -16,7 +16,7 @@ from datakit.miniature.sheet import FLAWS, small
 from datakit.miniature.world import Maker, World
 
 
-class Shared(NamedTuple):
+class SharedPicture(NamedTuple):
     """A picture that rows may refer to."""
 
     source: str
@@ -60,30 +60,30 @@ SOURCES: Mapping[str, tuple[int, Callable[[int], str]]] = {
 LAST = {"sam": "truncated", "wikiart": "zero_bytes", "web_landmark": "gif_named_jpg"}  # of a source's last picture
 
 
-def shared(world: World, source: str) -> list[Shared]:
+def shared_pictures(world: World, source: str) -> list[SharedPicture]:
     """All pictures of a source."""
     count, name = SOURCES[source]
 
-    def make() -> list[Shared]:
+    def make() -> list[SharedPicture]:
         chance = random.Random(f"pool/{world.seed}/{source}")
         flaws = [*[""] * (count - 1), LAST.get(source, "")]
-        return [Shared(source, name(n), small(chance), flaw) for n, flaw in enumerate(flaws)]
+        return [SharedPicture(source, name(n), small(chance), flaw) for n, flaw in enumerate(flaws)]
 
     return world.keep(("pool", source), make)
 
 
-def lost(world: World, source: str) -> Shared:
+def lost_picture(world: World, source: str) -> SharedPicture:
     """A picture that rows refer to and no archive has."""
     name = SOURCES[source][1](9_999)
-    return Shared(source, name, shared(world, source)[0].drawing, "missing")
+    return SharedPicture(source, name, shared_pictures(world, source)[0].drawing, "missing")
 
 
 def members(world: World, source: str, folder: str = "") -> list[Member]:
     """A source's pictures as members of an archive, under a folder of it."""
-    return [(folder + picture.name, _maker(picture)) for picture in shared(world, source)]
+    return [(folder + picture.name, _maker(picture)) for picture in shared_pictures(world, source)]
 
 
-def _maker(picture: Shared) -> Maker:
+def _maker(picture: SharedPicture) -> Maker:
     usual = pictures.palette_png if picture.name.endswith(".png") else Drawing.jpeg
     make = (FLAWS[picture.flaw][0] if picture.flaw else None) or usual
     return lambda: make(picture.drawing)

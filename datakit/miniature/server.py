@@ -23,7 +23,7 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Request:
     """One request as it came in: the path still holds its query and its percent signs."""
 
     method: str
@@ -45,7 +45,7 @@ class Answer:
     endless: bool = False  # a byte now and then until the client hangs up
 
 
-Site = Callable[[Asked], Answer]
+Site = Callable[[Request], Answer]
 
 
 def whole(body: bytes, content_type: str = "application/octet-stream") -> Answer:
@@ -102,7 +102,7 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def close(self) -> None:
-        """Stop listening, cut every connection, and wait for the threads."""
+        """Stops listening, cuts every connection, and waits for the threads."""
         self.stopping.set()
         self.shutdown()
         self.server_close()
@@ -126,20 +126,20 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        asked = Asked(
+        request = Request(
             method=self.command,
             path=self.path,
             headers={name.lower(): value for name, value in self.headers.items()},
             body=body,
         )
-        self.server.requests.append((asked.method, asked.path, asked.headers.get("range")))
+        self.server.requests.append((request.method, request.path, request.headers.get("range")))
         if self.server.delay_s:
             self.server.stopping.wait(self.server.delay_s)
-        answer = self.server.site(asked)
+        answer = self.server.site(request)
         if answer.endless and self.command != "HEAD":
             self._dawdle(answer)
         else:
-            self._send(answer, *_part(asked, answer))
+            self._send(answer, *_part(request, answer))
 
     do_GET = do_HEAD = do_POST = _respond
 
@@ -182,16 +182,16 @@ class _Connection(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: `requests` is the log."""
+        """Logs nothing: `requests` is the log."""
 
 
-def _part(asked: Asked, answer: Answer) -> tuple[int, slice]:
+def _part(request: Request, answer: Answer) -> tuple[int, slice]:
     """The status and the part of the body that a request is due (RFC 9110, section 14)."""
-    wanted = RANGE.fullmatch(asked.headers.get("range", ""))
-    condition = asked.headers.get("if-range", "").strip('"')
+    wanted = RANGE.fullmatch(request.headers.get("range", ""))
+    condition = request.headers.get("if-range", "").strip('"')
     if (
         not wanted
-        or asked.method != "GET"
+        or request.method != "GET"
         or answer.status != 200
         or not answer.etag
         or (condition and condition != answer.etag)

@@ -12,9 +12,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from datakit.miniature import pool, questions, texts
-from datakit.miniature.instruct import Member, tarred, zipped
-from datakit.miniature.pool import Shared
-from datakit.miniature.sheet import Dataset, Sheet, said
+from datakit.miniature.instruct import Member, tar_archive, zip_archive
+from datakit.miniature.pool import SharedPicture
+from datakit.miniature.sheet import Dataset, Sheet, conversation
 from datakit.miniature.world import Maker, Places, World
 
 REPO, VILA = "Lin-Chen/ShareGPT4V", "mit-han-lab/ShareGPT4V"
@@ -60,7 +60,7 @@ def sharegpt4v(world: World) -> Dataset:
 
 
 def sharegpt4v_vila(world: World) -> Dataset:
-    before, cut = world.made(sharegpt4v).sheets[PRETRAIN], Sheet()
+    before, cut = world.make_once(sharegpt4v).sheets[PRETRAIN], Sheet()
     overlooked = {next(row for row, (odd, _) in before.odd.items() if odd == kind) for kind in ("sa_id", "repetition")}
     for row, record in enumerate(before.records):
         odd, reason = before.odd.get(row, ("", None))
@@ -71,52 +71,56 @@ def sharegpt4v_vila(world: World) -> Dataset:
 
 
 def _captions(world: World, file: str, sources: Sequence[str]) -> Sheet:
-    made, chance = Sheet(), random.Random(f"{file}/{world.seed}")
+    sheet, chance = Sheet(), random.Random(f"{file}/{world.seed}")
     for row in range(world.file_rows):
         # The first pictures of every source come first, so that small files have a row of each.
         source = sources[row % len(sources)]
         nth = row // len(sources)
         if row == 2 * len(sources) + sources.index("sam"):
-            picture = pool.lost(world, "sam")
+            picture = pool.lost_picture(world, "sam")
         else:
-            of = pool.shared(world, source)
-            picture = of[-1] if nth == 1 else of[nth % len(of)]
+            shared = pool.shared_pictures(world, source)
+            picture = shared[-1] if nth == 1 else shared[nth % len(shared)]
         odd, caption = "", texts.paragraph(picture.drawing)
         if not picture.flaw and row % 13 == 12:
-            odd, caption = "sa_id", texts.naming_a_file(picture.drawing, chance.randrange(10**5, 10**6))
+            odd, caption = "sa_id", texts.caption_with_file_name(picture.drawing, chance.randrange(10**5, 10**6))
         elif not picture.flaw and row % 11 == 10:
-            odd, caption = "repetition", texts.looping(picture.drawing)
+            odd, caption = "repetition", texts.repetitive_caption(picture.drawing)
         turns = [(chance.choice(texts.LONG_PROMPTS), caption)]
-        _add(made, picture, turns, chance, odd)
-    return made
+        _add(sheet, picture, turns, chance, odd)
+    return sheet
 
 
 def _mix(world: World, file: str) -> Sheet:
     """The instruction mix: captions in place of LLaVA's, every other source, and text."""
-    made, chance = Sheet(), random.Random(f"{file}/{world.seed}")
+    sheet, chance = Sheet(), random.Random(f"{file}/{world.seed}")
     sources = (*PREFIXES, "")
     for row in range(world.file_rows):
         source = sources[row % len(sources)]
         if not source:
-            chat = {"id": f"t{row:06d}", "model": "", "conversations": said(questions.CHATS[row % 4])}
-            made.add(chat)
+            chat = {"id": f"t{row:06d}", "model": "", "conversations": conversation(questions.CHATS[row % 4])}
+            sheet.add(chat)
             continue
-        of = pool.shared(world, source)
-        picture = pool.lost(world, "vg2") if row == len(sources) + 11 else of[row // len(sources) % (len(of) - 1)]
-        turns = texts.asked(picture.drawing, chance)
+        shared = pool.shared_pictures(world, source)
+        picture = (
+            pool.lost_picture(world, "vg2")
+            if row == len(sources) + 11
+            else shared[row // len(sources) % (len(shared) - 1)]
+        )
+        turns = texts.instruction(picture.drawing, chance)
         if source in BY_HAND:
             turns = [(chance.choice(texts.LONG_PROMPTS), texts.paragraph(picture.drawing))]
         if row == len(sources):
             turns[-1] = (turns[-1][0], "")
-            _add(made, picture, turns, chance, "empty_answer", "empty_answer")
+            _add(sheet, picture, turns, chance, "empty_answer", "empty_answer")
         else:
-            _add(made, picture, turns, chance)
-    return made
+            _add(sheet, picture, turns, chance)
+    return sheet
 
 
 def _add(
-    made: Sheet,
-    picture: Shared,
+    sheet: Sheet,
+    picture: SharedPicture,
     turns: questions.Turns,
     chance: random.Random,
     odd: str = "",
@@ -126,9 +130,9 @@ def _add(
     record = {
         "id": stem,
         "image": PREFIXES[picture.source] + picture.name,
-        "conversations": said(turns, image_first=chance.random() < 0.3),
+        "conversations": conversation(turns, image_first=chance.random() < 0.3),
     }
-    made.add(record, picture.source, odd or picture.flaw, reason or picture.reason)
+    sheet.add(record, picture.source, odd or picture.flaw, reason or picture.reason)
 
 
 def sam_tar(world: World, part: int) -> bytes:
@@ -137,12 +141,12 @@ def sam_tar(world: World, part: int) -> bytes:
     for nth, (name, data) in enumerate(pool.members(world, "sam")):
         if nth * 6 % SAM_TARS == part:
             members += [(f"./{name}", data), (f"./{name.removesuffix('.jpg')}.json", lambda: MASKS)]
-    return tarred(members)
+    return tar_archive(members)
 
 
 def places(world: World) -> Places:
     def sheet(make: Callable[[World], Dataset], file: str) -> bytes:
-        return world.made(make).sheets[file].array(indent=2)
+        return world.make_once(make).sheets[file].array(indent=2)
 
     web: dict[str, Maker] = {SAM.format(part=part): functools.partial(sam_tar, world, part) for part in range(SAM_TARS)}
     return Places(
@@ -151,10 +155,10 @@ def places(world: World) -> Places:
             VILA: {file: functools.partial(sheet, sharegpt4v_vila, file) for file in (VILA_PRETRAIN, VILA_SFT)},
         },
         web=web
-        | {SAM_9K: lambda: zipped(pool.members(world, "sam"))}
+        | {SAM_9K: lambda: zip_archive(pool.members(world, "sam"))}
         | {DRIVE.format(name=PREFIXES[source].partition("/")[0]): _by_hand(world, source) for source in BY_HAND},
     )
 
 
 def _by_hand(world: World, source: str) -> Maker:
-    return lambda: zipped(pool.members(world, source, f"data/{PREFIXES[source]}"))
+    return lambda: zip_archive(pool.members(world, source, f"data/{PREFIXES[source]}"))

@@ -18,7 +18,7 @@ from datakit.miniature.questions import Turns
 # What is wrong with a picture, and the reason its row is dropped for, if it is.
 FLAWS: Mapping[str, tuple[Callable[[Drawing], bytes] | None, str | None]] = {
     "missing": (None, "missing"),
-    "truncated": (pictures.truncated, "truncated"),
+    "truncated": (pictures.truncated_jpeg, "truncated"),
     "zero_bytes": (lambda of: b"", "not_an_image"),
     "html": (lambda of: pictures.HTML, "not_an_image"),
     "huge": (lambda of: pictures.huge_png(), "pixels"),
@@ -64,17 +64,17 @@ class Dataset:
             raise UsageError(f"The miniature of {self.name} has no subset {subset!r}; {nearest(subset, self.subsets)}")
         files = self.subsets[subset] if subset else tuple(self.sheets)
         key = f"{self.name}-{subset}" if subset else self.name
-        return found(key, [self.sheets[file] for file in files])
+        return expected_from(key, [self.sheets[file] for file in files])
 
     def draw(self, source: str, name: str, of: Drawing, flaw: str = "") -> str | None:
-        """Put a picture among a source's members, flawed or not at all; the reason its row is dropped for."""
+        """Adds a picture, unless it is to be missing, to a source's members; returns why its row is dropped or None."""
         make, reason = FLAWS[flaw] if flaw else (Drawing.jpeg, None)
         if make is not None:
             self.members.setdefault(source, []).append((name, functools.partial(make, of)))
         return reason
 
 
-def found(key: str, sheets: Iterable[Sheet]) -> InstructExpected:
+def expected_from(key: str, sheets: Iterable[Sheet]) -> InstructExpected:
     rows, faults, dropped, sources = 0, {}, {}, {}
     for sheet in sheets:
         for row, source in enumerate(sheet.sources):
@@ -90,11 +90,11 @@ def found(key: str, sheets: Iterable[Sheet]) -> InstructExpected:
 
 
 def small(chance: random.Random) -> Drawing:
-    """A drawing that is quickly made: most datasets care for what is said, not for pixels."""
+    """A small drawing, which is quickly made: for most datasets the texts matter, not the pixels."""
     return drawing(chance, least_px=48, most_px=144)
 
 
-def said(turns: Turns, *, image_first: bool | None = None) -> list[dict[str, str]]:
+def conversation(turns: Turns, *, image_first: bool | None = None) -> list[dict[str, str]]:
     """Turns as LLaVA's files have them, with `<image>` before or after the first question, or without."""
     conversations = [
         {"from": role, "value": value} for turn in turns for role, value in zip(("human", "gpt"), turn, strict=True)

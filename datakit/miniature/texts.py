@@ -43,17 +43,17 @@ def paragraph(of: Drawing) -> str:
     )
 
 
-def naming_a_file(of: Drawing, number: int) -> str:
+def caption_with_file_name(of: Drawing, number: int) -> str:
     """A caption that names a file of Segment Anything, as some of a captioner's do."""
     return paragraph(of).replace("The image shows", f"The image titled “sa_{number}” shows", 1)
 
 
-def looping(of: Drawing) -> str:
+def repetitive_caption(of: Drawing) -> str:
     """A caption whose writer could not stop."""
     return f"The image shows {of.named}. " + " ".join([LOOP] * 12)
 
 
-def asked(of: Drawing, chance: random.Random) -> Turns:
+def instruction(of: Drawing, chance: random.Random) -> Turns:
     """A short instruction and its answer."""
     return [
         (f"Where would a {of.colour} {of.shape} be used, and why?", f"On a sign: {of.named} is seen from far away."),

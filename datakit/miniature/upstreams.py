@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from datakit.miniature import allava, captions, coyo, flan, icm, llava, m3it, mgm, mmc4, plain, sharegpt4v
 from datakit.miniature.hub import GATED, Hub, refusal
-from datakit.miniature.server import Answer, Asked, whole
+from datakit.miniature.server import Answer, Request, whole
 from datakit.miniature.sheet import Dataset
-from datakit.miniature.world import Places, World, place
+from datakit.miniature.world import Places, World, canonical_path
 
-Change = bytes | Answer | Callable[[Asked], Answer]
+Change = bytes | Answer | Callable[[Request], Answer]
 
 UPSTREAMS: tuple[Callable[[World], Places], ...] = (
     llava.places,
@@ -75,40 +75,42 @@ class Upstreams:
                 self._lasting[path] = times
 
     def canonical(self, path: str) -> str:
-        """One name for a place: no scheme, query or percent signs; `main` for a hub revision."""
-        path = "/" + place(path).removeprefix("/").removeprefix("huggingface.co/")
+        """The form of a path or URL by which files are looked up: as `canonical_path`, `main` for a hub revision."""
+        path = "/" + canonical_path(path).removeprefix("/").removeprefix("huggingface.co/")
         found = RESOLVED.fullmatch(path)
         if found and found[2] == self.hub.commits.get(found[1]):
             return f"/datasets/{found[1]}/resolve/main/{found[3]}"
         return path
 
-    def answer(self, asked: Asked) -> Answer:
-        path = self.canonical(asked.path)
+    def answer(self, request: Request) -> Answer:
+        path = self.canonical(request.path)
         with self._lock:
             change = self._changes.get(path)
-            made = self._usual(asked, path) if isinstance(change, bytes) else None
+            usual = self._usual(request, path) if isinstance(change, bytes) else None
             # A GET counts against a change that holds for a few; a HEAD only looks.
-            if path in self._lasting and asked.method == "GET":
+            if path in self._lasting and request.method == "GET":
                 self._lasting[path] -= 1
                 if not self._lasting[path]:
                     del self._lasting[path], self._changes[path]
         if isinstance(change, Answer):
             return change
         if change is not None and not isinstance(change, bytes):
-            return change(asked)
-        return made or self._usual(asked, path) or refusal(404, "", "There is nothing here.")
+            return change(request)
+        return usual or self._usual(request, path) or refusal(404, "", "There is nothing here.")
 
-    def _usual(self, asked: Asked, path: str) -> Answer | None:
-        """What stands at a path, with the bytes that a test put there."""
+    def _usual(self, request: Request, path: str) -> Answer | None:
+        """What is at a path, with the bytes that a test put there."""
         change = self._changes.get(path)
         if path in self._archives and not isinstance(change, bytes):
             return self._world.keep(path, lambda: whole(self._archives[path](), "application/zip"))
         if path.startswith(("/datasets/", "/api/")) or RESOLVED.fullmatch("/datasets" + path):
-            stripped = re.sub(r"^/huggingface\.co/", "/", asked.path)
-            return self.hub.answer(Asked(method=asked.method, path=stripped, headers=asked.headers, body=asked.body))
+            stripped = re.sub(r"^/huggingface\.co/", "/", request.path)
+            return self.hub.answer(
+                Request(method=request.method, path=stripped, headers=request.headers, body=request.body)
+            )
         if isinstance(change, bytes):
             return whole(change, "image/jpeg" if path.endswith(".jpg") else "application/octet-stream")
-        return next((found for pages in self._pages if (found := pages(asked, path))), None)
+        return next((found for pages in self._pages if (found := pages(request, path))), None)
 
     def _hub_bytes(self, repo: str, name: str) -> bytes:
         change = self._changes.get(f"/datasets/{repo}/resolve/main/{name}")

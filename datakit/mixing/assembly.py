@@ -24,7 +24,7 @@ def mix_name(text: str, limit: int | None) -> str:
     return name if limit is None else f"{name}@limit-{limit}"
 
 
-def check_fetched(builds: list[Build]) -> None:
+def require_fetched(builds: list[Build]) -> None:
     """Raises Incomplete, naming the commands, when nothing of a dataset has been fetched, or can be."""
     missing = [
         build for build in builds if not any(build.ledger(build.step_of(role)).commits() for role in ("fetch", "pack"))
@@ -32,7 +32,7 @@ def check_fetched(builds: list[Build]) -> None:
     for build in missing:
         build.permit()
     if missing:
-        commands = " ; ".join(f"datakit fetch {build.typed}" for build in missing)
+        commands = " ; ".join(f"datakit fetch {build.as_argument}" for build in missing)
         raise Incomplete(
             f"nothing of {', '.join(repr(build.manifest.name) for build in missing)} is fetched yet. Run\n"
             f"  {commands}\n"
@@ -40,7 +40,7 @@ def check_fetched(builds: list[Build]) -> None:
         )
 
 
-def part(build: Build, repeats: int) -> MixPart:
+def mix_part(build: Build, repeats: int) -> MixPart:
     """A dataset's packed shards as part of a mix."""
     pack, done = build.step_of("pack"), Done(build, snapshot=True)
     ledger = done.ledger(pack)
@@ -55,16 +55,16 @@ def part(build: Build, repeats: int) -> MixPart:
         )
     shards = [
         MixShard(
-            tar=f"../../{ledger.folder}/{one.tar.name}",
-            index=f"../../{ledger.folder}/{one.table.name}",
-            samples=one.rows,
-            size_bytes=one.tar.size_bytes,
-            xxh3=one.tar.xxh3,
-            index_xxh3=one.table.xxh3,
+            tar=f"../../{ledger.folder}/{part.tar.name}",
+            index=f"../../{ledger.folder}/{part.table.name}",
+            samples=part.rows,
+            size_bytes=part.tar.size_bytes,
+            xxh3=part.tar.xxh3,
+            index_xxh3=part.table.xxh3,
         )
         for _, commit in sorted(ours.items())
-        for one in commit.parts
-        if one.tar is not None and one.rows
+        for part in commit.parts
+        if part.tar is not None and part.rows
     ]
     return MixPart(
         dataset=build.manifest.name,
@@ -75,7 +75,7 @@ def part(build: Build, repeats: int) -> MixPart:
     )
 
 
-def not_packed(build: Build) -> list[int]:
+def unpacked_shards(build: Build) -> list[int]:
     """Shards that the dataset has and a mix of it doesn't."""
     packed = build.ledger(build.step_of("pack")).commits()
     return [shard for shard in Done(build).known_shards() if shard not in packed]
@@ -83,7 +83,7 @@ def not_packed(build: Build) -> list[int]:
 
 def write(store: Store, name: str, builds: list[tuple[Build, int]]) -> tuple[Mix, str]:
     """Makes the mix of packed datasets and publishes it; returns it and where it stands."""
-    mix = mixes.make(name, [part(build, repeats) for build, repeats in builds])
+    mix = mixes.make(name, [mix_part(build, repeats) for build, repeats in builds])
     where = posixpath.join("mixes", name, "mix.json")
     store.sweep(posixpath.join("mixes", name))
     store.write(where, mixes.encode(mix))

@@ -1,9 +1,9 @@
-"""Terminal: the one door through which anything is printed, and what is foreign made harmless on its way.
+"""Terminal: everything that is printed goes through here, and control characters are escaped.
 
 Names, ids, licences and error messages come from other people's files and servers. A control character in one could
-move the cursor, write into the clipboard or turn the reading order round; here it is shown as `\\x1b` instead. Standard
-error is for people and may be closed or full: that stops nothing. What standard output can't take is told at the end,
-and a reader who has left, such as `head`, is no error.
+move the cursor, write to the clipboard or reverse the reading order; here it is printed as `\\x1b` instead. Standard
+error is for people and may be closed or full: that stops nothing. If standard output can't be written, that is
+reported at the end, unless its reader, such as `head`, has closed it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _STYLES = {"error:": "\x1b[31m", "$": "\x1b[1m"}  # of labels, on a terminal
 _PLAIN = "\x1b[0m"
 
 
-def visible(text: str) -> str:
-    """Text with what a terminal would obey written as `\\x1b` or `\\u202e`; line breaks and tabs stay."""
-    return _UNSAFE.sub(lambda found: _escaped(ord(found[0])), text)
+def escape_controls(text: str) -> str:
+    """Text with control and reordering characters escaped, as `\\x1b` or `\\u202e`; line breaks and tabs stay."""
+    return _UNSAFE.sub(lambda found: _escape(ord(found[0])), text)
 
 
 def one_line(text: object) -> str:
-    """The same in one line."""
-    return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+    """The text of an object, escaped as by `escape_controls`, with line breaks and tabs escaped too."""
+    return escape_controls(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def _escaped(code: int) -> str:
+def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON in which no character is one that a terminal would obey."""
+    """JSON in which control and reordering characters are escaped."""
     import json  # `datakit --help` prints none
 
     text = json.dumps(value, ensure_ascii=False, indent=indent)
@@ -54,7 +54,7 @@ def say(text: object = "", *, err: bool = False, label: str = "") -> None:
     if label:
         label = f"{_STYLES[label]}{label}{_PLAIN} " if is_terminal(err=err) else f"{label} "
     try:
-        _write(stream, f"{label}{visible(str(text))}\n")
+        _write(stream, f"{label}{escape_controls(str(text))}\n")
     except OSError:
         if not err:
             raise
@@ -66,7 +66,7 @@ def say_json(value: Any) -> None:
 
 
 def is_terminal(*, err: bool = False) -> bool:
-    """Whether a person looks at standard output, or with `err` at standard error."""
+    """Whether standard output, or with `err` standard error, is a terminal."""
     stream = sys.stderr if err else sys.stdout
     return stream is not None and stream.isatty()
 
@@ -78,33 +78,33 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 class _Handler(logging.Handler):
-    """Prints what is logged, in this process or a library, to whatever standard error is by then."""
+    """Prints log records to what is standard error at that time."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             say(self.format(record), err=True)
-        except Exception:  # noqa: BLE001 - logging's own way with a wrong format
+        except Exception:  # noqa: BLE001 - as logging's own handlers do for a wrong format
             self.handleError(record)
 
 
-def listen(level: int) -> None:
-    """Shows what is logged from a level on."""
+def show_logs(level: int) -> None:
+    """Prints log records of this level and above to standard error."""
     root = logging.getLogger()
     root.setLevel(level)
     if not any(isinstance(handler, _Handler) for handler in root.handlers):
         root.addHandler(_Handler())
 
 
-def level() -> int:
-    """From which level on it is shown."""
+def log_level() -> int:
+    """The level from which log records are shown."""
     return logging.getLogger().getEffectiveLevel()
 
 
 # Of a process of our own
 
 
-class _Door(io.FileIO):
-    """A standard stream that never stops the work: what couldn't be written is remembered, not raised."""
+class _ForgivingStream(io.FileIO):
+    """A standard stream whose writes never raise: the first error is kept in `failed`."""
 
     failed: OSError | None = None
 
@@ -116,8 +116,8 @@ class _Door(io.FileIO):
             return memoryview(data).nbytes
 
 
-def name_any_file() -> None:
-    """Starts anew in Python's UTF-8 mode where the locale has no names for most files; prints as the locale wants."""
+def ensure_utf8_mode() -> None:
+    """Restarts Python in UTF-8 mode where the locale can't express most file names; printing follows the locale."""
     if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
         return
     os.environ.setdefault("PYTHONIOENCODING", (sys.stdout and sys.stdout.encoding) or "ascii")
@@ -125,18 +125,18 @@ def name_any_file() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def open_doors() -> None:
-    """At the start of a process: standard streams that are there, never stop the work and print any text.
+def open_standard_streams() -> None:
+    """Replaces the standard streams by ones that exist, never raise and print any text; called when a process starts.
 
-    One that was closed is the null device, for else the next file that is opened would get its number. Tracebacks and
-    warnings go through the same door as everything.
+    A closed stream becomes the null device, since otherwise the next file opened would get its number. Tracebacks and
+    warnings are printed through `say` too.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number that is free
-    sys.stdout, sys.stderr = _door(1, sys.stdout), _door(2, sys.stderr)
+    sys.stdout, sys.stderr = _standard_stream(1, sys.stdout), _standard_stream(2, sys.stderr)
     sys.excepthook = lambda *error: say("".join(traceback.format_exception(*error)).rstrip(), err=True)
     threading.excepthook = lambda given: say(
         "".join(traceback.format_exception(given.exc_type, given.exc_value, given.exc_traceback)).rstrip(), err=True
@@ -144,14 +144,14 @@ def open_doors() -> None:
     logging.captureWarnings(True)
 
 
-def _door(number: int, before: TextIO | None) -> TextIO:
+def _standard_stream(number: int, before: TextIO | None) -> TextIO:
     encoding = (before.encoding if before else None) or "utf-8"
-    buffered = io.BufferedWriter(_Door(number, "w", closefd=False))
+    buffered = io.BufferedWriter(_ForgivingStream(number, "w", closefd=False))
     return io.TextIOWrapper(buffered, encoding, "backslashreplace", line_buffering=before is not None)
 
 
-def unsaid() -> str:
-    """Why standard output couldn't take all that was said to it; nothing when it did, or its reader had left."""
+def output_failure() -> str:
+    """Why standard output couldn't be written; "" when all was written, or when its reader had closed it."""
     with suppress(ValueError, AttributeError):
         sys.stdout.flush()
     failed = getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "failed", None)

@@ -1,9 +1,9 @@
-"""User code: Python files of a catalogue, recipes and readers, as modules that any process can load.
+"""User code: a catalogue's Python files (recipes and readers) as modules that any process can import.
 
-A module's name says where its file is and which version of it this was, `datakit_file:/my/pipelines/mine%2Epy@1f0c…`.
-So whatever such a file defines can be pickled and unpickled like anything else: importing datakit.engine.stage teaches
-Python to import such names, in worker processes and on other machines that see the same path, and another version of
-the file is refused. Two files of one name in two catalogues are two modules.
+A module's name holds its file's path and a hash of its version: `datakit_file:/my/pipelines/mine%2Epy@1f0c…`. So what
+such a file defines can be pickled and unpickled as usual: importing datakit.engine.stage registers an import hook for
+such names, in worker processes and on other machines that see the same path, and the hook rejects another version of
+the file. Two files of one name in two catalogues are two modules.
 
 A file stands alone: it may import what is installed or in PYTHONPATH, but not the file beside it.
 """
@@ -28,12 +28,12 @@ _PREFIX = "datakit_file:"
 
 
 def load(path: Path) -> ModuleType:
-    """The module of a file as it is now; run once a process. Raises ManifestError, with the line, when it can't be."""
+    """The module of a file as it is now; executed once per process. Raises ManifestError with the line that failed."""
     return import_module(module_name(path))
 
 
 def module_name(path: Path) -> str:
-    """The name under which any process can import a file, as it is now. Raises ManifestError if it can't be read."""
+    """The name under which any process can import a file as it is now. Raises ManifestError if it can't be read."""
     path = path.absolute()
     quoted = quote_from_bytes(os.fsencode(path), safe="/").replace(".", "%2E")  # a dot would be a package
     return f"{_PREFIX}{quoted}@{_digest(_source(path))}"
@@ -44,30 +44,30 @@ def is_ours(module: str) -> bool:
     return module.startswith(_PREFIX)
 
 
-def portable(error: BaseException) -> BaseException:
-    """The error as it may leave this process, and be shown: one of a user's file says which line it was.
+def portable_error(error: BaseException) -> BaseException:
+    """The error to send to another process or to show: a ManifestError with the line, if it came from a user's file.
 
-    A DatakitError stays as it is, and so does what no user's file had a part in.
+    A DatakitError is returned unchanged, and so is an error in whose traceback there is no user's file.
     """
-    if isinstance(error, DatakitError) or (where := _where(error)) is None:
+    if isinstance(error, DatakitError) or (where := _user_line(error)) is None:
         return error
-    return ManifestError(f"{where}: {_told(error)}. Mend that file and run the same command again")
+    return ManifestError(f"{where}: {_error_text(error)}. Mend that file and run the same command again")
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Whatever goes wrong in a user's file is raised as a ManifestError with the file and the line."""
+def explain_errors() -> Iterator[None]:
+    """Turns any exception from a user's file into a ManifestError with the file and the line."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        told = portable(error)
-        if told is error:
+        explained = portable_error(error)
+        if explained is error:
             raise
-        raise told from error
+        raise explained from error
 
 
-def _where(error: BaseException) -> str | None:
-    """The last line of a user's file that an error came through."""
+def _user_line(error: BaseException) -> str | None:
+    """The last line of a user's file in an error's traceback, as `FILE:LINE`; None when there is none."""
     frames = [
         (frame.f_code.co_filename, line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -79,8 +79,8 @@ def _where(error: BaseException) -> str | None:
     return f"{file}:{line}" + ("" if function == "<module>" else f", in {function}")
 
 
-def _told(error: BaseException) -> str:
-    """What an exception says, even one that can't say it."""
+def _error_text(error: BaseException) -> str:
+    """The class and text of an exception, even of one whose `__str__` fails."""
     try:
         text = str(error)
     except Exception as worse:  # noqa: BLE001 - of a class that the user wrote
@@ -130,11 +130,13 @@ class _Finder:
         except SyntaxError as error:
             raise ManifestError(f"{path}:{error.lineno}: this isn't Python: {error.msg}") from error
         except (Exception, SystemExit) as error:
-            raise ManifestError(f"{_where(error) or path}: {_told(error)}{_beside(path, error)}") from error
+            raise ManifestError(
+                f"{_user_line(error) or path}: {_error_text(error)}{_hint_about_neighbour(path, error)}"
+            ) from error
 
 
-def _beside(path: Path, error: BaseException) -> str:
-    """What to do about a module that stands in the same folder."""
+def _hint_about_neighbour(path: Path, error: BaseException) -> str:
+    """What to do when the module that wasn't found is in the same folder; "" otherwise."""
     name = error.name if isinstance(error, ModuleNotFoundError) else None
     if not name or not (path.parent / f"{name}.py").exists():
         return ""

@@ -4,7 +4,7 @@ A file in a user's catalogue comes before ours of the same name; datakit/process
 A module has `VERSION`, raised when its rows change, `SCHEMA` of the table that comes out, and one of
 
     read(row, number) -> Row | str             one object of upstream's; a str is the reason to drop it
-    reading(about) -> read                     such a function, made for one file, when there is more to know
+    reading(about) -> read                     returns such a function for one file, when it depends on the file
     batches(path, stop, dataset, reject) -> RecordBatches    a Parquet file by columns
 
 One whose rows hold their pictures also has
@@ -23,14 +23,14 @@ import pyarrow as pa
 
 from datakit.catalogue.manifest import Manifest
 from datakit.errors import ManifestError, shortlist
-from datakit.formats.jsonfile import Mended
-from datakit.formats.parquetrows import Unreadable
+from datakit.formats.jsonfile import RepairedRow
+from datakit.formats.parquetrows import UnreadableRow
 from datakit.records import attributes
 from datakit.records.record import Message
 
 
 class About(NamedTuple):
-    """What a reader may want to know of the file that it reads."""
+    """What a reader is told about the file that it reads."""
 
     dataset: str
     file: str  # as the manifest names it
@@ -57,32 +57,32 @@ def schema(manifest: Manifest) -> pa.Schema:
     """The columns of a listing: the reader's, and the attributes that the manifest names."""
     found: pa.Schema = load(manifest).SCHEMA
     for name, kind in manifest.annotations.attributes.items():
-        found = found.append(pa.field(name, attributes.arrow(kind)))
+        found = found.append(pa.field(name, attributes.arrow_type(kind)))
     return found
 
 
 def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
     """The function that reads the rows of a file, with the attributes that the manifest names.
 
-    What was repaired of a row is named in its attribute `repairs`; besides what the reader has:
+    Each repair of a row is named in its attribute `repairs`; to the reader's own these are added:
 
-    surrogate    half of a surrogate pair became U+FFFD, for it could never be written again
+    surrogate    half of a surrogate pair became U+FFFD, because it can't be encoded as UTF-8
     attribute    a value of another type than the manifest says became null
-    null_key     a key of JSON is there with null, which is kept as if it weren't
+    null_key     a key of the JSON has the value null, and is taken for absent
     """
     module = load(manifest)
     kinds, is_json = manifest.annotations.attributes, manifest.annotations.format == "json"
     read: Callable[[Any, int], Any] = module.reading(about) if hasattr(module, "reading") else module.read
     if manifest.reader_module:
-        read = _checked(read, module)
+        read = _check_answers(read, module)
 
-    def noted(row: Any, number: int) -> Any:
-        if isinstance(row, Unreadable):
+    def read_with_repairs(row: Any, number: int) -> Any:
+        if isinstance(row, UnreadableRow):
             return row.reason
         record = read(row, number)
         if isinstance(record, str):
             return record
-        repairs = ["surrogate"] if isinstance(row, Mended) and "repairs" in module.SCHEMA.names else []
+        repairs = ["surrogate"] if isinstance(row, RepairedRow) and "repairs" in module.SCHEMA.names else []
         if kinds:
             found, misfit = attributes.values(row, kinds)
             record.attrs.update(found)
@@ -94,11 +94,11 @@ def reading(manifest: Manifest, about: About) -> Callable[[Any, int], Any]:
             record.attrs["repairs"] = [*(record.attrs.get("repairs") or []), *repairs]
         return record
 
-    return noted
+    return read_with_repairs
 
 
 def _check(module: ModuleType) -> None:
-    """Raises ManifestError for a user's reader without what every reader has."""
+    """Raises ManifestError for a user's reader without a valid VERSION and SCHEMA."""
     version, schema = getattr(module, "VERSION", None), getattr(module, "SCHEMA", None)
     if not isinstance(version, int):
         raise ManifestError(f"{module.__file__}: a reader has VERSION, a whole number, not {version!r}")
@@ -110,16 +110,16 @@ def _check(module: ModuleType) -> None:
         )
 
 
-def _checked(read: Callable[[Any, int], Any], module: ModuleType) -> Callable[[Any, int], Any]:
-    """A user's `read`, whose answers are looked at before anything is made of them."""
+def _check_answers(read: Callable[[Any, int], Any], module: ModuleType) -> Callable[[Any, int], Any]:
+    """A user's `read`, with its answers checked."""
     own = set(module.SCHEMA.names) - {"key", "messages", "images"}
 
-    def checked(row: Any, number: int) -> Any:
+    def checked_read(row: Any, number: int) -> Any:
         found = read(row, number)
         if isinstance(found, str):
             return found
         messages, images, attrs = (getattr(found, name, None) for name in ("messages", "images", "attrs"))
-        if not (_all(messages, Message) and _all(images, str) and isinstance(attrs, dict)):
+        if not (_is_list_of(messages, Message) and _is_list_of(images, str) and isinstance(attrs, dict)):
             raise ManifestError(
                 f"{module.__file__}: row {number}: a reader answers with a Row of messages, images and attrs "
                 f"(datakit.readers.llava), or with a reason to drop it, not {found!r:.100}"
@@ -128,8 +128,8 @@ def _checked(read: Callable[[Any, int], Any], module: ModuleType) -> Callable[[A
             raise ManifestError(f"{module.__file__}: row {number}: attribute {min(odd)!r} is no column of SCHEMA")
         return found
 
-    return checked
+    return checked_read
 
 
-def _all(values: Any, kind: type) -> bool:
+def _is_list_of(values: Any, kind: type) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)

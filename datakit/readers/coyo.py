@@ -1,4 +1,4 @@
-"""COYO-700M: 17 columns of Parquet, read by columns; nothing is ever a Python object, for 5.8 M rows a shard.
+"""COYO-700M: 17 columns of Parquet, read by columns, without Python objects, since a shard has 5.8 M rows.
 
 clip_sim is the sum of the two CLIP similarities in float32, so it reaches 2 in theory and 1.1 in practice;
 VILA's choice is by this sum (NVlabs/VILA data_prepare/coyo/coyo_downloader.py).
@@ -54,7 +54,7 @@ _AFTER = "}]}]"
 _ESCAPED = '["\\\\\\x00-\\x1f]'  # what JSON wants written with a backslash
 
 
-def quoted(text: pa.Array) -> pa.Array:
+def quote_json(text: pa.Array) -> pa.Array:
     """Strings as JSON strings. Only the rows that need an escape go through Python."""
     plain = pc.binary_join_element_wise('"', text, '"', "")
     odd = pc.match_substring_regex(text, _ESCAPED)
@@ -65,15 +65,15 @@ def quoted(text: pa.Array) -> pa.Array:
 
 
 def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Iterator[pa.RecordBatch]:
-    """The first `stop` rows of a file (all for None) as records. Raises SourceError for a column that won't do.
+    """The first `stop` rows of a file (all for None) as records. Raises SourceError for a missing or unusable column.
 
-    One whose url, text or hash isn't UTF-8 is rejected as `not_utf8`, one without an id as `no_id`; of several with one
-    id the first is kept, the others are `same_id`; one without a caption is `empty_answer`.
+    A row whose url, text or hash isn't UTF-8 is rejected as `not_utf8`, a row without an id as `no_id`; of several rows
+    with one id the first is kept, the others are `same_id`; a row without a caption is `empty_answer`.
     """
-    with parquetrows.opened(path, (["id"], 1 << 20), (list(NEEDED), BATCH), anew=_ANEW) as file:
-        _check(file.schema, path)
+    with parquetrows.open_file(path, (["id"], 1 << 20), (list(NEEDED), BATCH), remedy=_ANEW) as file:
+        _check_schema(file.schema, path)
         left = file.rows if stop is None else min(stop, file.rows)
-        again = _repeated(file, left)
+        again = _repeated_ids(file, left)
         at = 0
         for batch in file.batches():
             batch = batch.slice(0, left - at)
@@ -81,22 +81,22 @@ def batches(path: Path, stop: int | None, dataset: str, reject: Reject) -> Itera
                 return
             same = None if again is None else pa.array(again[at : at + batch.num_rows])
             at += batch.num_rows
-            if (readable := parquetrows.readable(batch, TEXTS)) is not None:
-                reject("not_utf8", pc.sum(pc.invert(readable)).as_py())
-                batch, same = batch.filter(readable), None if same is None else same.filter(readable)
+            if (utf8_rows := parquetrows.utf8_rows(batch, TEXTS)) is not None:
+                reject("not_utf8", pc.sum(pc.invert(utf8_rows)).as_py())
+                batch, same = batch.filter(utf8_rows), None if same is None else same.filter(utf8_rows)
             good = pc.is_valid(batch["id"])
             if same is not None:
                 reject("same_id", pc.sum(pc.and_(good, same)).as_py() or 0)
                 good = pc.and_not(good, same)
             reject("no_id", batch["id"].null_count)
-            said = pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(batch["text"].cast(pa.string()), "")), "")
-            reject("empty_answer", pc.sum(pc.and_not(good, said)).as_py() or 0)
-            good = pc.and_(good, said)
+            has_text = pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(batch["text"].cast(pa.string()), "")), "")
+            reject("empty_answer", pc.sum(pc.and_not(good, has_text)).as_py() or 0)
+            good = pc.and_(good, has_text)
             yield _records(batch.filter(good), dataset)
 
 
-def _check(schema: pa.Schema, path: Path) -> None:
-    """Raises SourceError for a column that is missing, there twice, or of a type that isn't what it says."""
+def _check_schema(schema: pa.Schema, path: Path) -> None:
+    """Raises SourceError for a column that is missing, there twice, or of another type than expected."""
     missing = [name for name in NEEDED if name not in schema.names]
     if missing:
         raise SourceError(
@@ -118,7 +118,7 @@ def _check(schema: pa.Schema, path: Path) -> None:
             raise SourceError(f"{path}: column {name!r} is of type {schema.field(name).type}. {_CHANGED}")
 
 
-def _repeated(file: parquetrows.Opened, rows: int) -> npt.NDArray[np.bool_] | None:
+def _repeated_ids(file: parquetrows.OpenFile, rows: int) -> npt.NDArray[np.bool_] | None:
     """A mark for each row whose id an earlier one has; None when the ids rise, as Spark gives them."""
     columns = [b["id"] for b in file.batches()]
     filled = [pc.fill_null(c.cast(pa.int64()), _NO_ID).to_numpy(zero_copy_only=False) for c in columns]
@@ -134,7 +134,7 @@ def _repeated(file: parquetrows.Opened, rows: int) -> npt.NDArray[np.bool_] | No
 def _records(batch: pa.RecordBatch, dataset: str) -> pa.RecordBatch:
     key = pc.binary_join_element_wise(dataset + "-", batch["id"].cast(pa.string()), "")
     text = pc.fill_null(batch["text"].cast(pa.string()), "")
-    messages = pc.binary_join_element_wise(_BEFORE, quoted(text), _AFTER, "")
+    messages = pc.binary_join_element_wise(_BEFORE, quote_json(text), _AFTER, "")
     refs = pa.StructArray.from_arrays([pc.fill_null(batch["url"].cast(pa.string()), "")], ["ref"])
     images = pa.ListArray.from_arrays(pa.array(range(batch.num_rows + 1), pa.int32()), refs)
     sim = pc.add(batch["clip_similarity_vitb32"].cast(pa.float32()), batch["clip_similarity_vitl14"].cast(pa.float32()))

@@ -1,15 +1,15 @@
-"""Rows of Hugging Face datasets, and of others like them: the manifest says what each column is.
+"""Rows of Hugging Face datasets and similar tables: the manifest says what each column is.
 
     [annotations.columns]
     messages = "texts"                        turns, as chat templates, LLaVA or The Cauldron have them
     question = "query", answer = "label"      one turn of each
     text     = "caption"                      the caption of the row's pictures
-    image    = "image" or "images"            a picture or a list of them; their bytes, or where they are
+    image    = "image" or "images"            a picture or a list of them; their bytes, or their paths
     id       = "uid"
 
 Turns have `role` or `from`, and `content` or `value`, which is a text or a list of parts; or `user` and `assistant`.
-`<image>` in a user's text is where a picture stands, as in LLaVA's JSON, unless the parts say it themselves; pictures
-without any mark stand at the start of the first question.
+`<image>` in a user's text marks a picture, as in LLaVA's JSON, unless the content is a list of parts; pictures without
+any mark go to the start of the first question.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgspec
 
 from datakit.errors import ManifestError, shortlist
 from datakit.readers import About, llava
-from datakit.readers.llava import MARK, ROLES, Row, alternate, parts_of
+from datakit.readers.llava import MARK, ROLES, Row, parts_of, roles_alternate
 from datakit.records.record import Message, Part, problem
 
 VERSION = 2
@@ -31,7 +31,7 @@ _PICTURE = Part(type="image")
 
 
 def reading(about: About) -> Callable[[Any, int], Row | str]:
-    """The function that reads a file's rows by its columns. Raises ManifestError for columns that mean nothing."""
+    """The function that reads a file's rows by its columns. Raises ManifestError for unknown or missing columns."""
     columns = about.columns
     kinds = [name for name in ("messages", "question", "text") if name in columns]
     if set(columns) - _KNOWN or len(kinds) != 1 or ("question" in columns) != ("answer" in columns):
@@ -41,10 +41,10 @@ def reading(about: About) -> Callable[[Any, int], Row | str]:
         )
 
     def read(row: Any, number: int) -> Row | str:
-        found = found_pictures(row, about)
+        found = pictures_or_none(row, about)
         if found is None:
             return "malformed"
-        messages = _said(row, columns, kinds[0], len(found))
+        messages = _messages_of(row, columns, kinds[0], len(found))
         if isinstance(messages, str):
             return messages
         wrong = problem(messages, len(found))
@@ -58,11 +58,11 @@ def reading(about: About) -> Callable[[Any, int], Row | str]:
 
 
 def pictures(row: Any, about: About) -> list[bytes | str]:
-    """The pictures of a row; one of which only the path is known is empty."""
-    return found_pictures(row, about) or []
+    """The pictures of a row, each as bytes or base64; empty where only its path is known."""
+    return pictures_or_none(row, about) or []
 
 
-def found_pictures(row: Any, about: About) -> list[bytes | str] | None:
+def pictures_or_none(row: Any, about: About) -> list[bytes | str] | None:
     """The pictures of a row, None when the column holds something else."""
     if not isinstance(row, dict):
         return None
@@ -78,7 +78,7 @@ def found_pictures(row: Any, about: About) -> list[bytes | str] | None:
 
 
 def conversation(turns: Any, n_pictures: int) -> list[Message] | str:
-    """The messages of turns in any form that is known, or the reason for which there are none."""
+    """The messages of turns in any of the known forms, or the reason to drop the row."""
     if isinstance(turns, str):
         try:
             turns = msgspec.json.decode(turns)
@@ -93,7 +93,7 @@ def conversation(turns: Any, n_pictures: int) -> list[Message] | str:
         if turn.get("role") is None and turn.get("from") is None and {"user", "assistant"} <= turn.keys():
             sides = [(side, turn[side]) for side in ("user", "assistant")]
         else:
-            sides = [(_either(turn, "role", "from"), _either(turn, "content", "value"))]
+            sides = [(_first_given(turn, "role", "from"), _first_given(turn, "content", "value"))]
         for side, value in sides:
             role = ROLES.get(str(side))
             if role is None:
@@ -102,17 +102,18 @@ def conversation(turns: Any, n_pictures: int) -> list[Message] | str:
             if content is None:
                 return "malformed"
             messages.append(Message(role=role, content=content))  # type: ignore[arg-type]
-    if not alternate(messages) and [message.role for message in messages] != ["assistant"]:  # a pair or a document
+    is_pair_or_document = [message.role for message in messages] == ["assistant"]
+    if not is_pair_or_document and not roles_alternate(messages):
         return "roles"
     return _with_marks(messages, n_pictures)
 
 
 def caption(text: str, n_pictures: int) -> list[Message]:
-    """One message of the pictures and what is said of them."""
+    """One assistant message: the pictures, then their caption."""
     return [Message(role="assistant", content=[_PICTURE] * n_pictures + [Part(type="text", text=text)])]
 
 
-def _said(row: dict[str, Any], columns: dict[str, str], kind: str, n_pictures: int) -> list[Message] | str:
+def _messages_of(row: dict[str, Any], columns: dict[str, str], kind: str, n_pictures: int) -> list[Message] | str:
     if kind == "messages":
         return conversation(row.get(columns["messages"]), n_pictures)
     texts = [row.get(columns[name]) for name in (("question", "answer") if kind == "question" else ("text",))]
@@ -126,7 +127,7 @@ def _said(row: dict[str, Any], columns: dict[str, str], kind: str, n_pictures: i
     return conversation(turns, n_pictures)
 
 
-def _either(turn: dict[str, Any], *names: str) -> Any:
+def _first_given(turn: dict[str, Any], *names: str) -> Any:
     return next((turn[name] for name in names if turn.get(name) is not None), None)
 
 

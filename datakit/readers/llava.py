@@ -1,12 +1,12 @@
 """LLaVA's instruction JSON: `id`, optional `image`, and `conversations` of `from` and `value`.
 
-`<image>` in what the human says is where the picture stands; the line break beside it belongs to the mark
-and goes with it. Several marks in a turn stay several. An answer's own `<image>` is text. A record with a picture
-and no mark gets it at the start of the first question, as LLaVA's and VILA's loaders do. Everything that can't be
-trained on has a reason.
+`<image>` in a human turn marks the position of a picture; the line break beside it belongs to the mark and is
+removed with it. Several marks in a turn stay several. An answer's own `<image>` is text. A record with a picture
+and no mark gets it at the start of the first question, as LLaVA's and VILA's loaders do. Every row that can't be
+trained on is dropped with a reason.
 
-`written` is the way back to a `value`. Where it, or the rest of a row, would differ from what upstream had, the
-attribute `repairs` names in what:
+`turn_value` is the inverse, from parts to a `value`. Where its result, or the rest of a row, would differ from
+upstream's row, the attribute `repairs` names the difference:
 
     id_key       upstream calls it `idx` (ALLaVA's text)
     id_type      upstream's id is no string
@@ -17,7 +17,7 @@ attribute `repairs` names in what:
     turn_keys    a turn has more than `from` and `value`
     role_name    a turn is `from` a synonym of human, gpt or system, such as user or assistant
 
-What befalls the rows of any reader, such as `surrogate`, is added by datakit/readers/__init__.py, and later steps add
+Repairs of any reader's rows, such as `surrogate`, are added by datakit/readers/__init__.py, and later steps add
 `extension` (datakit/stages/locate.py) and `content_type`, for a picture whose name says that it is of another type
 than it is (datakit/stages/pack.py).
 
@@ -54,7 +54,7 @@ _PICTURE = Part(type="image")
 
 
 class Row(NamedTuple):
-    """What a row of the file says, before its pictures are looked up."""
+    """A row of the file as messages, before its pictures are looked up."""
 
     messages: list[Message]
     images: list[str]  # references, as upstream has them
@@ -84,14 +84,14 @@ def read(row: Any, number: int) -> Row | str:
             repairs.append("role_name")
         if refs and role == "user" and MARK in value:
             content, marked = parts_of(value), True
-            if written(content) != value:
+            if turn_value(content) != value:
                 repairs.append("line_breaks")
         else:
-            content = [Part("text", value)]  # by place: this is most of the time of a listing
+            content = [Part("text", value)]  # positional, which is faster: most of a listing's time is spent here
         if len(turn) > 2:
             repairs.append("turn_keys")
         messages.append(Message(role, content))  # type: ignore[arg-type]
-    if not alternate(messages):
+    if not roles_alternate(messages):
         return "roles"
     if refs and not marked:
         first = next(i for i, m in enumerate(messages) if m.role == "user")
@@ -103,13 +103,13 @@ def read(row: Any, number: int) -> Row | str:
     return Row(messages, refs, {"id": name, "repairs": list(dict.fromkeys(repairs)) if repairs else None})
 
 
-def written(content: list[Part]) -> str:
-    """The `value` that is read as this content: a mark for each picture, and a line break between the parts."""
+def turn_value(content: list[Part]) -> str:
+    """The `value` that is read as these parts: a mark for each picture, and a line break between the parts."""
     return "\n".join([MARK if part.type == "image" else part.text or "" for part in content])
 
 
 def _id(row: dict[str, Any], number: int) -> tuple[str, list[str]]:
-    """A row's own id as text, and what is unusual about it."""
+    """A row's own id as text, and the repairs that this took."""
     found, repairs = row.get("id"), []
     if found is None and (found := row.get("idx")) is not None:
         repairs.append("id_key")
@@ -120,8 +120,8 @@ def _id(row: dict[str, Any], number: int) -> tuple[str, list[str]]:
     return str(found), repairs
 
 
-def alternate(messages: list[Message]) -> bool:
-    """A system message at most at the start, then user and assistant in turns, an answer last."""
+def roles_alternate(messages: list[Message]) -> bool:
+    """Whether user and assistant take turns, an answer last; a system message may come first."""
     roles = [m.role for m in messages]
     if roles[:1] == ["system"]:
         roles = roles[1:]
@@ -132,11 +132,11 @@ def parts_of(value: str) -> list[Part]:
     """Text and image parts of a turn with marks."""
     parts: list[Part] = []
     pieces = value.split(MARK)
-    for place, piece in enumerate(pieces):
-        if place > 0:
+    for at, piece in enumerate(pieces):
+        if at > 0:
             parts.append(_PICTURE)
             piece = piece.removeprefix("\n")
-        if place < len(pieces) - 1:
+        if at < len(pieces) - 1:
             piece = piece.removesuffix("\n")
         if piece:
             parts.append(Part(type="text", text=piece))

@@ -1,9 +1,9 @@
-"""M3IT: rows of `inputs`, `outputs` and pictures in base64, with instructions that stand in a file beside.
+"""M3IT: rows of `inputs`, `outputs` and pictures in base64; their instructions are in a file beside.
 
-Upstream's loader draws an instruction for each row anew whenever it runs (docs/upstreams.md U62). Here it is drawn by
-XXH3 of the file's name, the row's number and nothing else, so that a listing can be made again; numbers run through all
-files of the dataset. It comes before `inputs`, with the separator of the listing between; an empty one glues them, as
-VILA's script does (U63).
+Upstream's loader draws another instruction for each row whenever it runs (docs/upstreams.md U62). Here it is drawn by
+XXH3 of only the file's name and the row's number, so that a listing is the same when it is made again; rows are
+numbered through all files of the dataset. It comes before `inputs`, with the listing's separator between; an empty
+separator glues them together, as VILA's script does (U63).
 
 The rest is what VILA's loader makes of a row (llava/data/dataset.py, LazyVFlanDataset): pictures first, eight at the
 most, `<image>` in the text taken out. A question with `Image Descriptions` is a dialog whose turns stand in it and
@@ -65,7 +65,7 @@ def reading(about: About) -> Callable[[Any, int], Row | str]:
             return "dialog"
         messages = []
         for at, (asked, said) in enumerate(turns):
-            text = _unmarked(asked)
+            text = _without_marks(asked)
             content = [Part(type="image")] * (0 if at else len(found)) + (
                 [Part(type="text", text=text)] if text else []
             )
@@ -86,13 +86,13 @@ def pictures(row: Any, about: About) -> list[bytes | str]:
 
 
 def _images(row: dict[str, Any]) -> Any:
-    """What a row has for pictures: its own key, or the one under which upstream's loader gives them."""
+    """The value of a row's pictures: under the file's own key, or under that of upstream's loader."""
     found = row.get("image_str")
     return row.get("image_base64_str") if found is None else found
 
 
 def _pictures(row: Any) -> list[str] | None:
-    """Base64 strings, none where the row says nothing; None when it isn't that."""
+    """A row's pictures in base64, [] when it has no such key; None for any other value."""
     if not isinstance(row, dict):
         return None
     found = _images(row)
@@ -100,18 +100,18 @@ def _pictures(row: Any) -> list[str] | None:
     return listed if isinstance(listed, list) and all(isinstance(p, str) and p for p in listed) else None
 
 
-def _unmarked(text: str) -> str:
+def _without_marks(text: str) -> str:
     """Without `<image>` and one line break beside each, in the order in which VILA's loader takes them out."""
     return text.replace(f"{MARK}\n", "").replace(f"\n{MARK}", "").replace(MARK, "")
 
 
 def _turns(question: str, answer: str) -> list[tuple[str, str]]:
-    """The rounds of a dialog that is written into its question; none where one isn't a question and an answer."""
-    *told, last = [part.split("\nAnswer: ") for part in question.split("\nQuestion: ")[1:]] or [[]]
-    if len(last) != 1 or any(len(turn) != 2 for turn in told):
+    """The (question, answer) pairs of a dialog that is written into its question; [] when one of them is incomplete."""
+    *earlier, last = [part.split("\nAnswer: ") for part in question.split("\nQuestion: ")[1:]] or [[]]
+    if len(last) != 1 or any(len(turn) != 2 for turn in earlier):
         return []
     # The last question may end in a bare "Answer:", for the outputs to follow.
-    return [*((q, a) for q, a in told), (last[0].removesuffix("\nAnswer:").strip("\n"), answer)]
+    return [*((q, a) for q, a in earlier), (last[0].removesuffix("\nAnswer:").strip("\n"), answer)]
 
 
 def _instructions(about: About) -> list[str]:
@@ -124,10 +124,10 @@ def _instructions(about: About) -> list[str]:
     try:
         found = msgspec.json.decode(about.beside)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _bad(about, f"aren't JSON: {error}") from error
+        raise _instructions_error(about, f"aren't JSON: {error}") from error
     texts = _texts(found)
     if not texts:
-        raise _bad(about, "hold no text")
+        raise _instructions_error(about, "hold no text")
     return texts
 
 
@@ -139,5 +139,5 @@ def _texts(found: Any) -> list[str]:
     return [text for value in inner for text in _texts(value)]
 
 
-def _bad(about: About, what: str) -> SourceError:
+def _instructions_error(about: About, what: str) -> SourceError:
     return SourceError(f"the instructions beside {about.file!r} {what}; pin the revision that datakit reads")

@@ -1,11 +1,11 @@
 """MMC4: web pages as sentences and images, with the CLIP similarity of each image to each sentence.
 
-An image stands before the sentence that its `matched_text_index` names, as in VILA's loader. Where a document lacks one
+An image goes before the sentence that its `matched_text_index` names, as in VILA's loader. Where a document lacks one
 of them, or one names no sentence, its images are matched by `similarity_matrix`, from which upstream made the indexes.
 
-`sentences` and `similarity` stay in the table to match again when an image is lost (datakit/records/interleaved.py),
-the matrix with its rows in the order of the images; null when upstream's has another shape or isn't numbers.
-`interleaved` is true: one image and one sentence are a document here, not a pair.
+`sentences` and `similarity` are kept in the table, to match again when an image is lost
+(datakit/records/interleaved.py), the matrix with its rows in the order of the images; null when upstream's has another
+shape or isn't numbers. `interleaved` is true: one image and one sentence are a document here, not a pair.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from datakit.errors import SourceError
 from datakit.readers.llava import Row
-from datakit.records.interleaved import INTERLEAVED, SENTENCES, SIMILARITY, document, fitting, laid_out
+from datakit.records.interleaved import INTERLEAVED, SENTENCES, SIMILARITY, document, lay_out, similarity_matrix
 from datakit.records.record import problem
 from datakit.records.tables import REFS
 
@@ -52,9 +52,9 @@ def read(row: Any, number: int) -> Row | str:
         return "no_images"  # VILA leaves these out as well
     if not any(sentence.strip() for sentence in sentences):
         return "empty_answer"
-    matrix, places = _matrix(row, len(refs), len(sentences)), _places(found, len(sentences))
-    if places is not None:
-        messages, order = laid_out(sentences, places)
+    matrix, indexes = _matrix(row, len(refs), len(sentences)), _sentence_indexes(found, len(sentences))
+    if indexes is not None:
+        messages, order = lay_out(sentences, indexes)
     elif matrix is not None:
         messages, order = document(sentences, matrix, len(refs))
     else:
@@ -74,15 +74,15 @@ def read(row: Any, number: int) -> Row | str:
 
 
 def _matrix(row: dict[str, Any], n_images: int, n_sentences: int) -> Any:
-    """Upstream's similarities as they are, None when they can't be matched by."""
+    """Upstream's similarity matrix, None when it has another shape or isn't numbers."""
     try:
-        fitting(row.get("similarity_matrix"), n_images, n_sentences)
+        similarity_matrix(row.get("similarity_matrix"), n_images, n_sentences)
     except SourceError:
         return None
     return row["similarity_matrix"]
 
 
-def _places(found: list[dict[str, Any]], n_sentences: int) -> list[int] | None:
-    """The sentence of each image by upstream's word, None when not all of them have one."""
-    told: list[Any] = [image.get("matched_text_index") for image in found]
-    return told if all(type(place) is int and 0 <= place < n_sentences for place in told) else None
+def _sentence_indexes(found: list[dict[str, Any]], n_sentences: int) -> list[int] | None:
+    """The index of each image's sentence, as upstream gives it; None unless all images have one."""
+    indexes: list[Any] = [image.get("matched_text_index") for image in found]
+    return indexes if all(type(index) is int and 0 <= index < n_sentences for index in indexes) else None

@@ -1,4 +1,4 @@
-"""WebDataset samples: pictures, and what is said of them in `json` or `txt`.
+"""WebDataset samples: pictures, and their conversation or caption in `json` or `txt`.
 
 `json` may hold `messages` or `conversations` (datakit/readers/hf.py says in which forms) or a `caption`; without
 them the caption is `txt`. A picture is `jpg`, `jpeg`, `png`, `webp` or `gif`, and `0.jpg`, `1.jpg`, … where there are
@@ -26,22 +26,22 @@ PICTURE = re.compile(r"(?:(\d{1,18})\.)?(?:jpe?g|png|webp|gif)")
 
 
 def reading(about: About) -> Callable[[Any, int], Row | str]:
-    """The function that reads a sample: `read`, for a manifest has nothing to say about one."""
+    """The function that reads a sample: `read`, which depends on nothing in the manifest."""
     return read
 
 
 def read(row: dict[str, Any], number: int) -> Row | str:
     """One sample, or the reason for which it is dropped."""
-    kinds = _kinds(row)
+    kinds = _picture_names(row)
     try:
-        told = msgspec.json.decode(row["json"]) if "json" in row else {}
+        described = msgspec.json.decode(row["json"]) if "json" in row else {}
         text = row["txt"].decode() if "txt" in row else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "malformed"
-    if not isinstance(told, dict):
+    if not isinstance(described, dict):
         return "malformed"
-    turns = next((told[name] for name in ("messages", "conversations") if told.get(name) is not None), None)
-    said = told["caption"] if isinstance(told.get("caption"), str) else text
+    turns = next((described[name] for name in ("messages", "conversations") if described.get(name) is not None), None)
+    said = described["caption"] if isinstance(described.get("caption"), str) else text
     if turns is not None:
         messages = conversation(turns, len(kinds))
     elif said is not None:
@@ -56,9 +56,9 @@ def read(row: dict[str, Any], number: int) -> Row | str:
 
 def pictures(row: dict[str, Any], about: About) -> list[bytes | str]:
     """The pictures of a sample, by their numbers."""
-    return [row[kind] for kind in _kinds(row)]
+    return [row[kind] for kind in _picture_names(row)]
 
 
-def _kinds(row: dict[str, Any]) -> list[str]:
+def _picture_names(row: dict[str, Any]) -> list[str]:
     found = [(int(match[1] or 0), kind) for kind in row if (match := PICTURE.fullmatch(kind))]
     return [kind for _, kind in sorted(found)]

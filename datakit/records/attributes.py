@@ -5,8 +5,8 @@
     tags  = "string[]"       a list of them; its items and any value may be null
     meta  = "json"           anything: text in tables, the value itself in a record's attrs
 
-A value that doesn't fit its type is null, and its row says `attribute` among its repairs. So is an integer beyond
-64 bits, and NaN or an infinity, for which JSON has no word. `Seen` finds the types out.
+A value that doesn't fit its type becomes null, and its row has `attribute` among its repairs. So do integers beyond
+64 bits, and NaN and infinities, which JSON doesn't have. `SeenKeys` finds the types of a dataset's keys.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _OURS = {
 }
 
 
-def used(reader: str, columns: Mapping[str, str]) -> set[str]:
-    """The keys of a row that its reader makes the record of."""
+def used_keys(reader: str, columns: Mapping[str, str]) -> set[str]:
+    """The keys of a row from which its reader makes the record."""
     return {*READERS.get(reader, ()), *columns.values()}
 
 
-def refused(name: str, taken: Collection[str]) -> str | None:
-    """Why a key can't be kept under its name; None when it can. `taken` are those that the reader uses."""
+def why_refused(name: str, taken: Collection[str]) -> str | None:
+    """Why a key can't be kept under its name; None when it can. `taken` are the keys that the reader uses."""
     if name in taken:
         return "the reader makes the record of it"
     if name.partition(".")[0] in _OURS:
@@ -51,8 +51,8 @@ def refused(name: str, taken: Collection[str]) -> str | None:
     return None
 
 
-def arrow(kind: str) -> pa.DataType:
-    """The type of a column; json is text."""
+def arrow_type(kind: str) -> pa.DataType:
+    """The Arrow type of a kind's column; `json` is a string column."""
     import pyarrow as pa
 
     types = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
@@ -60,18 +60,18 @@ def arrow(kind: str) -> pa.DataType:
     return pa.list_(types[scalar]) if many else types.get(scalar, pa.string())
 
 
-def of_arrow(kind: pa.DataType) -> str | None:
-    """The type under which values of a Parquet column are kept; None when JSON has none like it, such as dates."""
+def kind_of_arrow(kind: pa.DataType) -> str | None:
+    """The kind under which a Parquet column is kept; None when JSON has no such type, as for dates."""
     import pyarrow as pa
 
     is_ = pa.types
     if is_.is_dictionary(kind):
         kind = kind.value_type
     if is_.is_list(kind) or is_.is_large_list(kind) or is_.is_fixed_size_list(kind):
-        inner = of_arrow(kind.value_type)
+        inner = kind_of_arrow(kind.value_type)
         return f"{inner}[]" if inner in SCALARS else inner and "json"
     if is_.is_struct(kind):
-        return "json" if all(of_arrow(field.type) for field in kind) else None
+        return "json" if all(kind_of_arrow(field.type) for field in kind) else None
     tests = {
         "string": is_.is_string(kind) or is_.is_large_string(kind),
         "integer": is_.is_integer(kind),
@@ -85,7 +85,7 @@ def of_arrow(kind: pa.DataType) -> str | None:
 
 
 def values(row: Any, kinds: Mapping[str, str]) -> tuple[dict[str, Any], bool]:
-    """A row's attributes as their columns hold them, and whether one of them doesn't fit its type."""
+    """A row's attributes as their columns hold them, and whether any value doesn't fit its type."""
     found, misfit = {}, False
     for name, kind in kinds.items():
         try:
@@ -115,11 +115,11 @@ def column_value(value: Any, kind: str) -> Any:
         return _scalar(value, scalar)
     if not isinstance(value, list):
         raise ValueError(f"{type(value).__name__} is no list")
-    return [None if one is None else _scalar(one, scalar) for one in value]
+    return [None if item is None else _scalar(item, scalar) for item in value]
 
 
 def text(value: Any) -> str:
-    """A value as JSON, its keys in their order. Raises ValueError when JSON has no word for something in it."""
+    """A value as JSON, with its keys in their order. Raises ValueError when JSON can't express something in it."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (TypeError, RecursionError) as error:
@@ -138,7 +138,7 @@ def _scalar(value: Any, kind: str) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """What a single value is: one of SCALARS, "wide" for an integer that no float64 is equal to, or "json"."""
+    """The kind of a single value: one of SCALARS, "wide" for an integer beyond float64's exact ones, or "json"."""
     if isinstance(value, str):
         return "string"
     if isinstance(value, bool):
@@ -157,60 +157,60 @@ class _Key:
     kind: str = ""  # "" for nothing but null so far, "[]" for lists of nothing else
 
 
-class Seen:
-    """The keys of rows, and the type that holds all values of each; bounded in memory."""
+class SeenKeys:
+    """The keys of the rows seen so far, and for each the type that holds all its values; bounded in memory."""
 
     def __init__(self) -> None:
         self._keys: dict[str, _Key] = {}
-        self._unseen = False  # whether there were more keys than are remembered
+        self._more_keys = False  # whether there were more keys than are remembered
 
     def add(self, row: Any) -> None:
-        """Looks at one more row."""
+        """Takes the keys and types of one more row into account."""
         for name, value in row.items() if isinstance(row, dict) else ():
             key = self._keys.get(name)
             if key is None:
                 if len(self._keys) == MOST_SEEN:
-                    self._unseen = True
+                    self._more_keys = True
                     continue
                 key = self._keys[name] = _Key()
             key.rows += 1
             if key.kind != "json":
-                key.kind = _wider(key.kind, _kind_of(value))
+                key.kind = _wider_kind(key.kind, _kind_of(value))
 
     def kinds(self, taken: Collection[str]) -> tuple[dict[str, str], list[str]]:
-        """Types by key, without those that the reader uses, and sentences on the keys that can't be kept."""
+        """Types by key, without the keys that the reader uses, and sentences about keys that can't be kept."""
         others = {name: key for name, key in self._keys.items() if name not in taken}
-        reasons = {name: why for name in others if (why := refused(name, taken))}
-        said = [f"key {name!r} isn't kept: {why}" for name, why in list(reasons.items())[:5]]
+        reasons = {name: why for name in others if (why := why_refused(name, taken))}
+        sentences = [f"key {name!r} isn't kept: {why}" for name, why in list(reasons.items())[:5]]
         if len(reasons) > 5:
-            said.append(f"{len(reasons) - 5:,} more keys aren't kept for such reasons")
+            sentences.append(f"{len(reasons) - 5:,} more keys aren't kept for such reasons")
         names = [name for name in others if name not in reasons]
         kept = set(sorted(names, key=lambda name: -others[name].rows)[:MOST])
         if left := [name for name in names if name not in kept]:
-            n = f"{len(left):,}" if not self._unseen else f"more than {len(left):,}"
-            said.append(
+            n = f"{len(left):,}" if not self._more_keys else f"more than {len(left):,}"
+            sentences.append(
                 f"{n} keys aren't kept, such as {shortlist(left, 3)}: rows have too many different ones, so only the "
                 f"{MOST} that most rows have are named. Put them into one object, which is kept as json"
             )
-        return {name: _named(others[name].kind) for name in names if name in kept}, said
+        return {name: _kind_name(others[name].kind) for name in names if name in kept}, sentences
 
 
 def _kind_of(value: Any) -> str:
-    """The narrowest type of a value, with "" and "[]" for what says nothing."""
+    """The narrowest type of a value; "" for null, "[]" for a list without any value."""
     if value is None:
         return ""
     if not isinstance(value, list):
         return _kind(value)
     inner = ""
-    for one in value:
-        inner = _wider(inner, "" if one is None else _kind(one))
+    for item in value:
+        inner = _wider_kind(inner, "" if item is None else _kind(item))
         if inner == "json":
             return inner
     return f"{inner}[]"
 
 
-def _wider(a: str, b: str) -> str:
-    """The type that holds the values of two."""
+def _wider_kind(a: str, b: str) -> str:
+    """The narrowest type that holds the values of both."""
     if a == b or not b:
         return a
     if not a:
@@ -226,5 +226,5 @@ def _wider(a: str, b: str) -> str:
     return f"number{many}" if both == {"integer", "number"} else "json"
 
 
-def _named(kind: str) -> str:
+def _kind_name(kind: str) -> str:
     return kind.replace("wide", "integer") if kind.replace("wide", "integer") in KINDS else "json"

@@ -1,11 +1,13 @@
 """Interleaved documents: sentences with pictures between them, laid out as one assistant message.
 
-    similarity (images x sentences)  ->  matched: the sentence each image stands before  ->  laid_out: the document
+    similarity (images x sentences)  ->  match_images: the sentence before which each image goes
+                                     ->  lay_out: the document
 
-MMC4 gives each image a sentence of its own so that the sum of similarities is the largest
-(allenai/mmc4 scripts/compute_assignments.py); an image that finds no free sentence goes to the one it fits best.
-What it found is in its files. When an image can't be had its row goes and the others are matched again: one of them may
-fit the freed sentence. Without a matrix the others stay where they are.
+MMC4 assigns each image its own sentence so that the sum of similarities is the largest
+(allenai/mmc4 scripts/compute_assignments.py); an image left over when there are more images than sentences goes to the
+sentence that it fits best. The result is in MMC4's files. When an image wasn't got, its row of the matrix is removed
+and the others are matched again, since one of them may fit the freed sentence. Without a matrix the others stay where
+they are.
 """
 
 from __future__ import annotations
@@ -20,40 +22,40 @@ import numpy.typing as npt
 from datakit.errors import SourceError
 from datakit.records.record import Message, Part
 
-# Working columns of a table of documents. `pack` matches again by them; they are no attributes of a record.
+# Columns of a table of documents from which `pack` matches again; they aren't attributes of a record.
 SENTENCES, SIMILARITY = "sentences", "similarity"
-INTERLEAVED = "interleaved"  # the attribute that tells a document from a pair, whatever its shape
+INTERLEAVED = "interleaved"  # the attribute that marks a document, even one that looks like an image-text pair
 
 
 class Document(NamedTuple):
-    """A document laid out as messages, with the images that its marks stand for."""
+    """A document laid out as messages, and the images of its marks."""
 
     messages: list[Message]
     order: list[int]  # the image of each mark, as its row in the matrix that was given
 
 
 def document(sentences: Sequence[str], similarity: Any, n_images: int, gone: Collection[int] = ()) -> Document:
-    """Sentences and the images that are not gone, matched and laid out.
+    """The document of some sentences and of the images that are not gone, matched and laid out.
 
-    Raises SourceError when the matrix isn't `fitting`, or no image is left.
+    Raises SourceError for a matrix that `similarity_matrix` rejects, or when no image is left.
     """
-    fits = fitting(similarity, n_images, len(sentences))
+    fits = similarity_matrix(similarity, n_images, len(sentences))
     left = [image for image in range(n_images) if image not in gone]
-    made = laid_out(sentences, matched(fits[left]))
-    return Document(made.messages, [left[at] for at in made.order])
+    laid_out = lay_out(sentences, match_images(fits[left]))
+    return Document(laid_out.messages, [left[at] for at in laid_out.order])
 
 
-def laid_out(sentences: Sequence[str], places: Sequence[int]) -> Document:
-    """The document with each image before the sentence of its place.
+def lay_out(sentences: Sequence[str], places: Sequence[int]) -> Document:
+    """The document with each image before the sentence that `places` gives for it.
 
-    Images before one sentence stay in upstream's order; VILA's argsort leaves it open (docs/upstreams.md U79).
+    Images before the same sentence stay in upstream's order; VILA's argsort leaves it open (docs/upstreams.md U79).
     """
     order = sorted(range(len(places)), key=places.__getitem__)
     return Document(messages(sentences, places), order)
 
 
-def without(document: Sequence[Message], gone: Collection[int]) -> list[Message]:
-    """A document without some of its images, counted in the order of their marks; a space takes the place of each."""
+def without_images(document: Sequence[Message], gone: Collection[int]) -> list[Message]:
+    """A document without some of its images, numbered in the order of their marks; a space replaces each."""
     (message,) = document
     content: list[Part] = []
     image = -1
@@ -67,8 +69,8 @@ def without(document: Sequence[Message], gone: Collection[int]) -> list[Message]
     return [Message(role=message.role, content=content)]
 
 
-def fitting(similarity: Any, n_images: int, n_sentences: int) -> npt.NDArray[np.float32]:
-    """The matrix in float32. Raises SourceError when it isn't a row for each image and a column for each sentence."""
+def similarity_matrix(similarity: Any, n_images: int, n_sentences: int) -> npt.NDArray[np.float32]:
+    """The matrix in float32, of shape (images, sentences). Raises SourceError for any other shape."""
     fits = _numbers(similarity)
     if fits.shape != (n_images, n_sentences):
         raise SourceError(
@@ -78,8 +80,11 @@ def fitting(similarity: Any, n_images: int, n_sentences: int) -> npt.NDArray[np.
     return fits
 
 
-def matched(similarity: Any) -> list[int]:
-    """The sentence that each image, a row of the matrix, stands before. Raises SourceError for no matrix of numbers."""
+def match_images(similarity: Any) -> list[int]:
+    """The index of the sentence before which each image (a row of the matrix) goes.
+
+    Raises SourceError when `similarity` isn't a matrix of numbers.
+    """
     from scipy.optimize import linear_sum_assignment  # a third of a second, for documents only
 
     fits = _numbers(similarity)
@@ -92,7 +97,7 @@ def matched(similarity: Any) -> list[int]:
 def messages(sentences: Sequence[str], places: Sequence[int]) -> list[Message]:
     """One assistant message: an image part before the sentence of each place, and text between.
 
-    Sentences are joined by a space, which an image takes the place of, as in VILA's LazyMMC4Dataset.
+    Sentences are joined by a space, or by an image in its place, as in VILA's LazyMMC4Dataset.
     """
     content: list[Part] = []
     for at, (start, stop) in enumerate(pairwise([0, *sorted(places), len(sentences)])):
@@ -106,15 +111,15 @@ def messages(sentences: Sequence[str], places: Sequence[int]) -> list[Message]:
 
 
 def _numbers(similarity: Any) -> npt.NDArray[np.float32]:
-    """The matrix in float32, as tables keep it: matched at listing and matched at pack, ties fall alike."""
+    """The matrix in float32, the type of its table column, so that listing and pack break ties alike."""
     try:
-        given = np.asarray(similarity)
+        raw = np.asarray(similarity)
         with np.errstate(over="ignore"):
-            numbers = given.astype(np.float32)
+            numbers = raw.astype(np.float32)
     except (ValueError, TypeError) as error:
         raise SourceError(f"a similarity matrix isn't one of numbers: {error}. Leave its document out") from error
-    if given.dtype.kind not in "fiu" or numbers.ndim != 2 or not numbers.size or not np.isfinite(numbers).all():
+    if raw.dtype.kind not in "fiu" or numbers.ndim != 2 or not numbers.size or not np.isfinite(numbers).all():
         raise SourceError(
-            f"a similarity matrix of shape {given.shape} is empty or isn't all numbers: leave its document out"
+            f"a similarity matrix of shape {raw.shape} is empty or isn't all numbers: leave its document out"
         )
     return numbers

@@ -24,7 +24,7 @@ Role = Literal["system", "user", "assistant"]
 
 
 class Part(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One piece of a message: a text, or the place of the next image."""
+    """One piece of a message: a text, or the mark of the next image."""
 
     type: Literal["text", "image"]
     text: str | None = None
@@ -38,7 +38,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):  # neither can be in a cyc
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A sample as it stands in `<key>.json` of a packed tar; the pictures stand beside it."""
+    """A sample as it is in `<key>.json` of a packed tar; its pictures are members beside it."""
 
     key: str
     source: str  # the dataset's name
@@ -53,21 +53,21 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def problem(messages: list[Message], n_images: int) -> str | None:
-    """The reason for which messages can't be trained on, or None. The reasons are those that are counted."""
+    """The reason to drop a sample with these messages, or None when it can be trained on."""
     if not messages:
         return "no_messages"
     if not any(m.role == "assistant" for m in messages):
         return "no_answer"
     marks = 0
     for message in messages:
-        said = False
+        has_content = False
         for part in message.content:
             if part.type == "image":
                 marks += 1
-                said = True
-            elif not said:
-                said = part.text is not None and part.text != "" and not part.text.isspace()
-        if not said:
+                has_content = True
+            elif not has_content:
+                has_content = part.text is not None and part.text != "" and not part.text.isspace()
+        if not has_content:
             return "empty_answer" if message.role == "assistant" else "empty_question"
     return "image_marks" if marks != n_images else None
 
@@ -83,12 +83,12 @@ def encode(value: Any) -> bytes:
 
 
 def decode_messages(data: bytes | str) -> list[Message]:
-    """The messages of their JSON. Raises msgspec.DecodeError when it isn't one."""
+    """The messages in a JSON text. Raises msgspec.DecodeError when it isn't a list of messages."""
     return _messages.decode(data)
 
 
 def decode(data: bytes) -> Record:
-    """The record of a `<key>.json`. Raises SourceError when it isn't one."""
+    """The record in a `<key>.json`. Raises SourceError when the bytes aren't a record."""
     try:
         return _record.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -5,7 +5,7 @@ Every table has these columns, and any other column is an attribute of the recor
 
     key       string
     messages  string, JSON (datakit/records/record.py)
-    images    list of struct: {ref} after listing; what LOCATED holds after fetch; where it stands after pack
+    images    list of struct: {ref} after listing; LOCATED after fetch; PACKED after pack
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class LocatedPicture(TypedDict):
 
 
 class Extent(TypedDict):
-    """Where the bytes of a picture stand in a file; the fields are LocatedPicture's."""
+    """Where the bytes of a picture are in a file; the fields are LocatedPicture's."""
 
     file: str
     offset: int
@@ -102,7 +102,7 @@ def located_picture(
     final_url: str | None = None,
     status: int | None = None,
 ) -> LocatedPicture:
-    """A picture of which no more is known than what is given."""
+    """A LocatedPicture; fields that aren't given are None."""
     return {
         "ref": ref,
         "outcome": outcome,
@@ -123,12 +123,12 @@ def located_picture(
 
 
 def extent_of(picture: LocatedPicture) -> Extent:
-    """Where the bytes of a picture stand whose outcome is "ok". Raises SourceError when its table doesn't say."""
+    """Where the bytes of a picture with outcome "ok" are. Raises SourceError when its table doesn't say."""
     file, offset, method = picture["file"], picture["offset"], picture["method"]
     stored_bytes, size_bytes = picture["stored_bytes"], picture["size_bytes"]
     if file is None or offset is None or stored_bytes is None or size_bytes is None or method is None:
         raise SourceError(
-            f"a table says that the picture {picture['ref']!r} is there, and not where its bytes stand: the stage that "
+            f"a table says that the picture {picture['ref']!r} is there, and not where its bytes are: the stage that "
             f"wrote it should give {', '.join(Extent.__annotations__)}"
         )
     return {
@@ -136,7 +136,7 @@ def extent_of(picture: LocatedPicture) -> Extent:
     }  # fmt: skip
 
 
-# The log beside a table of fetch: what differs from run to run, so it isn't part of what a commit vouches for.
+# The log beside a table of fetch. It differs from run to run, so its hash isn't part of the commit.
 LOG = pa.schema(
     [
         ("key", pa.string()),
@@ -176,21 +176,21 @@ def with_images(schema: pa.Schema, images: pa.DataType) -> pa.Schema:
     return schema.set(schema.get_field_index("images"), pa.field("images", images))
 
 
-def with_places(batch: pa.RecordBatch, places: list[list[LocatedPicture]], schema: pa.Schema) -> pa.RecordBatch:
-    """The batch with where the pictures of each of its rows stand."""
-    column = pa.array(places, LOCATED)
+def with_pictures(batch: pa.RecordBatch, pictures: list[list[LocatedPicture]], schema: pa.Schema) -> pa.RecordBatch:
+    """The batch with the located pictures of each of its rows in the column `images`."""
+    column = pa.array(pictures, LOCATED)
     return pa.RecordBatch.from_arrays(
         [column if name == "images" else batch[name] for name in schema.names], schema=schema
     )
 
 
 def refs_of(batch: pa.RecordBatch) -> list[str]:
-    """The URLs of a batch of rows, in order."""
+    """The refs (URLs) of all pictures of a batch, in order."""
     return batch["images"].flatten().field("ref").to_pylist()  # type: ignore[no-any-return]
 
 
 def failures(pictures: list[LocatedPicture]) -> list[str]:
-    """Outcomes of a row's located pictures that can't be had."""
+    """The outcomes of those of a row's pictures that weren't got."""
     return [picture["outcome"] for picture in pictures if picture["outcome"] != "ok"]
 
 
@@ -199,32 +199,32 @@ class TableWriter:
 
     def __init__(self, file: Any, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, version="2.6")
-        self._held: list[pa.RecordBatch] = []
-        self._held_rows = 0
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
         self.rows = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Adds rows; whole groups of `ROW_GROUP` rows go to the file, however the batches were cut."""
-        self._held.append(batch)
-        self._held_rows += batch.num_rows
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
         self.rows += batch.num_rows
-        while self._held_rows >= ROW_GROUP:
+        while self._pending_rows >= ROW_GROUP:
             self._flush(ROW_GROUP)
 
     def _flush(self, rows: int) -> None:
-        table = pa.Table.from_batches(self._held)
+        table = pa.Table.from_batches(self._pending)
         self._writer.write_table(table.slice(0, rows), row_group_size=ROW_GROUP)
-        self._held = table.slice(rows).to_batches()
-        self._held_rows -= rows
+        self._pending = table.slice(rows).to_batches()
+        self._pending_rows -= rows
 
     def close(self) -> None:
-        if self._held_rows:
-            self._flush(self._held_rows)
+        if self._pending_rows:
+            self._flush(self._pending_rows)
         self._writer.close()
 
 
 def write_log(store: Store, name: str, rows: list[dict[str, Any]]) -> None:
-    """Publishes a log."""
+    """Publishes a fetch log; the keys of its rows are LOG's columns."""
     with store.publish(name) as sink:
         writer = TableWriter(sink, LOG)
         writer.write(pa.RecordBatch.from_pylist(rows, LOG))
@@ -245,7 +245,7 @@ class Rows:
         return self.stop - self.start
 
     def schema(self) -> pa.Schema:
-        with self._opened(self.files[0][0]) as file:
+        with self._open(self.files[0][0]) as file:
             return file.schema_arrow
 
     def batches(self, columns: list[str] | None = None, *, size: int = 8192) -> Iterator[pa.RecordBatch]:
@@ -256,32 +256,32 @@ class Rows:
             at += rows
             if first >= last:
                 continue
-            with self._opened(name) as file:
-                found = _window(file, first, last, columns, size)
+            with self._open(name) as file:
+                found = _read_rows(file, first, last, columns, size)
                 while (batch := self._next(found, name)) is not None:
                     yield batch
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
+    def _open(self, name: str) -> Iterator[pq.ParquetFile]:
         with self.store.open(name) as raw:
             try:
                 file = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
             except (pa.ArrowException, OSError) as error:
-                raise _damaged(name, error) from error
+                raise _damage_error(name, error) from error
             yield file
 
     def _next(self, batches: Iterator[pa.RecordBatch], name: str) -> pa.RecordBatch | None:
         try:
             return next(batches, None)
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(name, error) from error
+            raise _damage_error(name, error) from error
 
 
-def _damaged(name: str, error: Exception) -> SourceError:
+def _damage_error(name: str, error: Exception) -> SourceError:
     return SourceError(f"{name} is damaged: {error}. `datakit verify --repair`, then the same command, makes it again")
 
 
-def _window(
+def _read_rows(
     file: pq.ParquetFile, first: int, last: int, columns: list[str] | None, size: int
 ) -> Iterator[pa.RecordBatch]:
     """Rows first..last of a Parquet file, reading only the row groups that hold them."""
@@ -337,7 +337,7 @@ def column(values: list[Any], kind: pa.DataType) -> pa.Array:
         return pa.Array.from_buffers(kind, len(values), [bits, _ends(texts), pa.py_buffer(b"".join(texts))])
     if pa.types.is_list(kind):
         lists = [value or () for value in values]
-        inner = column([one for ones in lists for one in ones], kind.value_type)
+        inner = column([item for items in lists for item in items], kind.value_type)
         return pa.Array.from_buffers(kind, len(values), [bits, _ends(lists)], children=[inner])
     if pa.types.is_struct(kind):
         structs = [value or {} for value in values]

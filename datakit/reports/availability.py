@@ -10,36 +10,36 @@ from datakit.engine.build import Build
 from datakit.engine.work import intact
 from datakit.errors import DownloadError, shortlist
 from datakit.storage.store import free_bytes
-from datakit.upstream.finder import by_hand
+from datakit.upstream.finder import archives_to_get
 from datakit.web import downloads
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpstreamFile:
-    """A file of a dataset, by upstream's word; or the archives of a source that a person has to get."""
+    """A file of a dataset as upstream describes it, or the archives of a source that a person has to bring."""
 
     name: str
     address: str
     here: bool
-    size_bytes: int | None = None  # None where nobody says
-    problem: str = ""  # why it can't be had
+    size_bytes: int | None = None  # None where upstream doesn't say
+    problem: str = ""  # why it can't be downloaded
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         known = {"problem": self.problem} if self.problem else {"bytes": self.size_bytes}
         return {"name": self.name, "address": self.address, "here": self.here, **known}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Availability:
-    """Whether the files of a dataset can be had, and what downloading them takes."""
+    """Whether the files of a dataset can be downloaded, how many bytes that is, and whether there is room."""
 
     files: list[UpstreamFile]
-    terms: str  # that a person still has to accept, or nothing
+    terms: str  # that still have to be accepted; empty when there are none
     free_bytes: int
 
     @property
     def to_download(self) -> int:
-        """Bytes, as far as they are known; a file that several names stand for counts once."""
+        """Bytes of the files that aren't here and whose size is known; a file under several names counts once."""
         return sum({file.address: file.size_bytes or 0 for file in self.files if not file.here}.values())
 
     @property
@@ -49,12 +49,12 @@ class Availability:
 
     @property
     def obtainable(self) -> bool:
-        """Whether nothing stands in the way: every file can be had, and no terms are to be accepted."""
+        """Whether every file can be downloaded and no terms have to be accepted first."""
         return not self.terms and not any(file.problem for file in self.files)
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         return {
-            "files": [file.plain() for file in self.files],
+            "files": [file.json_object() for file in self.files],
             "terms": self.terms,
             "bytes_to_download": self.to_download,
             "free_bytes": self.free_bytes,
@@ -62,15 +62,15 @@ class Availability:
 
 
 def availability(build: Build) -> Availability:
-    """Asks upstream for each file that isn't here, without downloading any.
+    """Asks upstream about each file of a dataset that isn't here; downloads none.
 
-    Sources that are done without are left out, and of a source that a person has to get nobody is asked.
+    Sources that the build does without are left out. Upstream isn't asked about a source that a person has to bring.
     """
     about, work = build.manifest, build.work(build.steps[0])
     sources = about.images.sources
     left_out = {about.at_commit(archive) for name in build.choices.without for archive in sources[name].archives()}
     files = []
-    for name, source, archives in by_hand(sources, work):
+    for name, source, archives in archives_to_get(sources, work):
         if name not in build.choices.without:
             text = f"{shortlist(posixpath.basename(archive) for archive in archives)}. {source.obtain}"
             files.append(UpstreamFile(name=name, address=source.archive, here=False, problem=text))

@@ -25,7 +25,7 @@ from datakit.reports.check_keys import Keys
 from datakit.reports.check_pictures import Pictures, pictures_of
 from datakit.reports.check_turns import EXPLAINS, findings, id_of
 from datakit.upstream.annotations import about as about_shard
-from datakit.upstream.annotations import counts, numbered
+from datakit.upstream.annotations import numbered_rows, row_counts
 
 EXAMPLES = 5
 _BLOCK = 1 << 16  # rows whose ids are compared at once
@@ -44,12 +44,12 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "missing": ("missing picture", "dropped"),
     "no_source": ("picture under no known prefix", "dropped"),
     "outside": ("path that leaves the folder of pictures", "dropped"),
-    "left_out": ("picture of a source that is done without", "left out"),
+    "left_out": ("picture of a source that --without gives up", "left out"),
     "wrong_zip": ("wrong archive: it has few of its pictures or none", "dropped"),
     "html": ("HTML instead of a picture", "dropped"),
     "unreadable": ("unreadable picture", "dropped"),
-    "extension": ("wrong extension: the archive has another", "repairable"),
-    "extension_known": ("wrong extension: the archive has another", "kept, found by its stem"),
+    "extension": ("wrong extension: the picture is there under another", "repairable"),
+    "extension_known": ("wrong extension: the picture is there under another", "kept, found by its stem"),
     "gif_named_jpg": ("GIF named .jpg", "kept, packed as JPEG"),
     "other_type": ("wrong extension: the content is of another type", "kept, read by content"),
     "no_mark": ("picture without a mark", "kept, mark put first"),
@@ -67,7 +67,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "unkept_key": ("key that isn't kept", "kept, without it"),
 }
 
-NOTED = ("surrogate", "null_key")  # what only the record of a row says
+SHOWN_BY_REPAIRS = ("surrogate", "null_key")  # findings that only the `repairs` of a row's record show
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Report:
     rows: int = 0
     dropped: int = 0
     repairable: int = 0  # of the dropped, rows that --repair would keep
-    left_out: int = 0  # rows without a fault whose pictures are of a source that is done without
+    left_out: int = 0  # rows without a fault whose pictures are of a source that was given up
     found: dict[str, Finding] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -112,10 +112,10 @@ class Report:
         finding = self.found.setdefault(name, Finding(name))
         finding.count += count
         if where and len(finding.examples) < EXAMPLES:
-            finding.examples.append(Example(where, short(id), short(value)))
+            finding.examples.append(Example(where, shorten(id), shorten(value)))
 
     def findings(self) -> list[Finding]:
-        """Those that cost rows first, then by count."""
+        """The findings: first those that cost rows, then by count."""
         order = ["dropped", "repairable", "left out"]
         return sorted(
             self.found.values(), key=lambda f: (order.index(f.effect) if f.effect in order else 3, -f.count, f.name)
@@ -127,7 +127,7 @@ class Report:
         return self.rows - self.dropped - self.left_out
 
     def mend(self) -> int:
-        """Counts what --repair keeps as kept; returns how many rows that are."""
+        """Counts the repairable rows as kept, for --repair keeps them; returns how many there were."""
         rows, self.repairable = self.repairable, 0
         self.dropped -= rows
         if (before := self.found.pop("extension", None)) is not None:
@@ -136,7 +136,7 @@ class Report:
             after.examples = [*after.examples, *before.examples][:EXAMPLES]
         return rows
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         return {
             "dataset": self.dataset,
             "rows": self.rows,
@@ -157,7 +157,7 @@ class Report:
         }
 
 
-def short(value: object) -> str:
+def shorten(value: object) -> str:
     """A value in one line, not too long to print."""
     text = " ".join(value.split()) if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
@@ -166,7 +166,11 @@ def short(value: object) -> str:
 def check(
     build: Build, *, full: bool = False, shards: list[int] | None = None, progress: Progress | None = None
 ) -> Report:
-    """Reads a dataset's rows and looks at its pictures; downloads what isn't here. With `full`, whole pictures."""
+    """Reads a dataset's rows and the first bytes of its pictures (with `full`, all bytes); returns what is wrong.
+
+    Downloads what isn't here. Raises UsageError for a dataset whose files only its repository lists, and for unknown
+    shards.
+    """
     if build.manifest.annotations.glob:
         raise UsageError(
             f"{build.manifest.name!r} is chosen from files that only its repository lists, so there is nothing to "
@@ -184,15 +188,15 @@ def check(
         raise UsageError(f"{build.manifest.name!r} has no shards {sorted(set(shards) - set(known))[:5]}")
     if build.manifest.annotations.cut and shards is None:
         limit = build.limit
-        work.progress.rows_to_come("check", sum(min(n, limit or n) for n in counts(work).values()))
+        work.progress.rows_to_come("check", sum(min(n, limit or n) for n in row_counts(work).values()))
     with pictures_of(build, full=full, progress=work.progress) as pictures:
         checking = _Checking(work, report, pictures)
         separator = first.stage.identity(build.manifest).get("separator", "\n")  # named where it isn't the usual one
         for shard in known if shards is None else shards:
             if hasattr(readers.load(build.manifest), "batches"):
-                checking.columns(shard)
+                checking.check_columns(shard)
             else:
-                checking.shard(shard, about_shard(work, shard, separator))
+                checking.check_shard(shard, about_shard(work, shard, separator))
         checking.close()
     report.notes += pictures.notes
     return report
@@ -207,8 +211,8 @@ class _Checking:
         self._ids: list[tuple[str, str]] = []  # (where, id) of the rows since
         self._keys = Keys(work.manifest)
 
-    def columns(self, shard: int) -> None:
-        """A shard whose reader works by columns: counts, without examples."""
+    def check_columns(self, shard: int) -> None:
+        """Checks a shard whose reader works by columns: counts findings, without examples."""
         work, rejected = self._work, Counter[str]()
         path = work.download(work.manifest.address(work.manifest.file_of(shard))).path
 
@@ -225,23 +229,24 @@ class _Checking:
         self._report.rows += kept + rejected.total()
         self._report.dropped += rejected.total()
 
-    def shard(self, shard: int, about: readers.About) -> None:
-        cut, told = self._work.manifest.annotations.cut, 0
+    def check_shard(self, shard: int, about: readers.About) -> None:
+        cut, unreported = self._work.manifest.annotations.cut, 0
         read = readers.reading(self._work.manifest, about)
-        for number, row in numbered(self._work, shard):
+        for number, row in numbered_rows(self._work, shard):
             self._row(f"row {number}" if cut else f"shard {shard} row {number}", row, read(row, number), about)
-            told += 1
-            if told == 1000:
-                self._work.progress.rows("check", told)
-                told = 0
-        self._work.progress.rows("check", told)
+            unreported += 1
+            if unreported == 1000:
+                self._work.progress.rows("check", unreported)
+                unreported = 0
+        self._work.progress.rows("check", unreported)
 
     def _row(self, where: str, row: Any, record: Any, about: readers.About) -> None:
         self._report.rows += 1
         id = id_of(row)
         found = list(findings(row))
         if isinstance(record, str):
-            found = [one for one in found if FINDINGS[one[0]][1] == "dropped"]  # the rest is of rows that are kept
+            # The other findings are of rows that are kept.
+            found = [(name, value) for name, value in found if FINDINGS[name][1] == "dropped"]
             if EXPLAINS.get(record, {record}).isdisjoint(name for name, _ in found):
                 found.append((record, ""))
             self._report.dropped += 1
@@ -258,7 +263,7 @@ class _Checking:
             found += seen
             found += self._keys.findings(row)
             repairs = record.attrs.get("repairs") or ()
-            found += [(name, "") for name in NOTED if name in repairs]
+            found += [(name, "") for name in SHOWN_BY_REPAIRS if name in repairs]
         for name, value in found:
             self._report.add(name, where=where, id=id or "", value=value)
         if id is not None:
@@ -271,7 +276,7 @@ class _Checking:
         hashes = np.array([xxhash.xxh3_64_intdigest(id.encode("utf-8", "replace")) for _, id in self._ids], np.uint64)
         fresh, first = np.unique(hashes, return_index=True)
         again = np.ones(len(hashes), bool)
-        again[first] = _among(fresh, self._seen)
+        again[first] = _is_among(fresh, self._seen)
         for place in np.flatnonzero(again).tolist():
             where, id = self._ids[place]
             self._report.add("duplicate_id", where=where, id=id, value=id)
@@ -285,7 +290,7 @@ class _Checking:
             self._report.add("wrong_zip", count, where=f"source {name}", value=value)
 
 
-def _among(values: npt.NDArray[np.uint64], ordered: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+def _is_among(values: npt.NDArray[np.uint64], ordered: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Which values are in a sorted array."""
     if not len(ordered):
         return np.zeros(len(values), bool)

@@ -9,8 +9,8 @@ from typing import Any
 from datakit.catalogue.manifest import Manifest
 from datakit.records import attributes
 
-SHOWN = 20  # keys of which it is said how to keep them
-FEW = 5  # values of each that may be an example
+SHOWN = 20  # keys for which a note says how to keep them
+FEW = 5  # values of each key that may become examples
 
 
 class Keys:
@@ -19,7 +19,7 @@ class Keys:
     def __init__(self, manifest: Manifest) -> None:
         rows = manifest.annotations
         self._kinds = rows.attributes
-        self._taken = attributes.used(manifest.reader, rows.columns)
+        self._taken = attributes.used_keys(manifest.reader, rows.columns)
         self._known = self._taken | self._kinds.keys()
         self._looks = manifest.reader in attributes.READERS
         self._unkept: Counter[str] = Counter()
@@ -45,7 +45,7 @@ class Keys:
         """How each key can be kept, the most frequent first."""
         said = []
         for name, count in self._unkept.most_common(SHOWN):
-            why = attributes.refused(name, self._taken)
+            why = attributes.why_refused(name, self._taken)
             then = f"it can't be under its name, {why}" if why else "name it in annotations.attributes"
             said.append(f"key {name!r} isn't kept, in {count:,} rows: {then}")
         more = len(self._unkept) - SHOWN

@@ -22,12 +22,12 @@ from datakit.errors import ArchiveError, BadImage
 from datakit.formats import archives
 from datakit.formats.members import DEFLATED
 from datakit.images.extensions import TYPES, extension_of
-from datakit.images.headers import sniffed
+from datakit.images.headers import readable_type
 from datakit.upstream.finder import Finder, index_of, sources_with, table_name
-from datakit.upstream.loose import Find, Folder, decoded
+from datakit.upstream.loose import Find, Folder, decode_picture
 
 _HEAD_BYTES = 4096
-_FEW = 0.1  # of the references into an archive: with fewer found it is taken for another one
+_FEW = 0.1  # share of the references into an archive; when fewer are found, it is the wrong archive
 _ENOUGH = 5  # references, to judge an archive by
 
 Found = Iterator[tuple[str, object]]  # (finding, offending value)
@@ -58,10 +58,10 @@ def pictures_of(build: Build, *, full: bool, progress: Progress) -> Iterator[Pic
 
 
 class Pictures:
-    """Pictures that nobody looks at; the parent of those that are looked at."""
+    """Pictures that aren't looked at; the subclasses look at theirs."""
 
     def __init__(self, notes: list[str]) -> None:
-        self.notes = notes  # on the whole
+        self.notes = notes  # on the dataset as a whole
 
     def of_row(self, row: Any, refs: list[str], about: readers.About) -> Found:
         """What is wrong with the pictures of a row."""
@@ -98,7 +98,7 @@ class _InArchives(Pictures):
         found = self._finder(ref)
         if isinstance(found, str):
             if found == "missing":
-                name = next(one for one in self._finder.sources(ref) if one in self._first)
+                name = next(source for source in self._finder.sources(ref) if source in self._first)
                 self._asked[name] += 1
                 self._example.setdefault(name, ref)
             yield found, ref
@@ -155,7 +155,7 @@ class _InRows(Pictures):
         held = self._reader.pictures(row, about)
         for nth in range(len(refs)):
             try:
-                data = decoded(held[nth] if nth < len(held) else b"")
+                data = decode_picture(held[nth] if nth < len(held) else b"")
             except BadImage as error:
                 lost = error.reason == "missing"
                 yield ("missing", f"picture {nth}") if lost else ("unreadable", f"picture {nth}: {error.detail}")
@@ -164,12 +164,12 @@ class _InRows(Pictures):
 
 
 def content(data: bytes, name: str, ref: str, full: bool) -> Found:
-    """What the bytes of a picture, or the first of them, say against its name."""
+    """What is wrong with a picture by its bytes, or the first of them: HTML, unreadable, or of another type."""
     if images.sniff(data[:_HEAD_BYTES]) == "html":
         yield "html", ref
         return
     try:
-        kind = images.inspect(data)[0] if full else sniffed(data)
+        kind = images.inspect(data)[0] if full else readable_type(data)
     except BadImage as error:
         yield "unreadable", f"{ref}: {error}"
         return

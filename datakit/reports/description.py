@@ -10,7 +10,7 @@ import msgspec
 from datakit.catalogue import manifest
 from datakit.catalogue.manifest import Manifest
 from datakit.engine import pipeline
-from datakit.storage.fingerprint import plain
+from datakit.storage.fingerprint import json_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class Description:
         """Whether a fetch takes whatever the main branch of the repository is by then."""
         return self.hub_revision == "main"
 
-    def plain(self) -> dict[str, Any]:
-        return {**msgspec.to_builtins(self.manifest), "steps": plain(self.steps)}
+    def json_object(self) -> dict[str, Any]:
+        return {**msgspec.to_builtins(self.manifest), "steps": json_value(self.steps)}
 
 
 def describe(name: str) -> Description:

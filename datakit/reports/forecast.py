@@ -29,7 +29,7 @@ from datakit.storage.shards import shard_name
 from datakit.storage.store import free_bytes
 
 Z = 1.96  # standard deviations of a 95 % interval
-LEAST_OF_A_HOST = 5  # URLs of one host in the sample, from which its share is worth a word
+LEAST_OF_A_HOST = 5  # URLs of one host in the sample; with fewer its share means nothing
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ def mean(values: list[float]) -> Range:
 
 @dataclass
 class Forecast:
-    """What a sample says of the whole."""
+    """What a sample of URLs predicts for the whole dataset."""
 
     shards: list[int]  # that the sample was drawn from
     n_shards: int  # of the whole dataset
     sampled: int  # URLs
     all_rows: bool  # whether the sample is all there is in these shards
-    urls: float  # of the whole, as far as the shards looked at tell
+    urls: float  # of the whole dataset, extrapolated from these shards
     spent_s: float
     outcomes: Counter[str] = field(default_factory=Counter)
     ok: Range = Range(0, 0, 1)
     bytes_each: Range = Range(0, 0, 0)  # of a stored picture
-    url_s: Range = Range(0, 0, 0)  # from asking to having, per URL
+    url_s: Range = Range(0, 0, 0)  # from the request to the picture, per URL
     cpu_s: float = 0.0  # per URL
     per_s: Range = Range(0, 0, 0)  # URLs, on this machine with its jobs
     held_by: str = ""
@@ -88,7 +88,7 @@ class Forecast:
 
     @property
     def disk_bytes(self) -> Range:
-        """Of fetch; pack needs as much again until `datakit clean`."""
+        """Bytes that fetch writes; pack writes as much again, until `datakit clean`."""
         low, high = self.ok.low * self.bytes_each.low, self.ok.high * self.bytes_each.high
         return Range(self.ok.value * self.bytes_each.value, low, high).times(self.urls)
 
@@ -100,12 +100,12 @@ class Forecast:
 
     @property
     def fits(self) -> bool | None:
-        """Whether there is room for what is fetched and packed; None where nobody knows, as in a bucket."""
+        """Whether there is room for what is fetched and packed; None where that isn't known, as in a bucket."""
         return None if self.free_bytes is None else self.free_bytes >= 2 * self.disk_bytes.value
 
-    def plain(self) -> dict[str, Any]:
-        def three(one: Range) -> list[float]:
-            return [round(one.value, 4), round(one.low, 4), round(one.high, 4)]
+    def json_object(self) -> dict[str, Any]:
+        def value_and_bounds(interval: Range) -> list[float]:
+            return [round(interval.value, 4), round(interval.low, 4), round(interval.high, 4)]
 
         return {
             "shards": self.shards,
@@ -113,12 +113,12 @@ class Forecast:
             "sampled_urls": self.sampled,
             "urls": round(self.urls),
             "outcomes": dict(self.outcomes.most_common()),
-            "ok_share": three(self.ok),
-            "pictures": three(self.pictures),
-            "disk_bytes": three(self.disk_bytes),
+            "ok_share": value_and_bounds(self.ok),
+            "pictures": value_and_bounds(self.pictures),
+            "disk_bytes": value_and_bounds(self.disk_bytes),
             "free_bytes": self.free_bytes,
-            "urls_per_s": three(self.per_s),
-            "seconds": three(self.seconds),
+            "urls_per_s": value_and_bounds(self.per_s),
+            "seconds": value_and_bounds(self.seconds),
             "held_up_by": self.held_by,
             "sample_seconds": round(self.spent_s, 1),
         }
@@ -133,7 +133,7 @@ def forecast(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Forecast:
-    """Tries `sample` URLs of a dataset. Lists and chooses one shard first if none is; that work is kept.
+    """Tries `sample` URLs of a dataset. If no shard is listed and chosen yet, makes one first, and keeps it.
 
     Raises UsageError for a dataset whose pictures don't come by URL.
     """
@@ -153,10 +153,10 @@ def forecast(
         if commit is None:
             raise Incomplete(f"shard {shard} of {build.manifest.name!r} was removed meanwhile")
         tables.append(committed_rows(build, chosen, shard, commit.parts))
-    rows = sum(len(one) for one in tables)
+    rows = sum(len(table) for table in tables)
     if rows == 0:
         raise Incomplete(f"shards {shards} of {build.manifest.name!r} hold no rows to try: name others with --shards")
-    urls = _sampled(tables, min(sample, rows), seed)
+    urls = _sample_urls(tables, min(sample, rows), seed)
     n_shards = max(len(done.known_shards()), len(shards))
     whole = len(urls) / min(sample, rows) * rows / len(shards) * n_shards
     found = Forecast(
@@ -165,7 +165,7 @@ def forecast(
     progress.rows_to_come(fetch.name, len(urls))
     seconds, sizes = [], []
     began, cpu = time.perf_counter(), time.process_time()
-    for got in fetch.stage.crawled(urls, build.work(fetch, progress)):
+    for got in fetch.stage.crawl_urls(urls, build.work(fetch, progress)):
         found.outcomes[got.outcome] += 1
         seconds.append(got.ms / 1000)
         if got.value is not None:
@@ -183,14 +183,14 @@ def forecast(
     return found
 
 
-def _sampled(tables: list[Rows], n: int, seed: int) -> list[str]:
-    """The URLs of `n` rows of the tables, drawn without putting back."""
-    rows = sum(len(one) for one in tables)
+def _sample_urls(tables: list[Rows], n: int, seed: int) -> list[str]:
+    """The URLs of `n` rows of the tables, drawn without replacement."""
+    rows = sum(len(table) for table in tables)
     picked = np.sort(np.random.default_rng(seed).choice(rows, size=n, replace=False))
     urls: list[str] = []
     at = 0
-    for one in tables:
-        for batch in one.batches(["images"]):
+    for table in tables:
+        for batch in table.batches(["images"]):
             first, last = np.searchsorted(picked, [at, at + batch.num_rows])
             urls += refs_of(batch.take(picked[first:last] - at))
             at += batch.num_rows
@@ -198,7 +198,7 @@ def _sampled(tables: list[Rows], n: int, seed: int) -> list[str]:
 
 
 def _pace(found: Forecast, build: Build, urls: list[str], jobs: int) -> None:
-    """URLs a second with all jobs: the least of what cores, the window and the busiest host permit."""
+    """Sets how many URLs a second all jobs try: the least of what cores, the window and the busiest host permit."""
     limits, cores = build.limits, os.cpu_count() or 1
 
     def by_window(url_s: float) -> float:

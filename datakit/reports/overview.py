@@ -27,7 +27,7 @@ def recipes() -> tuple[dict[str, str], list[ManifestError]]:
     wrong = []
     for name in catalogue.names("pipelines"):
         try:
-            first_line = catalogue.mixes(name)
+            first_line = catalogue.mixes_summary(name)
         except ManifestError as error:
             wrong.append(error)
             continue
@@ -36,6 +36,6 @@ def recipes() -> tuple[dict[str, str], list[ManifestError]]:
     return good, wrong
 
 
-def plain(manifests: list[Manifest]) -> list[dict[str, Any]]:
+def datasets_json(manifests: list[Manifest]) -> list[dict[str, Any]]:
     """Manifests in short, as JSON knows them."""
     return [{"name": m.name, "title": m.title, "recipe": m.recipe, "licence": m.licence} for m in manifests]

@@ -1,9 +1,9 @@
 """Plan: what running a recipe takes, before anything is downloaded, and everything that would stop it on the way.
 
-1. `stages` says which datasets each stage of a paper trains on, with what may stand for a lost one.
+1. `phases` lists the datasets of each phase of a paper's training, and what replaces a lost one.
 2. `obstacles` lists what a person has to do first: accept terms, bring an archive, name a fallback.
 3. `make` asks upstream for the size of each file and reckons with stated rates. It never fails because upstream
-   doesn't answer: a size is then unknown, and said to be.
+   doesn't answer: such a size is reported as unknown.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from datakit.engine.done import Done
 from datakit.engine.stage import Cost, Step
 from datakit.engine.work import intact
 from datakit.errors import DatakitError, DownloadError, Incomplete, UsageError, nearest
-from datakit.storage.fingerprint import changes
-from datakit.storage.fingerprint import plain as plainly
+from datakit.storage.fingerprint import changes, json_value
 from datakit.storage.ledger import by_step
 from datakit.storage.store import free_bytes
 from datakit.stream import mixfile as mix
@@ -36,12 +35,12 @@ RATES = (
 )
 MANY = 1000  # files of one dataset, beyond which its manifest is asked for their size, not upstream
 ASKED_AT_ONCE = 16
-ASK_S = 60.0  # what hasn't answered by then is unknown
+ASK_S = 60.0  # seconds; the size of a file that upstream hasn't answered for by then is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
-    """One dataset of a plan. Bytes and rows are None where nobody knows."""
+class PlannedDataset:
+    """One dataset of a plan. Bytes and rows are None where they aren't known."""
 
     name: str
     title: str
@@ -77,35 +76,39 @@ class Plan:
 
     recipe: str
     mixes: dict[str, str]
-    datasets: list[Planned]
+    datasets: list[PlannedDataset]
     obstacles: list[str]
     free_bytes: int
 
     @property
     def to_download(self) -> int:
         """Bytes; an archive that several datasets share counts once."""
-        files = {address: n for one in self.datasets for address, n in one.to_come.items()}
-        return sum(files.values()) + sum(one.more_bytes for one in self.datasets)
+        files = {address: n for dataset in self.datasets for address, n in dataset.to_come.items()}
+        return sum(files.values()) + sum(dataset.more_bytes for dataset in self.datasets)
 
     @property
     def disk_bytes(self) -> int:
-        passing = sum(one.more_bytes for one in self.datasets if one.streamed)
-        return self.to_download - passing + sum(one.made_bytes for one in self.datasets)
+        passing = sum(dataset.more_bytes for dataset in self.datasets if dataset.streamed)
+        return self.to_download - passing + sum(dataset.made_bytes for dataset in self.datasets)
 
     @property
     def seconds(self) -> float:
-        return self.to_download / DOWNLOAD_BYTES_PER_S + sum(one.url_s for one in self.datasets)
+        return self.to_download / DOWNLOAD_BYTES_PER_S + sum(dataset.url_s for dataset in self.datasets)
 
     @property
     def incomplete(self) -> list[str]:
         """Datasets of which something isn't known, so that the sums are too small."""
-        return [one.name for one in self.datasets if one.unknown_files or one.size_bytes is None or one.urls is None]
+        return [
+            dataset.name
+            for dataset in self.datasets
+            if dataset.unknown_files or dataset.size_bytes is None or dataset.urls is None
+        ]
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe,
             "mixes": self.mixes,
-            "datasets": [plainly(one) for one in self.datasets],
+            "datasets": [json_value(dataset) for dataset in self.datasets],
             "obstacles": self.obstacles,
             "bytes_to_download": self.to_download,
             "disk_bytes": self.disk_bytes,
@@ -119,15 +122,18 @@ class Plan:
 Terms = dict[str, list[tuple[str, int]]]
 
 
-def stages(recipe: str, *, only: str | None = None, fallback: bool = False) -> tuple[Terms, dict[str, str]]:
-    """The datasets of each stage and how often, and which of them stand for which lost ones."""
+def phases(recipe: str, *, only: str | None = None, fallback: bool = False) -> tuple[Terms, dict[str, str]]:
+    """The datasets of each phase of training with their repeats; and by the name of a stand-in the lost dataset.
+
+    Raises UsageError for a phase that the recipe doesn't have.
+    """
     mixes = pipeline.mixes(recipe)
     if only is not None and only not in mixes:
-        raise UsageError(f"recipe {recipe!r} has no stage {only!r}. {nearest(only, mixes)}")
+        raise UsageError(f"recipe {recipe!r} has no phase {only!r}. {nearest(only, mixes)}")
     found: Terms = {}
     stand_ins: dict[str, str] = {}
-    for stage, expression in mixes.items():
-        if only not in (None, stage):
+    for phase, expression in mixes.items():
+        if only not in (None, phase):
             continue
         times: dict[str, int] = {}
         for name, n in mix.parse(expression, catalogue.names("manifests")):
@@ -136,12 +142,12 @@ def stages(recipe: str, *, only: str | None = None, fallback: bool = False) -> t
             if taken != name:
                 stand_ins[taken] = name
             times[taken] = times.get(taken, 0) + n
-        found[stage] = list(times.items())
+        found[phase] = list(times.items())
     return found, stand_ins
 
 
 def expression(terms: list[tuple[str, int]]) -> str:
-    """Terms as `datakit build-mix` takes them."""
+    """Terms as the expression that `datakit build-mix` takes."""
     return "+".join(name if times == 1 else f"{name}:{times}" for name, times in terms)
 
 
@@ -163,7 +169,7 @@ def shards_of(build: Build, wanted: list[int] | None) -> list[int] | None:
 def without_by_dataset(
     recipe: str, datasets: Iterable[str], without: tuple[str, ...] | None
 ) -> dict[str, tuple[str, ...] | None]:
-    """Which of the sources to do without each dataset of a recipe has; None for each where none was said.
+    """For each dataset of a recipe, its own sources among those to do without; None for each when `without` is None.
 
     Raises UsageError for a source that none of the datasets has.
     """
@@ -177,34 +183,38 @@ def without_by_dataset(
 
 
 def require_no_obstacles(recipe: str, builds: Iterable[Build], *, rebuild: bool = False) -> None:
-    """Raises Incomplete that lists all that would stop a run of these datasets."""
-    if walls := obstacles(builds, rebuild=rebuild):
-        told = [wall.replace("\n", "\n    ") for wall in walls]
-        raise Incomplete("\n  - ".join([f"recipe {recipe!r} can't be run yet, and nothing was downloaded:", *told]))
+    """Raises Incomplete, listing everything that would stop a run of these datasets."""
+    if found := obstacles(builds, rebuild=rebuild):
+        lines = [obstacle.replace("\n", "\n    ") for obstacle in found]
+        raise Incomplete("\n  - ".join([f"recipe {recipe!r} can't be run yet, and nothing was downloaded:", *lines]))
 
 
 def obstacles(builds: Iterable[Build], *, rebuild: bool = False) -> list[str]:
-    """What would stop a run of these datasets, with the way on; looks at this machine only."""
+    """What would stop a run of these datasets, each with what to do about it; looks at this machine only."""
     found = []
     for build in builds:
         about = build.manifest
         if about.lost:
-            cure = f"--fallback takes {about.fallback!r} in its place" if about.fallback else "Nothing stands for it"
+            cure = (
+                f"--fallback takes {about.fallback!r} in its place"
+                if about.fallback
+                else "No other dataset replaces it"
+            )
             found.append(f"{about.name!r} can't be had any more: {about.lost.rstrip('.')}. {cure}")
             continue
         if build.terms:
             found.append(
                 f"{about.name!r} has terms: {build.terms}. See {about.homepage}; --accept-licence accepts them"
             )
-        if not _finished(build):
-            found += _to_bring(build)
-        if not rebuild and (differs := _differs(build)):
+        if not _is_packed(build):
+            found += _missing_by_hand(build)
+        if not rebuild and (differs := _first_difference(build)):
             found.append(f"{build.folder} was made by another recipe ({differs}). Take another --root, or --rebuild")
     return found
 
 
-def _to_bring(build: Build) -> Iterator[str]:
-    """What only a person can bring, as each step says it."""
+def _missing_by_hand(build: Build) -> Iterator[str]:
+    """What a person has to bring before the steps can run, as each step says it."""
     for step in build.steps:
         try:
             step.stage.check(build.work(step))
@@ -212,15 +222,15 @@ def _to_bring(build: Build) -> Iterator[str]:
             yield str(error)
 
 
-def _finished(build: Build) -> bool:
+def _is_packed(build: Build) -> bool:
     """Whether all of a dataset is packed, so that its archives may be gone."""
     done, pack = Done(build, snapshot=True), build.step_of("pack")
     known = done.known_shards()
     return bool(known) and all(done.has(pack, shard) for shard in known)
 
 
-def _differs(build: Build) -> str:
-    """The first field in which what is in the root was made otherwise; nothing when there is none."""
+def _first_difference(build: Build) -> str:
+    """The first field in which the recipe of what is in the root differs from this one; empty when none does."""
     for step in build.steps:
         old = build.ledger(step).recipe()
         if old is not None and (lines := changes(by_step(old), by_step(build.step_recipe(step)))):
@@ -240,18 +250,18 @@ def make(
 ) -> Plan:
     """The plan of a recipe for these datasets."""
     planned = [
-        _planned(build, stand_ins.get(name, ""), shards_of(build, wanted), jobs) for name, build in builds.items()
+        _plan_dataset(build, stand_ins.get(name, ""), shards_of(build, wanted), jobs) for name, build in builds.items()
     ]
     return Plan(
         recipe=recipe,
-        mixes={stage: expression(some) for stage, some in terms.items()},
+        mixes={phase: expression(some) for phase, some in terms.items()},
         datasets=planned,
         obstacles=obstacles(builds.values(), rebuild=rebuild),
         free_bytes=free_bytes(next(iter(builds.values())).store.downloads),
     )
 
 
-def _planned(build: Build, stands_for: str, shards: list[int] | None, jobs: int) -> Planned:
+def _plan_dataset(build: Build, stands_for: str, shards: list[int] | None, jobs: int) -> PlannedDataset:
     about, pack = build.manifest, build.step_of("pack")
     done = Done(build, snapshot=True)
     known = shards if shards is not None else done.known_shards()
@@ -259,18 +269,18 @@ def _planned(build: Build, stands_for: str, shards: list[int] | None, jobs: int)
     packed = [k for k in done.ledger(pack).commits() if (not ours or k in ours) and done.has(pack, k)]
     left = 1.0 - len(packed) / len(known) if known else 1.0
     part = 1.0 if shards is None else len(shards) / len(about.annotations.numbers())
-    n_files, size, to_come, more, unknown = _files(build, shards, part, left)
+    n_files, size, to_come, more, unknown = _files_to_download(build, shards, part, left)
     rows = about.count("rows")
     rows = None if rows is None else round(rows * part)
-    chosen, cost = _expected(build, rows, size or 0, jobs)
-    return Planned(
+    chosen, cost = _expected_rows_and_cost(build, rows, size or 0, jobs)
+    return PlannedDataset(
         name=about.name,
         title=about.title,
         licence=about.licence,
         accept=about.accept,
-        licences={name: one.licence for name, one in about.images.sources.items() if one.licence},
+        licences={name: source.licence for name, source in about.images.sources.items() if source.licence},
         stands_for=stands_for,
-        steps=[_shown(step) for step in build.steps],
+        steps=[_step_summary(step) for step in build.steps],
         n_files=n_files,
         size_bytes=size,
         unknown_files=unknown,
@@ -289,7 +299,7 @@ def _planned(build: Build, stands_for: str, shards: list[int] | None, jobs: int)
     )
 
 
-def _expected(build: Build, rows: int | None, size_bytes: float, jobs: int) -> tuple[int | None, Cost]:
+def _expected_rows_and_cost(build: Build, rows: int | None, size_bytes: float, jobs: int) -> tuple[int | None, Cost]:
     """The rows that the choices of a recipe leave, at the most, and what all its steps cost."""
     urls: int | None = 0
     seconds = written_bytes = 0.0
@@ -307,29 +317,29 @@ def _expected(build: Build, rows: int | None, size_bytes: float, jobs: int) -> t
     return rows, Cost(urls=urls, seconds=seconds, written_bytes=written_bytes)
 
 
-def _shown(step: Step) -> dict[str, Any]:
-    chosen = {f.name: plainly(getattr(step.stage, f.name)) for f in fields(step.stage)}
-    usual = {f.name: plainly(f.default) for f in fields(step.stage) if f.default is not MISSING}
+def _step_summary(step: Step) -> dict[str, Any]:
+    chosen = {f.name: json_value(getattr(step.stage, f.name)) for f in fields(step.stage)}
+    usual = {f.name: json_value(f.default) for f in fields(step.stage) if f.default is not MISSING}
     told = {name: value for name, value in chosen.items() if name not in usual or value != usual[name]}
     return {"step": step.name, "stage": type(step.stage).__name__, **told}
 
 
-def _files(
+def _files_to_download(
     build: Build, shards: list[int] | None, part: float, left: float
 ) -> tuple[int | None, int | None, dict[str, int], int, int]:
-    """What a dataset has to download.
+    """What a dataset has to download, as five values.
 
-    Of all files: how many, and the bytes of those whose size is known. Of those that have to come: the bytes of each,
-    and of such as weren't asked about one by one. And how many there are of unknown size.
+    The number of all its files; the bytes of those whose size is known; the bytes of each file still to be downloaded,
+    by address; the bytes of those among them that weren't asked about one by one; the number of files of unknown size.
     """
     about = build.manifest
     work = build.work(build.steps[0])
     if about.lost:
         return None, None, {}, 0, 0
-    rows = [about.address(about.file_of(k)) for k in shards] if shards is not None else _rows(build)
+    rows = [about.address(about.file_of(k)) for k in shards] if shards is not None else _annotation_addresses(build)
     sources = {n: s for n, s in about.images.sources.items() if n not in build.choices.without}
-    archives = [about.at_commit(a) for one in sources.values() for a in one.archives()]
-    brought = {about.at_commit(a) for one in sources.values() if one.obtain for a in one.archives()}
+    archives = [about.at_commit(a) for source in sources.values() for a in source.archives()]
+    brought = {about.at_commit(a) for source in sources.values() if source.obtain for a in source.archives()}
     n_files = None if rows is None else len({*rows, *archives})
     size = more = 0
     if rows is None or len(rows) > MANY:
@@ -345,14 +355,14 @@ def _files(
     return n_files, size + sum(here.values()) + sum(to_come.values()), to_come, more, unknown
 
 
-def _rows(build: Build) -> list[str] | None:
+def _annotation_addresses(build: Build) -> list[str] | None:
     """The addresses of all annotation files; None when only the repository knows them."""
     about = build.manifest
     return None if about.annotations.glob else [about.address(file) for file in about.shard_files()]
 
 
 def sizes(addresses: list[str], hosts: Hosts) -> dict[str, int | None]:
-    """The size of each file by upstream's word; None where it says nothing, or can't be asked."""
+    """The size in bytes of each file as upstream states it; None where it doesn't, or can't be reached."""
     pool = ThreadPoolExecutor(ASKED_AT_ONCE)
     asked = {address: pool.submit(downloads.head, address, hosts=hosts) for address in addresses}
     done, _ = wait(asked.values(), timeout=ASK_S)

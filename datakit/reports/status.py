@@ -48,7 +48,7 @@ class StepStatus:
             Loss("failed", reason, n, n / came, self.by_url and may_pass(reason)) for reason, n in failed.most_common()
         ]
 
-    def plain(self) -> dict[str, Any]:
+    def json_object(self) -> dict[str, Any]:
         missing = None if self.missing is None else ranges(self.missing)
         return {
             "dataset": self.dataset,
@@ -70,19 +70,19 @@ def status(build: Build) -> list[StepStatus]:
     done = Done(build, snapshot=True)
     known = done.known_shards()
     for step in build.steps:
-        one = StepStatus(build.folder, step.name, by_url=step.stage.by_url)
+        step_status = StepStatus(build.folder, step.name, by_url=step.stage.by_url)
         ledger, before = done.ledger(step), build.path_to(step)[:-1]
         old = ledger.recipe()
-        one.differs = changes(old, build.step_recipe(step)) if old is not None else []
+        step_status.differs = changes(old, build.step_recipe(step)) if old is not None else []
         for shard, commit in ledger.commits().items():
             fresh = done.has(step, shard) and not any(done.stale(earlier, shard) for earlier in before)
             fresh = fresh and (not known or shard in known)
-            (one.done if fresh else one.stale).append(shard)
-            one.rows += commit.rows
-            one.size_bytes += sum(f.size_bytes for p in commit.parts for f in p.files())
-            one.dropped.update(commit.dropped)
-            one.faults.update(commit.faults)
+            (step_status.done if fresh else step_status.stale).append(shard)
+            step_status.rows += commit.rows
+            step_status.size_bytes += sum(f.size_bytes for p in commit.parts for f in p.files())
+            step_status.dropped.update(commit.dropped)
+            step_status.faults.update(commit.faults)
         if known:
-            one.missing = sorted(set(known) - set(one.done) - set(one.stale))
-        found.append(one)
+            step_status.missing = sorted(set(known) - set(step_status.done) - set(step_status.stale))
+        found.append(step_status)
     return found

@@ -1,1 +1,1 @@
-"""Stages: what the steps of our recipes do, one module for each kind."""
+"""Stages: what the steps of our recipes do, one module for each stage."""

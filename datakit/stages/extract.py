@@ -1,4 +1,4 @@
-"""Extract: pictures that the rows themselves hold, or loose files of a folder, into tars."""
+"""Extract: writes pictures that are in the rows themselves, or loose files of a folder, into tars."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from datakit.catalogue.manifest import Manifest
 from datakit.engine.stage import Chosen, Cost, Role, Stage
 from datakit.engine.work import Out, Work
 from datakit.errors import BadImage, SourceError
-from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
+from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_pictures
 from datakit.stages.locate import with_repair
-from datakit.upstream.annotations import about, numbered
-from datakit.upstream.loose import Find, Folder, decoded, folder_state
+from datakit.upstream.annotations import about, numbered_rows
+from datakit.upstream.loose import Find, Folder, decode_picture, folder_state
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extract(Stage):
-    """Takes the pictures of each row out of upstream's rows, and writes their bytes as they came, in row order.
+    """Reads each row's pictures from upstream's rows or from a folder, and writes their bytes unchanged, in row order.
 
-    Every row is kept; a picture that won't do has its outcome instead of a place in the tar, and `pack` leaves such
-    rows out: `missing` when there are no bytes, `outside` for a path that leaves the folder, and what
-    `images.inspect` says of the others.
+    Every row is kept; a picture that can't be used has its outcome instead of an offset in the tar, and `pack` drops
+    such rows. Outcomes are `missing` when there are no bytes, `outside` for a path that leaves the folder, and those of
+    `images.inspect`.
     """
 
     role: ClassVar[Role] = "fetch"
@@ -40,8 +40,8 @@ class Extract(Stage):
     any_extension: bool = False  # of loose files: what `datakit check --repair` turns on
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
-        said = super().identity(manifest)
-        return said if self.any_extension else {k: v for k, v in said.items() if k != "any_extension"}
+        identity = super().identity(manifest)
+        return identity if self.any_extension else {k: v for k, v in identity.items() if k != "any_extension"}
 
     def as_chosen(self, chosen: Chosen, recorded: dict[str, Any]) -> Extract:
         return replace(self, any_extension="extension" in chosen.repairs)
@@ -60,7 +60,7 @@ class Extract(Stage):
 
     def inputs(self, work: Work, shard: int) -> dict[str, str] | None:
         if work.manifest.images.by != "folder":
-            return {}  # the pictures come from the files that the listing names
+            return {}  # the pictures come from the files of the listing
         state = folder_state(work.manifest.images.folder, work.scratch)
         return None if state is None else {"folder": state}
 
@@ -68,30 +68,30 @@ class Extract(Stage):
         return with_images(rows.schema(), LOCATED)
 
     @contextmanager
-    def opened(self, parts: list[Rows], work: Work) -> Iterator[Find]:
-        """One walk through upstream's rows for all the parts of a shard."""
+    def shared_source(self, parts: list[Rows], work: Work) -> Iterator[Find]:
+        """The function that finds a picture's bytes; all parts of a shard share one pass over upstream's rows."""
         if work.manifest.images.by == "folder":
             yield Folder(work.manifest.images.folder, repair=self.any_extension)
         elif work.manifest.images.by == "inline" and parts:
-            yield _Inline(numbered(work, parts[0].shard), work, parts[0].shard)
+            yield _Inline(numbered_rows(work, parts[0].shard), work, parts[0].shard)
         else:
-            yield _nowhere
+            yield _no_picture
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         schema = self.schema(rows, work.manifest)
         for batch in rows.batches(size=256):
-            places, mended = [], []
+            located, mended = [], []
             for key, refs in zip(batch["key"].to_pylist(), batch["images"].to_pylist(), strict=True):
-                made = [_place(key, at, len(refs), one["ref"], out) for at, one in enumerate(refs)]
-                places.append([place for place, _ in made])
-                mended.append(any(repaired for _, repaired in made))
-                out.fail(failures(places[-1]))
-            work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in places for p in row))
-            yield with_places(with_repair(batch, mended), places, schema)
+                written = [_write_picture(key, at, len(refs), picture["ref"], out) for at, picture in enumerate(refs)]
+                located.append([picture for picture, _ in written])
+                mended.append(any(repaired for _, repaired in written))
+                out.fail(failures(located[-1]))
+            work.progress.bytes(work.step, sum(p["size_bytes"] or 0 for row in located for p in row))
+            yield with_pictures(with_repair(batch, mended), located, schema)
 
 
-def _place(key: str, at: int, n: int, ref: str, out: Out) -> tuple[LocatedPicture, bool]:
-    """Where picture `at` of the `n` of a row stands, once it is written, or why it doesn't; and if by a repair."""
+def _write_picture(key: str, at: int, n: int, ref: str, out: Out) -> tuple[LocatedPicture, bool]:
+    """Writes picture `at` of a row's `n`; returns where it is or its outcome, and whether it was found by a repair."""
     try:
         data, repaired = out.source(ref)
         ext, width, height = images.inspect(data)
@@ -99,12 +99,12 @@ def _place(key: str, at: int, n: int, ref: str, out: Out) -> tuple[LocatedPictur
         return located_picture(ref, error.reason), False
     name = f"{key}.{ext}" if n == 1 else f"{key}.{at}.{ext}"
     digest, extent = sha256(data).hexdigest(), out.add(name, data)
-    place = located_picture(ref, "ok", **extent, checked=False, ext=ext, width=width, height=height, sha256=digest)
-    return place, repaired
+    written = located_picture(ref, "ok", **extent, checked=False, ext=ext, width=width, height=height, sha256=digest)
+    return written, repaired
 
 
 class _Inline:
-    """Pictures by `<number of the row>.<nth>`, asked for in the order of the rows."""
+    """Pictures by `<number of the row>.<nth>`; references must come in the order of the rows."""
 
     def __init__(self, rows: Iterator[tuple[int, Any]], work: Work, shard: int) -> None:
         self._rows = rows
@@ -118,7 +118,7 @@ class _Inline:
         number, _, nth = ref.partition(".")
         if self._number != int(number):
             self._pictures = self._reader.pictures(self._row(int(number)), self._about)
-        return decoded(self._pictures[int(nth)] if int(nth) < len(self._pictures) else b""), False
+        return decode_picture(self._pictures[int(nth)] if int(nth) < len(self._pictures) else b""), False
 
     def _row(self, wanted: int) -> Any:
         for number, row in self._rows:
@@ -127,9 +127,9 @@ class _Inline:
                 return row
         raise SourceError(
             f"row {wanted} of {self._dataset!r} was listed and isn't there any more, or rows are out of order: "
-            f"make the listing anew with --rebuild"
+            f"make the listing again with --rebuild"
         )
 
 
-def _nowhere(ref: str) -> tuple[bytes, bool]:
+def _no_picture(ref: str) -> tuple[bytes, bool]:
     raise BadImage("missing", ref)

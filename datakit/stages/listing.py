@@ -14,7 +14,7 @@ from datakit.engine.stage import Role, Stage
 from datakit.engine.work import Out, Work
 from datakit.records.record import encode
 from datakit.records.tables import Rows, as_batches
-from datakit.upstream.annotations import about, inputs, numbered, prepare, shards
+from datakit.upstream.annotations import about, inputs, numbered_rows, prepare, shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,28 +22,28 @@ class Listing(Stage):
     """Rows of a dataset as its manifest and reader say. A file is a shard; a JSON may be cut into shards.
 
     Keys are `<dataset>-<id>` where a reader takes columns, whose ids are unique; `<dataset>-<number of the row>` where
-    JSON is cut; `<dataset>-<shard>-<row>` else. Pictures that the rows hold are called `<row>.<nth>`.
+    JSON is cut; otherwise `<dataset>-<shard>-<row>`. Pictures that the rows hold are called `<row>.<nth>`.
     """
 
     role: ClassVar[Role] = "list"
     version: ClassVar[int] = 1
-    separator: str = "\n"  # between an instruction and its input, where upstream has these apart (M3IT)
+    separator: str = "\n"  # between an instruction and its input, where upstream has them apart (M3IT)
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
         rows = manifest.annotations
         said = super().identity(manifest)
-        if self.separator == "\n":  # so that datasets to which it means nothing stay what they were
+        if self.separator == "\n":  # so that datasets without instructions keep their identity
             del said["separator"]
-        inline = manifest.images.by == "inline"  # pictures have other names then
-        told = {"inside": rows.inside, "beside": rows.beside, "columns": rows.columns, "inline": inline}
-        told["attributes"] = rows.attributes
+        inline = manifest.images.by == "inline"  # which changes the pictures' references
+        optional = {"inside": rows.inside, "beside": rows.beside, "columns": rows.columns, "inline": inline}
+        optional["attributes"] = rows.attributes
         return {
             **said,
             "reader": manifest.reader,
             "reader_version": readers.load(manifest).VERSION,
             "files": rows.files,
             "rows_per_shard": rows.rows_per_shard,
-            **{name: value for name, value in told.items() if value},
+            **{name: value for name, value in optional.items() if value},
         }
 
     def prepare(self, work: Work) -> None:
@@ -71,7 +71,7 @@ class Listing(Stage):
         key = work.manifest.key if work.manifest.annotations.cut else f"{work.manifest.key}-{shard:05d}"
         width = 9 if work.manifest.annotations.cut else 6
         inline = work.manifest.images.by == "inline"
-        for number, row in numbered(work, shard):
+        for number, row in numbered_rows(work, shard):
             record = read(row, number)
             if isinstance(record, str):
                 out.reject(record)

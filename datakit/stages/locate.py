@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from datakit.catalogue.manifest import Manifest, Source, known_sources
+from datakit.catalogue.manifest import Manifest, Source, check_sources
 from datakit.engine.stage import Chosen, Cost, Role, Stage
 from datakit.engine.work import Out, Work
 from datakit.errors import ArchiveError, DownloadError, Incomplete
 from datakit.formats import archives
-from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_places
-from datakit.storage.fingerprint import plain
-from datakit.storage.store import locked
-from datakit.upstream.finder import Finder, Found, asked_for, by_hand, open_index, sources_with
+from datakit.records.tables import LOCATED, LocatedPicture, Rows, failures, located_picture, with_images, with_pictures
+from datakit.storage.fingerprint import json_value
+from datakit.storage.store import file_lock
+from datakit.upstream.finder import Finder, Found, archives_to_get, get_archives_message, open_index, sources_with
 from datakit.web import derived
 from datakit.web.downloads import check_unedited
 
@@ -30,9 +30,9 @@ class Locate(Stage):
     """Resolves `image` references to (archive, offset, size) by the manifest's [images.sources].
 
     Archives are downloaded once, indexed once, and never unpacked. Every row is kept; a picture that no archive
-    holds has the outcome `missing`, one under no known prefix `no_source`, one of a source that is done `without`
-    has `left_out`, and `pack` drops such rows. One that was found under another extension than the reference has,
-    where the manifest doesn't say that this is so, is in the row's `repairs`.
+    holds has the outcome `missing`, a picture under no known prefix `no_source`, a picture of a source in `without`
+    `left_out`, and `pack` drops such rows. When a picture was found under another extension than its reference has, and
+    the manifest doesn't allow that, the row's `repairs` say so.
     """
 
     role: ClassVar[Role] = "fetch"
@@ -50,11 +50,11 @@ class Locate(Stage):
             }
             for name, source in manifest.images.sources.items()
         }
-        said = super().identity(manifest)
-        for name in ("without", "any_extension"):  # what isn't chosen isn't said
-            if not said[name]:
-                del said[name]
-        return {**said, "sources": rules}
+        identity = super().identity(manifest)
+        for name in ("without", "any_extension"):  # the defaults aren't part of the identity
+            if not identity[name]:
+                del identity[name]
+        return {**identity, "sources": rules}
 
     def sources(self, manifest: Manifest) -> dict[str, Source]:
         """The sources whose pictures are looked for."""
@@ -67,24 +67,24 @@ class Locate(Stage):
         return Cost(passed_bytes=size_bytes)  # pack writes about as much as the archives hold
 
     def check(self, work: Work) -> None:
-        """Raises UsageError for a source that isn't there, DownloadError for archives that a person has to get."""
-        known_sources(work.manifest, self.without)
-        absent = by_hand(self.sources(work.manifest), work)
+        """Raises UsageError for an unknown source, DownloadError for archives that the user has to get."""
+        check_sources(work.manifest, self.without)
+        absent = archives_to_get(self.sources(work.manifest), work)
         if absent:
-            raise DownloadError(asked_for(work.manifest.name, absent, self.without))
+            raise DownloadError(get_archives_message(work.manifest.name, absent, self.without))
 
     def prepare(self, work: Work) -> None:
         self.check(work)
         for source in self.sources(work.manifest).values():
             for archive in source.archives():
-                self._index(archive, work)
+                self._index_archive(archive, work)
 
-    def _index(self, archive: str, work: Work) -> None:
-        done = work.download(archive, in_place=True)  # of one's own, 200 GB aren't there twice
+    def _index_archive(self, archive: str, work: Work) -> None:
+        done = work.download(archive, in_place=True)  # so that 200 GB of the user's aren't copied
         path = done.path
         index = archives.index_path(path)
-        with locked(index.with_name(f"{index.name}.lock")):
-            if not _fits(index, path, done.sha256):
+        with file_lock(index.with_name(f"{index.name}.lock")):
+            if not _index_fits(index, path, done.sha256):
                 open_index.cache_clear()
                 derived.remove(index)
                 try:
@@ -105,7 +105,7 @@ class Locate(Stage):
         found = {}
         for name, source in self.sources(work.manifest).items():
             for part, archive in enumerate(source.archives()):
-                known = work.known(archive)
+                known = work.sidecar(archive)
                 if known is None:
                     return None
                 found[f"archive {name}" if source.parts is None else f"archive {name} {part}"] = known["sha256"]
@@ -121,17 +121,17 @@ class Locate(Stage):
         schema = self.schema(rows, work.manifest)
         finder = Finder(work, without=self.without, repair=self.any_extension)
         for batch in rows.batches():
-            places, mended = [], []
+            located, mended = [], []
             for row in batch["images"].to_pylist():
                 found = [(image["ref"], finder(image["ref"])) for image in row]
-                places.append([_place(ref, one) for ref, one in found])
-                mended.append(any(isinstance(one, Found) and one.repaired for _, one in found))
-                out.fail([why for why in failures(places[-1]) if why != "left_out"])  # a choice, not a fault
-            yield with_places(with_repair(batch, mended), places, schema)
+                located.append([_located(ref, match) for ref, match in found])
+                mended.append(any(isinstance(match, Found) and match.repaired for _, match in found))
+                out.fail([why for why in failures(located[-1]) if why != "left_out"])  # a choice, not a fault
+            yield with_pictures(with_repair(batch, mended), located, schema)
 
 
-def _place(ref: str, found: Found | str) -> LocatedPicture:
-    """Where a picture stands, or why it doesn't."""
+def _located(ref: str, found: Found | str) -> LocatedPicture:
+    """Where a picture is, or its outcome."""
     if isinstance(found, str):
         return located_picture(ref, found)
     member = found.member
@@ -161,12 +161,12 @@ def with_repair(batch: pa.RecordBatch, mended: list[bool]) -> pa.RecordBatch:
 
 
 def plain_source(source: Source) -> dict[str, Any]:
-    """The fields of a source as values that JSON knows."""
-    return {name: plain(getattr(source, name)) for name in source.__struct_fields__}
+    """The fields of a source as JSON values."""
+    return {name: json_value(getattr(source, name)) for name in source.__struct_fields__}
 
 
-def _fits(index: Path, archive: Path, sha256: str) -> bool:
-    """Whether an index is there, is whole, and is of this archive."""
+def _index_fits(index: Path, archive: Path, sha256: str) -> bool:
+    """Whether an index is there, complete, and of this archive."""
     try:
         same = derived.fits(index, sha256, whole=True)
         return same and open_index(index).archive_bytes == archive.stat().st_size

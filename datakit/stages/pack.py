@@ -4,11 +4,11 @@
     <key>.txt   the caption of an image-text pair; a document is none, be it one picture and one text
     <key>.json  the record (datakit/records/record.py)
 
-An interleaved document can lose pictures and stay: it keeps its sentences and the similarity of each picture to
-each of them in two working columns (datakit/readers/mmc4.py), which end here.
+An interleaved document can lose pictures and be kept: two working columns have its sentences and the similarity of
+each picture to each of them (datakit/readers/mmc4.py). Packed tables don't have these columns.
 
-A shard of the step before becomes the tars of the same number, so shards that are fetched later are packed
-beside what is there, and nothing is packed twice.
+A shard of the step before becomes the tars of the same number, so shards that are fetched later add tars, and nothing
+is packed twice.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _HIDDEN = {"file", "offset", "stored_bytes", "method", "crc32", "checked", "outc
 _DROPPED = "images_dropped"  # the attribute of a document that lost pictures
 
 
-class _Kept(NamedTuple):
+class _Sample(NamedTuple):
     """A row that is written, and its pictures in the order of their marks."""
 
     row: dict[str, Any]
@@ -63,14 +63,14 @@ class _Kept(NamedTuple):
 class Pack(Stage):
     """Writes each row's pictures and record, in row order.
 
-    With `missing="drop_sample"` a row with a picture that can't be had is dropped: all or nothing, VILA's policy.
-    With "drop_image" an interleaved document loses only the picture: its row of the similarity matrix goes, the
-    sentences are matched again (without a matrix the others stay where they are), and the attribute images_dropped
-    says how many went. A document without any picture left is dropped. So is every other row, for a mark can't go
-    from a conversation and leave the question what it was.
+    With `missing="drop_sample"` a row is dropped when one of its pictures is missing: all or nothing, VILA's policy.
+    With "drop_image" an interleaved document loses only the picture: its row of the similarity matrix is removed, the
+    sentences are matched again (without a matrix the other pictures keep their positions), and the attribute
+    images_dropped counts the lost pictures. A document without any picture left is dropped, and so is every row that is
+    no document: a conversation's question would change its meaning with its mark.
 
-    Pictures that `fetch` has not decoded are decoded here, once, to know that they are whole. JPEG and PNG
-    that every decoder reads alike keep their bytes; others are written as JPEG of `quality`.
+    Pictures that `fetch` has not decoded are decoded here, once, to find broken ones. JPEG and PNG that every decoder
+    reads alike keep their bytes; others are written as JPEG of `quality`.
     """
 
     role: ClassVar[Role] = "pack"
@@ -93,7 +93,7 @@ class Pack(Stage):
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         kept = with_images(rows.schema(), PACKED)
-        working = _working(kept)
+        working = _working_columns(kept)
         for name in ("messages", *working):
             kept = kept.remove(kept.get_field_index(name))
         if working and self.missing == "drop_image":
@@ -109,21 +109,21 @@ class Pack(Stage):
             files.check()
 
     def _samples(self, rows: Rows, files: _Files, work: Work, out: Out) -> Iterator[dict[str, Any]]:
-        working = _working(rows.schema())
+        working = _working_columns(rows.schema())
         for batch in rows.batches(size=512):
             n_bytes = 0
             for row in batch.to_pylist():
                 about = {name: row.pop(name) for name in working}
                 if self.missing == "drop_image" and about.get(interleaved.SENTENCES) is not None:
-                    kept = self._what_is_left(row, about, files, out)
+                    kept = self._remaining_document(row, about, files, out)
                 else:
-                    kept = self._all_or_nothing(row, files, out)
+                    kept = self._whole_row(row, files, out)
                 if kept is not None:
-                    yield (written := self._write(*kept, work, out))
-                    n_bytes += written["json_bytes"] + sum(image["size_bytes"] for image in written["images"])
+                    yield (packed := self._write(*kept, work, out))
+                    n_bytes += packed["json_bytes"] + sum(image["size_bytes"] for image in packed["images"])
             work.progress.bytes(work.step, n_bytes)
 
-    def _all_or_nothing(self, row: dict[str, Any], files: _Files, out: Out) -> _Kept | None:
+    def _whole_row(self, row: dict[str, Any], files: _Files, out: Out) -> _Sample | None:
         if failed := failures(row["images"]):
             out.drop(failed[0])  # its fault was counted by fetch
             return None
@@ -135,10 +135,12 @@ class Pack(Stage):
         repairs = row.get("repairs") or []
         if "repairs" in row and "extension" not in repairs and any(misnamed for _, misnamed in pictures):
             row = {**row, "repairs": [*repairs, "content_type"]}
-        return _Kept(row, [picture for picture, _ in pictures])
+        return _Sample(row, [picture for picture, _ in pictures])
 
-    def _what_is_left(self, row: dict[str, Any], about: dict[str, Any], files: _Files, out: Out) -> _Kept | None:
-        """A document with the pictures that can be had, matched again if one can't."""
+    def _remaining_document(
+        self, row: dict[str, Any], about: dict[str, Any], files: _Files, out: Out
+    ) -> _Sample | None:
+        """A document with the pictures that can be read, matched again if some can't; None when it is dropped."""
         pictures: dict[int, images.Picture] = {}
         gone: dict[int, str] = {}
         faults = []
@@ -156,7 +158,7 @@ class Pack(Stage):
             reason = next(iter(gone.values()))
         elif gone:
             try:
-                messages, order = _matched_again(row, about, gone)
+                messages, order = _match_again(row, about, gone)
             except SourceError:
                 reason = "similarity"
                 faults.append(reason)
@@ -166,17 +168,17 @@ class Pack(Stage):
         if reason is not None:
             out.drop(reason)
             return None
-        return _Kept({**row, "images": [row["images"][at] for at in order]}, [pictures[at] for at in order])
+        return _Sample({**row, "images": [row["images"][at] for at in order]}, [pictures[at] for at in order])
 
     def _picture(self, image: LocatedPicture, files: _Files) -> tuple[images.Picture, bool]:
-        """A picture as it is stored, and whether its name says that it is of another type than it is."""
+        """A picture as it is stored, and whether its extension names another type than it has."""
         data = files.read(image)
         ext, width, height = image["ext"], image["width"], image["height"]
         if image["checked"] and ext is not None and width is not None and height is not None:
             return images.Picture(data, ext, width, height, False), False
-        made = images.normalise(data, max_short_side_px=self.max_short_side_px, quality=self.quality)
-        said = TYPES_IN_REPAIRS.get(image["ref"].rpartition(".")[2].lower())
-        return made, said is not None and said != images.sniff(data)
+        picture = images.normalise(data, max_short_side_px=self.max_short_side_px, quality=self.quality)
+        by_name = TYPES_IN_REPAIRS.get(image["ref"].rpartition(".")[2].lower())
+        return picture, by_name is not None and by_name != images.sniff(data)
 
     def _write(self, row: dict[str, Any], pictures: list[images.Picture], work: Work, out: Out) -> dict[str, Any]:
         key, messages = row["key"], decode_messages(row["messages"])
@@ -184,7 +186,7 @@ class Pack(Stage):
         for name, kind in work.manifest.annotations.attributes.items():
             if kind == "json" and name in attrs:
                 attrs[name] = Raw(attrs[name].encode())
-        facts, places = [], list[PackedPicture]()
+        facts, packed = [], list[PackedPicture]()
         for at, (image, picture) in enumerate(zip(row["images"], pictures, strict=True)):
             kept = {name: value for name, value in image.items() if name not in _HIDDEN and value is not None}
             facts.append({**kept, "width": picture.width, "height": picture.height})
@@ -192,7 +194,7 @@ class Pack(Stage):
                 facts[-1]["changed"] = True
             name = f"{key}.{picture.ext}" if len(pictures) == 1 else f"{key}.{at}.{picture.ext}"
             offset = out.tar.add(name, picture.data)
-            places.append(
+            packed.append(
                 PackedPicture(
                     offset=offset,
                     size_bytes=len(picture.data),
@@ -207,15 +209,15 @@ class Pack(Stage):
         record = encode(Record(key=key, source=work.manifest.name, messages=messages, images=facts, attrs=attrs))
         return {
             **{name: value for name, value in row.items() if name != "messages"},
-            "images": places,
+            "images": packed,
             "json_offset": out.tar.add(f"{key}.json", record),
             "json_bytes": len(record),
             "text_chars": sum(len(p.text or "") for m in messages for p in m.content),
         }
 
 
-def _working(schema: pa.Schema) -> tuple[str, ...]:
-    """The columns by which documents are matched again; none when the rows aren't documents."""
+def _working_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """The working columns, by which documents are matched again; none when the rows aren't documents."""
     names = (interleaved.SENTENCES, interleaved.SIMILARITY)
     if not set(names) <= set(schema.names):
         return ()
@@ -223,12 +225,12 @@ def _working(schema: pa.Schema) -> tuple[str, ...]:
     return names if pa.types.is_list(sentences) and pa.types.is_list(similarity) else ()
 
 
-def _matched_again(row: dict[str, Any], about: dict[str, Any], gone: Collection[int]) -> interleaved.Document:
+def _match_again(row: dict[str, Any], about: dict[str, Any], gone: Collection[int]) -> interleaved.Document:
     """A document without the pictures that are gone. Raises SourceError when its matrix isn't of its pictures."""
     n_images, similarity = len(row["images"]), about[interleaved.SIMILARITY]
     if similarity is not None:
         return interleaved.document(about[interleaved.SENTENCES], similarity, n_images, gone)
-    messages = interleaved.without(decode_messages(row["messages"]), gone)
+    messages = interleaved.without_images(decode_messages(row["messages"]), gone)
     return interleaved.Document(messages, [at for at in range(n_images) if at not in gone])
 
 
@@ -240,51 +242,51 @@ def _caption(messages: list[Message]) -> str | None:
 
 
 class _Files:
-    """The archives and tars that pictures are read from, opened once a part."""
+    """The archives and tars that pictures are read from, each opened once for a part."""
 
     def __init__(self, store: Store, stack: ExitStack) -> None:
         self._store, self._stack = store, stack
         self._open: dict[str, Any] = {}
 
     def read(self, image: LocatedPicture) -> bytes:
-        """The bytes of a located picture. Raises BadImage when an archive's word on it was wrong.
+        """The bytes of a located picture. Raises BadImage when it is damaged in its archive.
 
-        SourceError when a picture that fetch wrote isn't as it was then, by its hash.
+        Raises SourceError when a picture that fetch wrote has another hash by now.
         """
         extent = extent_of(image)
         name = extent["file"]
         if name not in self._open:
-            self._open[name] = self._stack.enter_context(self._file(name))
+            self._open[name] = self._stack.enter_context(self._open_file(name))
         try:
-            data = self._bytes(self._open[name], image, extent)
+            data = self._read_bytes(self._open[name], image, extent)
         except ArchiveError as error:
             if name.startswith("downloads/"):
                 raise BadImage("damaged_member", str(error)) from error
-            raise self._damaged(image, error) from error
+            raise self._damage_error(image, error) from error
         if image["sha256"] is not None and sha256(data).hexdigest() != image["sha256"]:
-            raise self._damaged(image, "its bytes aren't those that were fetched")
+            raise self._damage_error(image, "its bytes aren't those that were fetched")
         return data
 
-    def _bytes(self, file: Any, image: LocatedPicture, extent: Extent) -> bytes:
+    def _read_bytes(self, file: Any, image: LocatedPicture, extent: Extent) -> bytes:
         if not (self._store.local or extent["file"].startswith("downloads/")):
             file.seek(extent["offset"])  # a tar of ours in a bucket, read in its own order
             return bytes(file.read(extent["size_bytes"]))
-        place = (extent["offset"], extent["stored_bytes"], extent["size_bytes"], extent["method"], image["crc32"])
-        return archives.read(file, archives.Member(image["ref"], *place))
+        member = (extent["offset"], extent["stored_bytes"], extent["size_bytes"], extent["method"], image["crc32"])
+        return archives.read(file, archives.Member(image["ref"], *member))
 
-    def _damaged(self, image: LocatedPicture, why: object) -> SourceError:
+    def _damage_error(self, image: LocatedPicture, why: object) -> SourceError:
         return SourceError(
             f"{self._store.root}/{image['file']} is damaged, at the picture {image['ref']!r}: {why}. Run "
             "`datakit verify --repair`, which says how to have it again"
         )
 
     def check(self) -> None:
-        """Raises Incomplete when an archive that is read where the user has it was edited meanwhile."""
+        """Raises Incomplete when the user edited an archive meanwhile that is read in place."""
         for name in self._open:
             if name.startswith("downloads/"):
                 check_unedited(self._store.downloads / name.removeprefix("downloads/"))
 
-    def _file(self, name: str) -> Any:
+    def _open_file(self, name: str) -> Any:
         if "\0" in name or {"", ".", ".."} & set(name.split("/")):
             raise SourceError(f"a table says that a picture is in {name!r}, which isn't in this root: nothing was read")
         if not name.startswith("downloads/"):

@@ -1,9 +1,9 @@
-"""SampledListing: so many rows of a big Parquet dataset, chosen at even steps; the files are never downloaded.
+"""SampledListing: a fixed number of rows of a big Parquet dataset, at even steps; the files are never downloaded whole.
 
 1. `prepare` lists the hub repository at one commit, and reads how many rows each matching file has, from its footer.
    plan.json keeps both: from then on the dataset is what it was at that commit, whatever upstream does.
-2. Shard k is made of the chosen rows k * rows_per_shard and following. Of each file it asks for the columns that the
-   reader needs, of the row groups in which a chosen row stands, by HTTP Range.
+2. Shard k is made of the chosen rows k * rows_per_shard and following. Of each file it reads, by HTTP Range, the
+   columns that the reader needs of the row groups that hold a chosen row.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from datakit.catalogue.manifest import Manifest
 from datakit.engine.stage import Role, Stage
 from datakit.engine.work import Out, Work
 from datakit.errors import Incomplete, ManifestError, SourceError
-from datakit.formats.parquetrows import Unreadable, values
+from datakit.formats.parquetrows import UnreadableRow, batch_rows
 from datakit.records.record import encode
 from datakit.records.tables import Rows, as_batches
 from datakit.storage import sealed
 from datakit.storage.fingerprint import fingerprint
 from datakit.web.addresses import HubFile
-from datakit.web.downloads import tried
+from datakit.web.downloads import with_retries
 from datakit.web.ranged import Changed, RangedFile
 from datakit.web.transfers import hub_files
 
@@ -40,15 +40,15 @@ log = logging.getLogger(__name__)
 
 _PLAN, _BEGUN = "plan.json", "plan.part.json"
 CONNECTIONS = 8  # that read footers
-SAVED_EVERY = 64  # footers; a kill loses no more
-TAIL_BYTES = 64 << 10  # of a file, in which its footer most often is
+SAVED_EVERY = 64  # footers; a killed job loses at most as many
+TAIL_BYTES = 64 << 10  # of a file's end, which most often hold its whole footer
 BATCH = 4096  # rows that are decoded at once
 _MAGIC = b"PAR1"
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file of the plan, as the hub has it and as its footer says."""
+    """A file of the plan: what the hub and its footer say of it."""
 
     path: str
     size_bytes: int
@@ -59,7 +59,7 @@ class _File:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The files of which a sample is taken, in the order in which their rows are counted."""
+    """The files that are sampled, in the order in which their rows are counted."""
 
     hub: str
     commit: str
@@ -79,7 +79,7 @@ class SampledListing(Stage):
     role: ClassVar[Role] = "list"
     version: ClassVar[int] = 1
     streams: ClassVar[bool] = True
-    n_rows: int  # that are chosen; all there are when there are fewer
+    n_rows: int  # rows that are chosen; all of them when the dataset has fewer
     rows_per_shard: int = 10_000
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
@@ -94,54 +94,59 @@ class SampledListing(Stage):
         return self.n_rows if rows is None else min(rows, self.n_rows)
 
     def prepare(self, work: Work) -> None:
-        """Plans, unless there is a plan. Footers that a run before had read are not asked for again."""
+        """Plans, unless there is a plan. Footers that an earlier run read are not fetched again."""
 
-        def waiting() -> None:
+        def warn_of_waiting() -> None:
             log.warning("waiting for another job, which plans %s", work.manifest.name)
 
-        with work.store.held(work.path(".plan.lock"), waiting=waiting):  # two could find upstream at two commits
+        # Without the lock two jobs could plan upstream at two commits.
+        with work.store.lock(work.path(".plan.lock"), on_wait=warn_of_waiting):
             self._plan(work)
 
     def _plan(self, work: Work) -> None:
-        if _kept(work) is not None:
+        if _current_plan(work) is not None:
             work.store.remove(work.path(_BEGUN))  # a kill may have left it
             return
         about = work.manifest
         glob, revision = _glob(about), about.pinned.commits.get(about.hub, about.revision)
-        place = str(HubFile(repo=about.hub, revision=revision, path=glob))
-        commit, there = tried(lambda: hub_files(about.hub, revision, work.hosts), f"{place!r} could not be listed")
+        pattern = str(HubFile(repo=about.hub, revision=revision, path=glob))
+        commit, there = with_retries(
+            lambda: hub_files(about.hub, revision, work.hosts), f"{pattern!r} could not be listed"
+        )
         found = sorted((path.split("/"), *there[path]) for path in there if _matches(path, glob))
         if not found:
             raise SourceError(
                 f"{about.hub!r} has no file {glob!r} at commit {commit}: see whether upstream has moved its files, "
                 "and name them in the manifest's annotations.files, or an older commit in its revision"
             )
-        read = {_identity(file): file for name in (_PLAN, _BEGUN) for file in _files(work, name)}
+        read = {_file_identity(file): file for name in (_PLAN, _BEGUN) for file in _files_of_plan(work, name)}
         todo = [("/".join(path), size, etag) for path, size, etag in found]
-        missing = [one for one in todo if one not in read]
+        missing = [entry for entry in todo if entry not in read]
         log.info("%s: %d files at commit %s, %d footers to read", about.name, len(todo), commit, len(missing))
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             for at in range(0, len(missing), SAVED_EVERY):
-                more = pool.map(lambda one: _planned(work, commit, *one), missing[at : at + SAVED_EVERY])
-                read |= {_identity(file): file for file in more}
-                _write(work, _BEGUN, _Plan(about.hub, commit, glob, [read[one] for one in todo if one in read]))
-        _write(work, _PLAN, _Plan(about.hub, commit, glob, [read[one] for one in todo]))
+                more = pool.map(lambda entry: _plan_file(work, commit, *entry), missing[at : at + SAVED_EVERY])
+                read |= {_file_identity(file): file for file in more}
+                _write_plan(
+                    work, _BEGUN, _Plan(about.hub, commit, glob, [read[entry] for entry in todo if entry in read])
+                )
+        _write_plan(work, _PLAN, _Plan(about.hub, commit, glob, [read[entry] for entry in todo]))
         work.store.remove(work.path(_BEGUN))
 
     def shards(self, work: Work) -> list[int]:
-        plan = _kept(work)
+        plan = _current_plan(work)
         if plan is None:
             raise Incomplete(f"{work.manifest.name!r} isn't listed yet: run `datakit fetch {work.manifest.name}`")
         return list(range(-(-self._n_chosen(plan, work.limit) // self.rows_per_shard)))
 
     def inputs(self, work: Work, shard: int) -> dict[str, str] | None:
-        """The files of a shard by what the hub calls them, and the row counts of all, which decide what is chosen."""
-        plan = _kept(work)
+        """The etags of a shard's files, and the row counts of all files, which decide what is chosen."""
+        plan = _current_plan(work)
         if plan is None:
             return None
-        found = {plan.files[place] for place, _ in self._places(plan, work.limit, shard)}
+        found = {plan.files[nth] for nth, _ in self._chosen_rows(plan, work.limit, shard)}
         counts = fingerprint([[file.path, file.rows] for file in plan.files])
-        return {"rows of all files": counts, **{file.path: file.etag for file in sorted(found, key=_identity)}}
+        return {"rows of all files": counts, **{file.path: file.etag for file in sorted(found, key=_file_identity)}}
 
     def schema(self, rows: Rows, manifest: Manifest) -> pa.Schema:
         known: pa.Schema = readers.load(manifest).SCHEMA
@@ -152,15 +157,15 @@ class SampledListing(Stage):
         yield from as_batches(self._records(rows.shard, work, out), schema)
 
     def _records(self, shard: int, work: Work, out: Out) -> Iterator[dict[str, Any]]:
-        plan = _kept(work)
+        plan = _current_plan(work)
         if plan is None:
             raise Incomplete(f"{work.path(_PLAN)} is gone: run `datakit fetch {work.manifest.name}` again")
         read = readers.load(work.manifest).read
         number = shard * self.rows_per_shard
-        for place, wanted in self._places(plan, work.limit, shard):
-            file = plan.files[place]
-            for row, found in zip(wanted, _read(work, plan, file, wanted), strict=True):
-                record = found.reason if isinstance(found, Unreadable) else read(found, number)
+        for nth, wanted in self._chosen_rows(plan, work.limit, shard):
+            file = plan.files[nth]
+            for row, found in zip(wanted, _read_file(work, plan, file, wanted), strict=True):
+                record = found.reason if isinstance(found, UnreadableRow) else read(found, number)
                 if isinstance(record, str):
                     out.reject(record)
                 else:
@@ -175,30 +180,30 @@ class SampledListing(Stage):
                 number += 1
 
     def _n_chosen(self, plan: _Plan, limit: int | None) -> int:
-        return min(self.n_rows, sum(_counts(plan, limit)), *([] if limit is None else [limit]))
+        return min(self.n_rows, sum(_row_counts(plan, limit)), *([] if limit is None else [limit]))
 
-    def _places(self, plan: _Plan, limit: int | None, shard: int) -> Iterator[tuple[int, list[int]]]:
-        """The chosen rows of a shard: which file of the plan, and which of its rows."""
-        ends = list(accumulate(_counts(plan, limit)))
+    def _chosen_rows(self, plan: _Plan, limit: int | None, shard: int) -> Iterator[tuple[int, list[int]]]:
+        """The chosen rows of a shard: the index of a file in the plan, and its row numbers, file by file."""
+        ends = list(accumulate(_row_counts(plan, limit)))
         k = self._n_chosen(plan, limit)
         first = shard * self.rows_per_shard
-        numbers = chosen(ends[-1], k, first, min(first + self.rows_per_shard, k))
-        for place, part in groupby(numbers, lambda number: bisect_right(ends, number)):
-            before = ends[place - 1] if place else 0
-            yield place, [number - before for number in part]
+        numbers = evenly_spaced(ends[-1], k, first, min(first + self.rows_per_shard, k))
+        for nth, in_file in groupby(numbers, lambda number: bisect_right(ends, number)):
+            before = ends[nth - 1] if nth else 0
+            yield nth, [number - before for number in in_file]
 
 
-def chosen(n: int, k: int, start: int = 0, stop: int | None = None) -> list[int]:
+def evenly_spaced(n: int, k: int, start: int = 0, stop: int | None = None) -> list[int]:
     """Numbers `start` to `stop` of k of the rows 0 to n - 1: the first, the last, and others at even steps.
 
     In whole numbers. VILA's float32 linspace has steps of 352 to 384 rows where 378 are due, and ends behind the last
     row for half of all n (sft/preprocess_flan.py; docs/upstreams.md U40).
     """
-    places = range(k)[start:stop]
-    return [i * (n - 1) // (k - 1) for i in places] if k > 1 else [0 for _ in places]
+    chosen = range(k)[start:stop]
+    return [i * (n - 1) // (k - 1) for i in chosen] if k > 1 else [0 for _ in chosen]
 
 
-def _counts(plan: _Plan, limit: int | None) -> list[int]:
+def _row_counts(plan: _Plan, limit: int | None) -> list[int]:
     return [file.rows if limit is None else min(file.rows, limit) for file in plan.files]
 
 
@@ -213,19 +218,19 @@ def _glob(about: Manifest) -> str:
 
 
 def _matches(path: str, glob: str) -> bool:
-    """Whether a path is one of a pattern, whose `*` stays inside a folder."""
+    """Whether a path matches a pattern, whose `*` doesn't match a slash."""
     names, patterns = path.split("/"), glob.split("/")
     return len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
 
 
-def _identity(file: _File) -> tuple[str, int, str]:
+def _file_identity(file: _File) -> tuple[str, int, str]:
     return file.path, file.size_bytes, file.etag
 
 
 # The plan
 
 
-def _kept(work: Work) -> _Plan | None:
+def _current_plan(work: Work) -> _Plan | None:
     """The plan beside the shards; None when there is none, or it isn't what the manifest asks for today."""
     plan = _read_plan(work, _PLAN)
     about = work.manifest
@@ -235,8 +240,8 @@ def _kept(work: Work) -> _Plan | None:
     return None if re.fullmatch(r"[0-9a-f]{40}", pinned) and pinned != plan.commit else plan
 
 
-def _files(work: Work, name: str) -> list[_File]:
-    """The files of a plan or of one that was begun, be it for another commit."""
+def _files_of_plan(work: Work, name: str) -> list[_File]:
+    """The files of a plan, whole or begun, be it for another commit."""
     plan = _read_plan(work, name)
     return plan.files if plan is not None else []
 
@@ -245,11 +250,11 @@ def _read_plan(work: Work, name: str) -> _Plan | None:
     return sealed.read(work.store, work.path(name), "plan", _Plan)
 
 
-def _write(work: Work, name: str, plan: _Plan) -> None:
+def _write_plan(work: Work, name: str, plan: _Plan) -> None:
     sealed.write(work.store, work.path(name), "plan", plan)
 
 
-def _planned(work: Work, commit: str, path: str, size_bytes: int, etag: str) -> _File:
+def _plan_file(work: Work, commit: str, path: str, size_bytes: int, etag: str) -> _File:
     """What the footer of a file says."""
     address = str(HubFile(repo=work.manifest.hub, revision=commit, path=path))
     with RangedFile(address, hosts=work.hosts, etag=etag, size_bytes=size_bytes) as file:
@@ -282,7 +287,7 @@ def _metadata(work: Work, file: RangedFile, footer: bytes) -> pq.FileMetaData:
         metadata = pq.read_metadata(pa.BufferReader(footer))
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"the footer of {file.address!r} is damaged ({_line(error)}): {_WAY_ON}") from error
+        raise SourceError(f"the footer of {file.address!r} is damaged ({_one_line(error)}): {_WAY_ON}") from error
     for name in readers.load(work.manifest).COLUMNS:
         kinds = [field.type for field in schema if field.name == name]
         if len(kinds) != 1 or not (pa.types.is_string(kinds[0]) or pa.types.is_large_string(kinds[0])):
@@ -294,7 +299,7 @@ def _metadata(work: Work, file: RangedFile, footer: bytes) -> pq.FileMetaData:
     return metadata
 
 
-def _read(work: Work, plan: _Plan, about: _File, wanted: list[int]) -> Iterator[dict[str, Any] | Unreadable]:
+def _read_file(work: Work, plan: _Plan, about: _File, wanted: list[int]) -> Iterator[dict[str, Any] | UnreadableRow]:
     """Rows of a file in rising order, each as its columns' values; one batch of one row group is in memory."""
     columns = list(readers.load(work.manifest).COLUMNS)
     address = str(HubFile(repo=plan.hub, revision=plan.commit, path=about.path))
@@ -308,7 +313,7 @@ def _read(work: Work, plan: _Plan, about: _File, wanted: list[int]) -> Iterator[
             for group, rows in groups.items():
                 at = ends[group] - metadata.row_group(group).num_rows
                 before = file.bytes_read
-                yield from _taken(parquet, group, columns, [row - at for row in rows])
+                yield from _read_row_group(parquet, group, columns, [row - at for row in rows])
                 work.progress.bytes(work.step, file.bytes_read - before)
     except Changed as error:
         raise Changed(
@@ -316,24 +321,24 @@ def _read(work: Work, plan: _Plan, about: _File, wanted: list[int]) -> Iterator[
             "the same command again; only what came of changed files is made anew"
         ) from error
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{address!r} is damaged ({_line(error)}): {_WAY_ON}") from error
+        raise SourceError(f"{address!r} is damaged ({_one_line(error)}): {_WAY_ON}") from error
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
 def _spans(group: Any, columns: list[str]) -> Iterator[tuple[int, int]]:
-    """Where the column chunks of a row group stand."""
-    for place in range(group.num_columns):
-        chunk = group.column(place)
+    """The byte ranges of a row group's column chunks."""
+    for column in range(group.num_columns):
+        chunk = group.column(column)
         if chunk.path_in_schema in columns:
             begins = [at for at in (chunk.dictionary_page_offset, chunk.data_page_offset) if at]
             yield min(begins), min(begins) + chunk.total_compressed_size
 
 
-def _taken(parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[int]) -> Iterator[Any]:
-    """Rows of a row group; it is read no further than the last of them."""
+def _read_row_group(parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[int]) -> Iterator[Any]:
+    """Rows of a row group, by their rising numbers in it; nothing after the last of them is read."""
     at, left = 0, iter(rows)
     row = next(left, None)
     for batch in parquet.iter_batches(BATCH, row_groups=[group], columns=columns, use_threads=False):
@@ -341,7 +346,7 @@ def _taken(parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[i
         while row is not None and row < at + batch.num_rows:
             here.append(row - at)
             row = next(left, None)
-        yield from values(batch.take(pa.array(here, pa.int64())))
+        yield from batch_rows(batch.take(pa.array(here, pa.int64())))
         at += batch.num_rows
         if row is None:
             return

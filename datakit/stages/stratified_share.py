@@ -1,4 +1,4 @@
-"""A share of the rows, the same of each source of pictures."""
+"""StratifiedShare: a share of the rows, the same for each folder of pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from datakit.engine.stage import KEPT, Filter, Reasons, in_order
+from datakit.engine.stage import KEPT, Filter, Reasons, reasons_in_order
 from datakit.errors import UsageError
 from datakit.records.tables import Rows
 
@@ -23,11 +23,11 @@ class StratifiedShare(Filter):
     """Keeps a share of each shard's rows, by their keys alone, in the order they came in.
 
     Strata are the folders of the first pictures (`vg/VG_100K`), and the rows without one. A shard with n rows keeps
-    share * n of them, half a row rounded up; each stratum gives share times its own rows, rounded down, and those
-    with the largest rest give one row more. Inside a stratum it is the rows with the lowest XXH3 of their key.
+    share * n of them, half a row rounded up; each stratum keeps share times its own rows, rounded down, and those
+    with the largest remainder keep one row more. Within a stratum it keeps the rows with the lowest XXH3 of their key.
 
-    So a stratum is off by less than a row for each shard. This is no half that anyone has published: how LibMoE drew
-    its 332K rows is written nowhere.
+    So in each shard a stratum is off by less than one row. No paper published this choice: how LibMoE drew its 332K
+    rows isn't documented.
     """
 
     version: ClassVar[int] = 1
@@ -41,12 +41,12 @@ class StratifiedShare(Filter):
         return None if rows is None else round(rows * self.share)
 
     def judge(self, rows: Rows) -> Callable[[pa.RecordBatch], Reasons]:
-        return in_order(self._choice(rows), ("not_in_share",))
+        return reasons_in_order(self._reason_numbers(rows), ("not_in_share",))
 
-    def _choice(self, rows: Rows) -> npt.NDArray[np.int8]:
-        """The number of a reason for each row, or KEPT. Memory is some 40 bytes a row."""
-        hashes, strata = _columns(rows)
-        # By stratum, then by hash; a hash that two keys share is settled by which came first.
+    def _reason_numbers(self, rows: Rows) -> npt.NDArray[np.int8]:
+        """The index of a reason for each row, or KEPT. Memory is some 40 bytes a row."""
+        hashes, strata = _hashes_and_strata(rows)
+        # By stratum, then by hash; of two keys with one hash the first row comes first.
         order = np.lexsort((hashes, strata))
         sizes = np.bincount(strata)
         starts = np.cumsum(sizes) - sizes
@@ -54,12 +54,12 @@ class StratifiedShare(Filter):
         exact = [share * int(size) for size in sizes]
         quotas = [int(wanted) for wanted in exact]
         spare = int(share * len(hashes) + Fraction(1, 2)) - sum(quotas)
-        # Equal rests, such as all the halves, go by the hash of the row that would be next, so to no stratum always.
+        # Equal remainders, such as all halves, go by the hash of the row that would be next: no stratum is favoured.
         after = {}
         for stratum, (start, quota) in enumerate(zip(starts, quotas)):
             after[stratum] = hashes[order[start + quota]] if quota < exact[stratum] else 0
-        by_rest = sorted(range(len(sizes)), key=lambda s: (quotas[s] - exact[s], after[s]))
-        for stratum in by_rest[:spare]:
+        by_remainder = sorted(range(len(sizes)), key=lambda s: (quotas[s] - exact[s], after[s]))
+        for stratum in by_remainder[:spare]:
             quotas[stratum] += 1
         reasons = np.zeros(len(hashes), np.int8)
         for start, quota in zip(starts, quotas):
@@ -67,7 +67,7 @@ class StratifiedShare(Filter):
         return reasons
 
 
-def _columns(rows: Rows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+def _hashes_and_strata(rows: Rows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
     """For each row the hash of its key, and the number of its stratum."""
     numbers: dict[str | None, int] = {}
     hashes, strata = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
@@ -80,9 +80,9 @@ def _columns(rows: Rows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]
 
 
 def _folders(images: pa.Array) -> pa.Array:
-    """The folder of each row's first picture: what stands before the last slash, null without a picture."""
+    """The folder of each row's first picture: its reference up to the last slash, null without a picture."""
     counts = pc.fill_null(pc.list_value_length(images), 0)
-    places = pc.subtract(pc.cumulative_sum(counts), counts)
-    places = pc.if_else(pc.greater(counts, 0), places, pa.scalar(None, places.type))
-    first = pc.take(pc.struct_field(pc.list_flatten(images), "ref"), places)
+    starts = pc.subtract(pc.cumulative_sum(counts), counts)
+    starts = pc.if_else(pc.greater(counts, 0), starts, pa.scalar(None, starts.type))
+    first = pc.take(pc.struct_field(pc.list_flatten(images), "ref"), starts)
     return pc.replace_substring_regex(first, r"(?s)/?[^/]*$", "")

@@ -1,4 +1,4 @@
-"""Rules on what is said of a picture: captions that name files, or that go round in circles.
+"""DropText: rules on what is said of a picture, for captions that name files or repeat themselves.
 
 VILA cleaned ShareGPT4V's captions of these two (its README: file names `(sa_XXXX)` and repetitive responses) by a
 script that isn't published. The rules here are our own reading of that sentence; their counts need not be upstream's.
@@ -20,9 +20,9 @@ from datakit.engine.stage import Filter
 from datakit.errors import UsageError, nearest
 from datakit.records.record import decode_messages
 
-# A sentence this long isn't said three times by someone who describes a picture; "It is red." may be.
+# Nobody who describes a picture says a sentence this long three times; "It is red." may come so often.
 SENTENCE_WORDS, SENTENCE_TIMES = 4, 3
-# A run of words that is one phrase over and over, without a full stop to part it.
+# A run of words that repeats one phrase, also without a full stop between.
 LOOP_WORDS, LOOP_TIMES = 24, 3
 MAX_PHRASE = 1_000  # words; bounds the work on a text of any length
 
@@ -37,16 +37,16 @@ def sa_id(text: str) -> bool:
 
 
 def repetition(text: str) -> bool:
-    """Whether a text is caught in a loop.
+    """Whether a text repeats itself.
 
-    Either a sentence of at least 4 words stands in it 3 times or more; or a run of at least 24 words is one phrase
-    of at most 1,000 words said 3 times or more without a break. Capitals don't count, nor does punctuation in a run.
+    Either a sentence of at least 4 words is in it 3 times or more; or a run of at least 24 words is one phrase of at
+    most 1,000 words, 3 times or more without a break. Case is ignored, and so is punctuation in a run.
     """
     text = text.lower()
-    return _sentence_again(text) or _loop(_WORD.findall(text))
+    return _repeats_a_sentence(text) or _has_a_loop(_WORD.findall(text))
 
 
-def _sentence_again(text: str) -> bool:
+def _repeats_a_sentence(text: str) -> bool:
     sentences = _END.split(text)
     if len(sentences) - len(set(sentences)) < SENTENCE_TIMES - 1:
         return False
@@ -54,15 +54,15 @@ def _sentence_again(text: str) -> bool:
     return any(n >= SENTENCE_TIMES and len(_WORD.findall(s)) >= SENTENCE_WORDS for s, n in times.items())
 
 
-def _loop(words: list[str]) -> bool:
-    # In such a run of n words no more than a third of its fours are new, so at least this many are old.
-    old = LOOP_WORDS - LOOP_WORDS // LOOP_TIMES - 3
-    if len(words) < LOOP_WORDS or len(words) - 3 - len(set(zip(words, words[1:], words[2:], words[3:]))) < old:
+def _has_a_loop(words: list[str]) -> bool:
+    # In such a run of n words at most a third of the 4-grams are new, so at least this many are repeated.
+    repeated = LOOP_WORDS - LOOP_WORDS // LOOP_TIMES - 3
+    if len(words) < LOOP_WORDS or len(words) - 3 - len(set(zip(words, words[1:], words[2:], words[3:]))) < repeated:
         return False
     numbers: dict[str, int] = {}
-    said = np.array([numbers.setdefault(word, len(numbers)) for word in words], np.int32)
+    ids = np.array([numbers.setdefault(word, len(numbers)) for word in words], np.int32)
     for phrase in range(1, min(len(words) // LOOP_TIMES, MAX_PHRASE) + 1):
-        same = said[phrase:] == said[:-phrase]
+        same = ids[phrase:] == ids[:-phrase]
         long = max(LOOP_WORDS, LOOP_TIMES * phrase) - phrase
         if np.count_nonzero(same) >= long:
             breaks = np.flatnonzero(np.concatenate([[True], ~same, [True]]))
@@ -76,9 +76,9 @@ RULES: dict[str, Callable[[str], bool]] = {"sa_id": sa_id, "repetition": repetit
 
 @dataclass(frozen=True, kw_only=True)
 class DropText(Filter):
-    """Drops rows with a picture of which an answer breaks a rule; each is counted under the first that it breaks.
+    """Drops rows with a picture and an answer that breaks a rule; the reason is the first rule that it breaks.
 
-    Rows without a picture pass: verse and code repeat lines on purpose, and name what they like.
+    Rows without a picture pass: verse and code repeat lines on purpose, and may name any file.
     """
 
     version: ClassVar[int] = 1
@@ -92,11 +92,11 @@ class DropText(Filter):
     def reasons(self, batch: pa.RecordBatch) -> list[str | None]:
         pictures = pc.fill_null(pc.list_value_length(batch["images"]), 0).to_pylist()
         return [
-            self._broken(messages) if n else None
+            self._broken_rule(messages) if n else None
             for n, messages in zip(pictures, batch["messages"].to_pylist(), strict=True)
         ]
 
-    def _broken(self, messages: str) -> str | None:
+    def _broken_rule(self, messages: str) -> str | None:
         """The first rule that an answer breaks."""
         answers = [
             " ".join(part.text for part in message.content if part.text)

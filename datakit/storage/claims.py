@@ -1,13 +1,14 @@
-"""Claims: what keeps two jobs of one root from spoiling each other's shards.
+"""Claims: how two jobs that work in one root keep out of each other's shards.
 
-In a folder, the local one or a shared one with locks, whoever makes, patches or removes a step of a shard holds that
-shard's lock, and whoever reads it for the next step shares it: the second waits for the first, and takes what it made.
+In a folder, local or on a shared file system with locks, a job that makes, patches or removes a shard of a step holds
+that shard's lock, and a job that reads it for the next step shares the lock: the second waits for the first, and then
+uses what the first made.
 
-A bucket has no locks. There a job looks before each part whether another has committed it meanwhile, and takes it; and
-when it has committed the shard, whether all that it wrote is still there as it wrote it. What another wrote over in
-between is read whole, and made anew unless it is as its commit says. So two jobs end with a commit that agrees with
-its files as long as both come to their end. What is left: a job that is killed while it writes over the files of
-another leaves a part that isn't what its commit says, which `datakit verify` finds; and two retries at once.
+A bucket has no locks. There a job checks before each part whether another job has committed it meanwhile, and if so
+takes that part over. After committing a shard it checks that all files it wrote are still those that it wrote; a file
+that another job has overwritten is read whole, and made again unless it is what its commit says. So two jobs that both
+run to their end leave a commit that agrees with its files. Two cases are not covered: a job killed while it overwrites
+the files of another leaves a part that differs from its commit, which `datakit verify` finds; and two retries at once.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ log = logging.getLogger(__name__)
 _OF_A_SHARD = re.compile(r"(\d+)(-\d+)?(\.r\d+)?\.(parquet|tar)")
 
 
-def held(ledger: Ledger, shard: str, *, shared: bool = False, wait: bool = True) -> AbstractContextManager[bool]:
-    """Holds a step of a shard, or shares it, and says so when it waits; yields whether it is held."""
+def shard_lock(ledger: Ledger, shard: str, *, shared: bool = False, wait: bool = True) -> AbstractContextManager[bool]:
+    """The lock of a shard of a step, exclusive or shared; logs when it has to wait, and yields whether it is held."""
     where = f"{ledger.folder} {shard}"
 
-    def waiting() -> None:
+    def on_wait() -> None:
         log.warning("waiting for another job, which works on %s", where)
 
-    return ledger.store.held(f"{ledger.folder}/.{shard}.lock", shared=shared, wait=wait, waiting=waiting)
+    return ledger.store.lock(f"{ledger.folder}/.{shard}.lock", shared=shared, wait=wait, on_wait=on_wait)
 
 
-def hold_to(ledger: Ledger, recipe: dict[str, Any]) -> None:
-    """Raises RecipeChanged when a folder isn't a recipe's any more, because another job rebuilt or removed it."""
+def check_recipe(ledger: Ledger, recipe: dict[str, Any]) -> None:
+    """Raises RecipeChanged when another job has removed a folder or rebuilt it by another recipe."""
     now = ledger.recipe()
     differ = ["it is gone"] if now is None else changes(by_step(now), by_step(recipe))
     if differ:
@@ -55,40 +56,40 @@ Stamps = dict[str, str | None]
 
 
 def stamps(ledger: Ledger, names: Iterable[str]) -> Stamps:
-    """What tells whether files of a folder are still those that stand there now."""
+    """The current stamp of each file: it changes when the file is written again, and is None without a file."""
     return {name: ledger.store.stamp(f"{ledger.folder}/{name}") for name in names}
 
 
-def settle(ledger: Ledger, name: str) -> None:
-    """Takes a part's commit back unless its files, read whole, are as it says."""
+def withdraw_unless_whole(ledger: Ledger, name: str) -> None:
+    """Removes a part's commit unless its files, read whole, are what it says."""
     commit = ledger.read(name)
-    if commit and any(ledger.wrong(file) for part in commit.parts for file in part.files()):
+    if commit and any(ledger.file_problem(file) for part in commit.parts for file in part.files()):
         ledger.remove(name)
 
 
-def sweep(seen: Ledger, shards: Iterable[int] | None = None) -> None:
-    """Removes tables and tars that no commit names, which a killed job left; of some shards, or of all.
+def sweep(snapshot: Ledger, shards: Iterable[int] | None = None) -> None:
+    """Removes tables and tars that no commit names, which a killed job left; of the given shards, or of all.
 
-    `seen` is a snapshot, so that the folder is listed once. What another job holds stays, and in a bucket, where
-    nobody can tell, what was written within a day.
+    The ledger is a snapshot, so that the folder is listed once. Files of shards that another job holds stay, and in a
+    bucket, which has no locks, those written within the last day.
     """
-    ledger = Ledger(seen.store, seen.folder)
+    ledger = Ledger(snapshot.store, snapshot.folder)
     wanted = None if shards is None else set(map(shard_name, shards))
-    left = defaultdict(list)
-    for name in seen.listed():
-        if (of := _OF_A_SHARD.fullmatch(name)) and (wanted is None or of[1] in wanted) and not _named(seen, of):
-            left[of[1]].append(of)
-    for shard, files in left.items():
-        with held(ledger, shard, wait=False) as ours:
+    leftovers = defaultdict(list)
+    for name in snapshot.file_names():
+        if (of := _OF_A_SHARD.fullmatch(name)) and (wanted is None or of[1] in wanted) and not _is_named(snapshot, of):
+            leftovers[of[1]].append(of)
+    for shard, files in leftovers.items():
+        with shard_lock(ledger, shard, wait=False) as ours:
             for of in files if ours else ():
                 where = f"{ledger.folder}/{of[0]}"
-                if not _named(ledger, of) and (ledger.store.local or ledger.store.quiet(where)):
+                if not _is_named(ledger, of) and (ledger.store.local or ledger.store.is_quiet(where)):
                     log.info("removing %s, which a killed job left", where)
                     ledger.store.remove(where)
 
 
-def _named(ledger: Ledger, of: re.Match[str]) -> bool:
-    """Whether a commit names a file, or may: one that can't be read doesn't say."""
+def _is_named(ledger: Ledger, of: re.Match[str]) -> bool:
+    """Whether a commit names a file, or may name it: a damaged commit counts as one that does."""
     for name in dict.fromkeys((of[1], of[1] + (of[2] or ""))):
         commit = ledger.read(name)
         if commit is None and ledger.size(f"{name}.commit.json") is not None:

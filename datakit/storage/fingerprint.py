@@ -1,4 +1,4 @@
-"""Fingerprints: what an object is, as canonical JSON and its sha256; and how two of them differ."""
+"""Fingerprints: the sha256 of an object's canonical JSON, and the fields in which two objects differ."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from datakit.errors import ManifestError
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON knows it: dataclasses become their fields, enums their values, tuples lists.
+def json_value(value: Any) -> Any:
+    """A value in the types of JSON: dataclasses become their fields, enums their values, tuples lists.
 
-    Raises ManifestError for what no text can stand for, such as a function.
+    Raises ManifestError for a value without a JSON form, such as a function.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: json_value(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): json_value(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [json_value(v) for v in value]
     if isinstance(value, enum.Enum):
-        return plain(value.value)
+        return json_value(value.value)
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise ManifestError(
@@ -33,14 +33,14 @@ def plain(value: Any) -> Any:
     )
 
 
-def canonical(value: Any) -> bytes:
-    """One spelling for equal values: sorted keys, no spaces."""
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces, the same bytes for equal values."""
+    return json.dumps(json_value(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def fingerprint(value: Any) -> str:
-    """64 hexadecimal digits that stand for the value."""
-    return hashlib.sha256(canonical(value)).hexdigest()
+    """The sha256 of the canonical JSON of a value, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def changes(old: Any, new: Any, name: str = "") -> list[str]:
@@ -50,8 +50,8 @@ def changes(old: Any, new: Any, name: str = "") -> list[str]:
         for key in sorted(old.keys() | new.keys()):
             lines += changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
         return lines
-    return [] if plain(old) == plain(new) else [f"{name}: {_shown(old)} -> {_shown(new)}"]
+    return [] if json_value(old) == json_value(new) else [f"{name}: {_as_text(old)} -> {_as_text(new)}"]
 
 
-def _shown(value: Any) -> str:
-    return "(nothing)" if value is None else json.dumps(plain(value), ensure_ascii=False)
+def _as_text(value: Any) -> str:
+    return "(nothing)" if value is None else json.dumps(json_value(value), ensure_ascii=False)

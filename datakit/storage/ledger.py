@@ -1,15 +1,15 @@
-"""Ledger: which shards of a step are done, by the commit files that stand beside them.
+"""Ledger: which shards of a step are done, by the commit files beside them.
 
-    recipe.json             what the folder is made by; written first, compared ever after
-    00042.parquet, .tar     data, published before
+    recipe.json             what the folder is made by; written first, and compared by every later run
+    00042.parquet, .tar     data, published before the commit
     00042.commit.json       written last: the recipe, the inputs, rows, drops by reason, every file's hash
 
-A shard is done when its commit exists and names this recipe and these inputs, and its files have the size
-that the commit says. Anything else is missing (never finished) or stale (made from other inputs), and is
-made again. Two workers on one shard take turns: see datakit/storage/claims.py.
+A shard is done when its commit exists, names this recipe and these inputs, and its files have the size that the commit
+states. Otherwise it is missing (never finished) or stale (made from other inputs), and is made again. Two workers on
+one shard take turns: see datakit/storage/claims.py.
 
-A commit is read with suspicion: its seal must be that of its contents, and the files that it names must be called as
-the files of a shard are, so that none of them is elsewhere.
+A commit isn't trusted: its seal must match its contents, and the files that it names must be named as files of a shard
+are, so that none of them lies outside the folder.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     table: File
     tar: File | None = None
-    patches: list[File] = []  # tars with the pictures that later tries got
-    tries: int = 0  # how often failed URLs were tried again
+    patches: list[File] = []  # tars with the pictures that retries got
+    tries: int = 0  # how often failed URLs were retried
 
     def files(self) -> list[File]:
         return [self.table, *([self.tar] if self.tar else []), *self.patches]
@@ -65,21 +65,21 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     inputs: dict[str, str]  # upstream step or file -> fingerprint or sha256
     rows: int
     dropped: dict[str, int] = {}  # by reason
-    faults: dict[str, int] = {}  # those of the dropped or kept rows that count against the step's ceiling
+    faults: dict[str, int] = {}  # dropped or kept rows that count against the step's ceiling, by reason
     parts: list[Part] = []
     made_by: str = ""
     seal: str = ""  # hash of all the other fields; commits of earlier versions have none
 
     def digest(self) -> str:
-        """What the next step takes as its input: the data, not who made it."""
+        """What the next step records as its input: a hash of the data, whoever made it."""
         return fingerprint([self.recipe, self.rows, [[f.xxh3 for f in p.files()] for p in self.parts]])
 
-    def sealed(self) -> Commit:
+    def with_seal(self) -> Commit:
         """The same commit with the seal of its contents."""
         return msgspec.structs.replace(self, seal=_seal(msgspec.to_builtins(self)))
 
     def problem(self) -> str | None:
-        """Why a commit that was read can't be believed, or None."""
+        """Why a commit that was read can't be right, or None."""
         if not self.parts or sum(part.rows for part in self.parts) != self.rows:
             return "its rows aren't those of its parts"
         for part in self.parts:
@@ -90,12 +90,12 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _seal(fields: dict[str, Any]) -> str:
-    """The hash of what a commit says, by the fields that are written: other versions may have others."""
-    said = {name: value for name, value in fields.items() if name != "seal"}
-    return xxhash.xxh3_128(msgspec.json.encode(said, order="sorted")).hexdigest()
+    """The hash of a commit's fields as they are in the file: other versions may have other fields."""
+    without_seal = {name: value for name, value in fields.items() if name != "seal"}
+    return xxhash.xxh3_128(msgspec.json.encode(without_seal, order="sorted")).hexdigest()
 
 
-def decoded(data: bytes) -> Commit:
+def decode_commit(data: bytes) -> Commit:
     """The commit in a `.commit.json`. Raises ValueError when it is damaged, or names files outside its folder."""
     try:
         commit = msgspec.json.decode(data, type=Commit)
@@ -111,8 +111,8 @@ def decoded(data: bytes) -> Commit:
 class Ledger:
     """The commits of one step folder of a store.
 
-    With `snapshot` it lists the folder once and answers from that: for looking at many shards, on a bucket above
-    all. Whoever makes shards uses one without, which asks the store each time.
+    With `snapshot` it lists the folder once and answers from that list: for reading about many shards, especially in a
+    bucket. Code that makes shards uses a ledger without, which asks the store each time.
     """
 
     def __init__(self, store: Store, folder: str, *, snapshot: bool = False) -> None:
@@ -122,7 +122,7 @@ class Ledger:
         self._cleaned: set[str] | None = None
 
     def recipe(self) -> dict[str, Any] | None:
-        """The recipe that the folder was made by, None when there is none or it was cut short."""
+        """The recipe that the folder was made by; None when there is none or it is damaged."""
         data = self.store.read(f"{self.folder}/recipe.json")
         try:
             found = msgspec.json.decode(data) if data else None
@@ -131,16 +131,17 @@ class Ledger:
         return found if isinstance(found, dict) else None
 
     def claim(self, recipe: dict[str, Any], again: str = "make it again with --rebuild") -> str:
-        """Takes the folder for a recipe and returns its fingerprint.
+        """Writes recipe.json unless it is there, and returns the recipe's fingerprint.
 
-        Raises RecipeChanged with the fields, and `again` as what to do about it.
+        Raises RecipeChanged when the folder was made by another recipe: the message lists the fields, and `again` is
+        what it proposes.
         """
         old = self.recipe()
         if old is None:
             if self.commits():
                 log.warning("%s/recipe.json is unreadable; commits are checked one by one", self.folder)
             self.store.write(f"{self.folder}/recipe.json", _pretty(recipe))
-        elif (differ := changes(by_step(old), by_step(recipe))) and not self._begun():
+        elif (differ := changes(by_step(old), by_step(recipe))) and not self._has_commits():
             self.store.write(f"{self.folder}/recipe.json", _pretty(recipe))  # nothing was ever made by the old one
         elif differ:
             raise RecipeChanged(
@@ -150,7 +151,7 @@ class Ledger:
             )
         return fingerprint(recipe)
 
-    def _begun(self) -> bool:
+    def _has_commits(self) -> bool:
         """Whether a shard or a part of one was ever committed here."""
         return any(name.endswith(".commit.json") for name in self.store.names(self.folder))
 
@@ -161,24 +162,24 @@ class Ledger:
     def read(self, name: str) -> Commit | None:
         """The commit of a shard or part; None when there is none, or when it was cut short."""
         if self._sizes is None:
-            return self._decoded(name)
+            return self._load_commit(name)
         if name not in self._known:
-            self._known[name] = self._decoded(name) if f"{name}.commit.json" in self._sizes else None
+            self._known[name] = self._load_commit(name) if f"{name}.commit.json" in self._sizes else None
         return self._known[name]
 
-    def _decoded(self, name: str) -> Commit | None:
+    def _load_commit(self, name: str) -> Commit | None:
         data = self.store.read(f"{self.folder}/{name}.commit.json")
         if data is None:
             return None
         try:
-            return decoded(data)
+            return decode_commit(data)
         except ValueError as error:  # msgspec's DecodeError is one
             log.warning("%s/%s.commit.json is damaged (%s): made again", self.folder, name, error)
             return None
 
     def write(self, name: str, commit: Commit) -> None:
-        """Declares a shard or part done. What an earlier commit of it had more of is removed before."""
-        old = self._decoded(name)
+        """Commits a shard or part, after removing the files that only an earlier commit of it has."""
+        old = self._load_commit(name)
         if old is not None:
             kept = {file.name for part in commit.parts for file in part.files()}
             names = {part.name for part in commit.parts}
@@ -190,18 +191,18 @@ class Ledger:
         self.put(name, commit)
 
     def patch(self, old: Commit, names: dict[str, Commit]) -> None:
-        """Replaces the commits of a part and of its shard, and then removes the files that only `old` had."""
+        """Replaces the commits of a part and of its shard, then removes the files that only `old` names."""
         for name, commit in names.items():
             self.put(name, commit)
         kept = {file.name for commit in names.values() for part in commit.parts for file in part.files()}
         self._drop(file.name for part in old.parts for file in part.files() if file.name not in kept)
 
     def put(self, name: str, commit: Commit) -> None:
-        """Publishes a commit, and touches nothing else."""
-        self.store.write(f"{self.folder}/{name}.commit.json", _pretty(commit.sealed()))
+        """Publishes a commit with its seal, and changes no other file."""
+        self.store.write(f"{self.folder}/{name}.commit.json", _pretty(commit.with_seal()))
 
     def remove(self, name: str) -> None:
-        """Takes back the word that a shard or part is done; its data stays."""
+        """Removes the commit of a shard or part; its data stays."""
         self.store.remove(f"{self.folder}/{name}.commit.json")
 
     def discard(self, shard: str, part: str | None = None) -> None:
@@ -232,7 +233,7 @@ class Ledger:
                 found[int(name)] = commit
         return found
 
-    def listed(self) -> list[str]:
+    def file_names(self) -> list[str]:
         """Names of the folder's files."""
         return self.store.names(self.folder) if self._sizes is None else sorted(self._sizes)
 
@@ -242,14 +243,14 @@ class Ledger:
 
     def committed_names(self) -> list[str]:
         """Names of the shards and of the parts that have a commit, readable or not."""
-        stems = (name.removesuffix(".commit.json") for name in self.listed() if name.endswith(".commit.json"))
+        stems = (name.removesuffix(".commit.json") for name in self.file_names() if name.endswith(".commit.json"))
         return [stem for stem in stems if _PART.fullmatch(stem)]
 
-    def wrong(self, file: File) -> str | None:
-        """What is wrong with a file of a commit, None when it has the bytes that were committed."""
-        return wrong_bytes(self.store, f"{self.folder}/{file.name}", file.size_bytes, file.xxh3)
+    def file_problem(self, file: File) -> str | None:
+        """What is wrong with a file of a commit; None when it has the committed bytes."""
+        return bytes_problem(self.store, f"{self.folder}/{file.name}", file.size_bytes, file.xxh3)
 
-    def cleaned(self) -> set[str]:
+    def cleaned_names(self) -> set[str]:
         """Names of files that `datakit clean` removed after they had served."""
         if self._cleaned is None or self._sizes is None:
             data = self.store.read(f"{self.folder}/cleaned.json")
@@ -261,22 +262,22 @@ class Ledger:
         return self._cleaned
 
     def mark_cleaned(self, names: set[str]) -> None:
-        """Remembers files as cleaned, besides those that are so already."""
+        """Adds files to those recorded as cleaned."""
         self._change_cleaned(lambda cleaned: cleaned | names)
 
     def unmark_cleaned(self, shards: set[str]) -> None:
-        """Forgets that files of some shards were cleaned, since these are made again."""
+        """Removes the files of some shards from those recorded as cleaned, since the shards are made again."""
         self._change_cleaned(lambda cleaned: {name for name in cleaned if shard_of(name) not in shards})
 
     def _change_cleaned(self, change: Callable[[set[str]], set[str]]) -> None:
-        """Writes cleaned.json anew if it changes; no other job does so between the reading and the writing."""
-        if change(self.cleaned()) == self.cleaned():
+        """Rewrites cleaned.json if it changes, under a lock from reading to writing."""
+        if change(self.cleaned_names()) == self.cleaned_names():
             return
-        with self.store.held(f"{self.folder}/.cleaned.lock"):
-            self.store.write(f"{self.folder}/cleaned.json", _pretty(sorted(change(self.cleaned()))))
+        with self.store.lock(f"{self.folder}/.cleaned.lock"):
+            self.store.write(f"{self.folder}/cleaned.json", _pretty(sorted(change(self.cleaned_names()))))
 
     def state(self, name: str, recipe: str, inputs: dict[str, str], *, gone_is_fine: bool = False) -> State:
-        """Whether a shard or part is done. Files that were cleaned away count as there if `gone_is_fine`."""
+        """Whether a shard or part is done. Files that `datakit clean` removed count as there if `gone_is_fine`."""
         commit = self.read(name)
         if commit is None:
             return "missing"
@@ -284,14 +285,14 @@ class Ledger:
             return "stale"
         for file in (file for part in commit.parts for file in part.files()):
             size = self.size(file.name)
-            cleaned = size is None and gone_is_fine and file.name in self.cleaned()
+            cleaned = size is None and gone_is_fine and file.name in self.cleaned_names()
             if size != file.size_bytes and not cleaned:
                 return "missing"
         return "done"
 
 
-def wrong_bytes(store: Store, name: str, size_bytes: int | None, xxh3: str) -> str | None:
-    """What is wrong with a file of the root, None when it has that hash, and that size if it is known."""
+def bytes_problem(store: Store, name: str, size_bytes: int | None, xxh3: str) -> str | None:
+    """What is wrong with a file of the root; None when it has that hash, and that size if one is given."""
     found = store.size(name)
     if found is None:
         return "the file is missing"
@@ -307,7 +308,7 @@ def _pretty(value: Any) -> bytes:
 
 
 def by_step(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with those of the steps before it side by side, so that a step more is told as such."""
+    """A recipe with the nested recipes of earlier steps side by side, so that a diff shows an added step as one."""
     found = {name: value for name, value in recipe.items() if name != "after"}
     before: list[str] = []
     while isinstance(recipe := recipe.get("after") or {}, dict) and recipe:

@@ -1,7 +1,7 @@
-"""Locks: files that a process has locked, which the kernel lets go of however the process ends.
+"""Locks on files, by flock: the kernel releases them however the process ends.
 
-By flock, which knows files and not processes: it holds between containers that share a host name or process numbers,
-between threads, and on network file systems that support it. Raises OSError as the system does.
+flock locks files, not processes: it works between containers that share a host name or process numbers, between
+threads, and on network file systems that support it. Functions raise OSError as the system does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def flock(handle: int, how: int) -> bool | None:
-    """Locks an open file if nobody else has it, and says whether; None on a file system that has no locks."""
+    """Tries to lock an open file, and returns whether that worked; None on a file system without locks."""
     try:
         fcntl.flock(handle, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -34,8 +34,8 @@ def flock(handle: int, how: int) -> bool | None:
     return True
 
 
-def stands(path: Path, handle: int) -> bool:
-    """Whether an open file still has its name."""
+def still_named(path: Path, handle: int) -> bool:
+    """Whether an open file is still the one under this path."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except OSError as error:
@@ -44,25 +44,25 @@ def stands(path: Path, handle: int) -> bool:
         return False
 
 
-def take(path: Path, how: int, *, wait: bool, waiting: Callable[[], None] | None) -> tuple[int | None, bool]:
-    """Opens and locks the file of a lock; returns it, to be closed, and whether it is locked.
+def acquire(path: Path, how: int, *, wait: bool, on_wait: Callable[[], None] | None) -> tuple[int | None, bool]:
+    """Opens and locks a lock file; returns its handle, which the caller closes, and whether it is locked.
 
-    None for the file where there can be no lock, in a folder that this user can't write to: that counts as locked,
-    and so does a file on a file system without locks, which is told once.
+    The handle is None in a folder that this user can't write to, where no lock is possible. That counts as locked, and
+    so does a file on a file system without locks, about which a warning is logged once.
     """
-    while (handle := _opened(path)) is not None:
+    while (handle := _open_lock_file(path)) is not None:
         try:
             free = flock(handle, how)
             if free is False and not wait:
                 return handle, False
             if free is False:
-                if waiting is not None:
-                    waiting()
-                waiting = None
+                if on_wait is not None:
+                    on_wait()
+                on_wait = None
                 fcntl.flock(handle, how)
             if free is None:
-                _tell_no_locks(path.parent)
-            if stands(path, handle):
+                _warn_no_locks(path.parent)
+            if still_named(path, handle):
                 return handle, True
         except BaseException:
             os.close(handle)
@@ -71,7 +71,7 @@ def take(path: Path, how: int, *, wait: bool, waiting: Callable[[], None] | None
     return None, True
 
 
-def _opened(path: Path) -> int | None:
+def _open_lock_file(path: Path) -> int | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -87,5 +87,5 @@ def _opened(path: Path) -> int | None:
 
 
 @cache
-def _tell_no_locks(folder: Path) -> None:
+def _warn_no_locks(folder: Path) -> None:
     log.warning("%s is on a file system without locks: let no two jobs work on one shard there (--slice)", folder)

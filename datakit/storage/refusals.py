@@ -1,4 +1,4 @@
-"""Refusals: what disks and object stores say no with, as one sentence with a way on."""
+"""Refusals: errors of disks and object stores, turned into one sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _CLIENTS = re.compile(
 
 @contextmanager
 def storage_errors(where: object, doing: str = "write") -> Iterator[None]:
-    """Turns what the file system refuses into one sentence with a way on."""
+    """Turns an OSError of the block into a StorageError or NoSpace whose message says what to do.
+
+    An OSError of any other kind passes unchanged.
+    """
     try:
         yield
     except DatakitError:
@@ -37,7 +40,7 @@ def storage_errors(where: object, doing: str = "write") -> Iterator[None]:
                 f"no permission to {doing} {str(where)!r}: give another folder with --root or DATAKIT_ROOT"
             ) from error
         if error.errno in _BROKEN:
-            raise StorageError(f"can't use {str(where)!r}: {error.strerror}. Is its disk or server well?") from error
+            raise StorageError(f"can't use {str(where)!r}: {error.strerror}. Check its disk or server") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT):
             raise StorageError(
                 f"can't use {str(where)!r} ({error.strerror}): is --root (or --out) a folder that can be made?"
@@ -47,7 +50,7 @@ def storage_errors(where: object, doing: str = "write") -> Iterator[None]:
 
 @contextmanager
 def store_errors(where: object, doing: str = "write") -> Iterator[None]:
-    """The same for where only a disk or an object store has a say: nothing but StorageError comes out of it."""
+    """Turns every error of a disk or an object store into a StorageError; for blocks that do nothing but storage."""
     try:
         with storage_errors(where, doing):
             yield
@@ -56,23 +59,23 @@ def store_errors(where: object, doing: str = "write") -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not _CLIENTS.search(type(error).__module__):
             raise
-        raise _refused(where, doing, error) from error
+        raise _storage_error(where, doing, error) from error
 
 
-def _refused(where: object, doing: str, error: Exception) -> StorageError:
+def _storage_error(where: object, doing: str, error: Exception) -> StorageError:
     if isinstance(error, FileNotFoundError):
-        return StorageError(f"can't {doing} {str(where)!r}: it isn't there. Is the bucket, or its disk?")
+        return StorageError(f"can't {doing} {str(where)!r}: it isn't there. Check that the bucket or disk exists")
     if isinstance(error, PermissionError):
-        return StorageError(f"no permission to {doing} {str(where)!r}: {error}. Who may, or another --root?")
+        return StorageError(f"no permission to {doing} {str(where)!r}: {error}. Get access, or give another --root")
     what = f"{type(error).__name__}: {error}".removesuffix(": ").rstrip(".")
     return StorageError(
-        f"can't {doing} {str(where)!r}: {what}. Everything committed before is kept: when the store is well, "
+        f"can't {doing} {str(where)!r}: {what}. Everything committed before is kept: when the store works again, "
         "run the same command again"
     )
 
 
 class Remote(io.RawIOBase):
-    """A file of a bucket that is read; what the bucket refuses is a StorageError, and so is an answer cut short."""
+    """A file of a bucket, open for reading. Raises StorageError for errors of the bucket and for short answers."""
 
     def __init__(self, raw: Any, where: str, size: int) -> None:
         super().__init__()
@@ -99,8 +102,8 @@ class Remote(io.RawIOBase):
         due = left if size is None or size < 0 else min(size, left)
         if len(data) < due:
             raise StorageError(
-                f"can't read {self._where!r}: {len(data)} of {due} bytes came from place {at} on. Is its store well? "
-                "Run the same command again"
+                f"can't read {self._where!r}: {len(data)} of {due} bytes came from byte {at} on. Check the store and "
+                "run the same command again"
             )
         return data
 

@@ -1,8 +1,8 @@
-"""Sealed files: a value as JSON beside its fingerprint, so that it is read as it was written or not at all.
+"""Sealed files: a value as JSON with its fingerprint, so that a damaged or edited file is noticed.
 
     {"plan": {…}, "digest": "<fingerprint of the plan>"}
 
-The name before the value is its file's own. What can be made again, such as a plan, is kept so beside the shards.
+Each kind of file has its own key for the value, here `plan`. They hold what can be computed again, such as plans.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _DIGEST = "digest"
 
 
 def write(store: Store, path: str, name: str, value: object) -> None:
-    """Publishes a value of dataclasses, structs and what JSON has, sealed under a name."""
+    """Publishes a value of dataclasses, structs and JSON types under the key `name`, with its fingerprint."""
     plain = msgspec.to_builtins(value)
     store.write(path, msgspec.json.encode({name: plain, _DIGEST: fingerprint(plain)}))
 
 
 def read(store: Store, path: str, name: str, kind: type[Value]) -> Value | None:
-    """The value that was sealed under a name, which is shared and not to be changed; None when there is none.
+    """The value under the key `name`; None when the file is missing, damaged, edited, or holds something else.
 
-    There is none in a file that is damaged, was edited, or holds something else.
+    The value is cached and shared: don't change it.
     """
     data = store.read(path)
-    value: Value | None = _value(data, name, kind) if data else None  # type: ignore[arg-type]  # a type has a hash
+    value: Value | None = _decode_value(data, name, kind) if data else None  # type: ignore[arg-type]  # a type has a hash
     return value
 
 
 @lru_cache(maxsize=8)  # plans are asked for each shard
-def _value(data: bytes, name: str, kind: Any) -> Any:
+def _decode_value(data: bytes, name: str, kind: Any) -> Any:
     try:
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if not {name, _DIGEST} <= fields.keys():
@@ -49,7 +49,7 @@ def _value(data: bytes, name: str, kind: Any) -> Any:
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether the bytes of a sealed file, whatever its value is called, are as they were written."""
+    """Whether the bytes of a sealed file, whatever key its value has, match their fingerprint."""
     try:
         fields = msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Shards by number: the range a user types, the slice of a job, the name of a file."""
+"""Shard numbers: the ranges a user types, the slice of a job, the names of files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parse_slice(text: str) -> tuple[int, int]:
 
 
 def ranges(shards: Iterable[int]) -> str:
-    """Numbers as a user would type them: `0-3,7`."""
+    """Shard numbers in the form that `parse_shards` reads: `0-3,7`."""
     runs: list[list[int]] = []
     for shard in sorted(shards):
         if runs and shard == runs[-1][1] + 1:

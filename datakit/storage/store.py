@@ -33,14 +33,14 @@ OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "oss", "oci")
 _HOST = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.~]+)~(?P<pid>\d+)-[0-9a-f]{8}\.tmp(\.\w+)?")
 _GONE = re.compile(r"\..+\.[0-9a-f]{8}\.gone")
-QUIET_S = 24 * 3600.0  # a temporary that nobody wrote to for so long is dead, where no lock tells
+QUIET_S = 24 * 3600.0  # without locks, a temporary file that wasn't written to for so long is abandoned
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was published: its size and the hash of its bytes, XXH3 of 128 bits.
+    """Size and hash of a published file, XXH3 of 128 bits.
 
-    It is there to find damage, and costs nothing; sha256, at 1.6 GB/s, took a sixth of a crawl's CPU.
+    The hash is for finding damage and costs next to nothing; sha256, at 1.6 GB/s, took a sixth of a crawl's CPU.
     """
 
     size_bytes: int
@@ -48,7 +48,7 @@ class Written:
 
 
 def xxh3(file: Any) -> str:
-    """The hash of what is left of an open file, XXH3 of 128 bits."""
+    """The hash of an open file from its position on, XXH3 of 128 bits."""
     digest = xxhash.xxh3_128()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -56,7 +56,7 @@ def xxh3(file: Any) -> str:
 
 
 class Sink(io.RawIOBase):
-    """A file being written, hashed as it goes. `written` is set once it is published, and `stamp` by a Store then."""
+    """A file being written and hashed. `written` is set when it is published; a Store sets `stamp` too."""
 
     def __init__(self, raw: BinaryIO, name: object) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Sink(io.RawIOBase):
         self.stamp: str | None = None
 
     def abandon(self) -> None:
-        """Lets later writes go nowhere: a Parquet writer still writes its footer when it is thrown away."""
+        """Discards all later writes: a Parquet writer still writes its footer when it is closed after an error."""
         self._abandoned = True
 
     def writable(self) -> bool:
@@ -95,9 +95,9 @@ class Sink(io.RawIOBase):
         self.written = Written(self._size, self._hash.hexdigest())
 
 
-def replace(temporary: Path, final: Path) -> None:
+def replace(temporary_file: Path, final: Path) -> None:
     """Rename within a folder and flush the folder: the moment at which a file exists."""
-    temporary.replace(final)
+    temporary_file.replace(final)
     folder = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -106,9 +106,9 @@ def replace(temporary: Path, final: Path) -> None:
 
 
 class Store:
-    """Files below one root, a folder or a place in an object store. Paths are relative, with `/`.
+    """Files below one root, a folder or a prefix in an object store. Paths are relative, with `/`.
 
-    Raises UsageError for a root of another kind: one that can't be written, or forgets what was.
+    Raises UsageError for any other kind of root, such as http:// or memory://.
     """
 
     def __init__(self, root: str) -> None:
@@ -119,8 +119,8 @@ class Store:
         if "\0" in root:
             raise UsageError(f"{root!r} is no name of a folder")
         if "://" in root:
-            scheme, _, place = root.partition("://")
-            if scheme not in OBJECT_STORES or not place.strip("/"):
+            scheme, _, bucket = root.partition("://")
+            if scheme not in OBJECT_STORES or not bucket.strip("/"):
                 known = ", ".join(f"{name}://BUCKET/…" for name in OBJECT_STORES)
                 raise UsageError(f"{root!r} can't be a root: take a folder, or a place in an object store ({known})")
             import fsspec
@@ -162,7 +162,7 @@ class Store:
 
     @property
     def downloads(self) -> Path:
-        """Where big upstream files land: in a local root, or in a local cache beside a remote one."""
+        """The folder for big upstream files: in a local root, or in the user's cache when the root is a bucket."""
         if self.local:
             return self.path("downloads")
         cache = os.environ.get("DATAKIT_CACHE") or str(Path.home() / ".cache" / "datakit")
@@ -173,15 +173,15 @@ class Store:
 
     @contextmanager
     def publish(self, name: str) -> Iterator[Sink]:
-        """A file that exists under its name when the block ends well, and not at all otherwise."""
+        """A sink for a file that appears under its name, whole, when the block ends without an error."""
         if self.local:
-            with published(self.path(name)) as sink:
+            with atomic_file(self.path(name)) as sink:
                 yield sink
             sink.stamp = self.stamp(name)
             return
-        # A file without a name, so that a kill leaves nothing; it is put as a whole, which `fs.open` can't promise.
+        # A file without a name, so that a kill leaves nothing; it is uploaded as a whole, unlike by `fs.open`.
         with tempfile.TemporaryFile() as raw:
-            with _finished(Sink(cast(BinaryIO, raw), tempfile.gettempdir())) as sink:
+            with _finish_or_abandon(Sink(cast(BinaryIO, raw), tempfile.gettempdir())) as sink:
                 yield sink
             raw.seek(0)
             with store_errors(f"{self.root}/{name}"):
@@ -205,7 +205,7 @@ class Store:
                 return None
 
     def open(self, name: str) -> Any:
-        """A seekable binary file; for pyarrow, or for reading pieces. What it raises is a StorageError."""
+        """A seekable binary file, for pyarrow or for reading pieces. Raises StorageError."""
         where = f"{self.root}/{name}"
         with store_errors(where, "read"):
             if self.local:
@@ -221,7 +221,7 @@ class Store:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def quiet(self, name: str) -> bool:
+    def is_quiet(self, name: str) -> bool:
         """Whether a file of a bucket was written a day ago or earlier; False where the bucket doesn't say."""
         with store_errors(f"{self.root}/{name}", "look at"):
             try:
@@ -254,8 +254,8 @@ class Store:
                                 if entry.is_file():
                                     found[entry.name] = entry.stat().st_size
                 else:
-                    listed = self._fs.ls(self._remote(folder), detail=True)
-                    found = {Path(one["name"]).name: int(one["size"] or 0) for one in listed if one["type"] == "file"}
+                    entries = self._fs.ls(self._remote(folder), detail=True)
+                    found = {Path(e["name"]).name: int(e["size"] or 0) for e in entries if e["type"] == "file"}
             except (FileNotFoundError, NotADirectoryError):
                 return {}
         return {name: size for name, size in found.items() if not name.startswith(".")}
@@ -282,20 +282,20 @@ class Store:
                 self._fs.rm(self._remote(folder), recursive=True)
 
     def sweep(self, folder: str) -> None:
-        """Removes what killed processes left in a folder and in all below it; see `sweep`."""
+        """Removes what killed processes left in a folder and all folders below it; see the function `sweep`."""
         if self.local:
             sweep(self.path(folder), below=True)
 
-    def held(
-        self, name: str, *, shared: bool = False, wait: bool = True, waiting: Callable[[], None] | None = None
+    def lock(
+        self, name: str, *, shared: bool = False, wait: bool = True, on_wait: Callable[[], None] | None = None
     ) -> AbstractContextManager[bool]:
-        """`locked` for a name of the root. A bucket has no locks: there it is always held, and keeps nobody out."""
+        """`file_lock` for a name of the root. A bucket has no locks: there it yields True and keeps nobody out."""
         if not self.local:
             return nullcontext(True)
-        return locked(self.path(name), shared=shared, wait=wait, waiting=waiting)
+        return file_lock(self.path(name), shared=shared, wait=wait, on_wait=on_wait)
 
     def stamp(self, name: str) -> str | None:
-        """What changes whenever a file is written anew, be it with the same bytes; None when there is none."""
+        """A text that changes whenever a file is written again, even with the same bytes; None without a file."""
         with store_errors(f"{self.root}/{name}", "look at"):
             try:
                 if self.local:
@@ -307,8 +307,8 @@ class Store:
 
 
 @contextmanager
-def _finished(sink: Sink) -> Iterator[Sink]:
-    """The sink, flushed to the disk when the block ends well, and deaf from then on when it doesn't."""
+def _finish_or_abandon(sink: Sink) -> Iterator[Sink]:
+    """The sink, flushed to the disk when the block ends well; after an error it discards what is still written."""
     try:
         yield sink
         sink._finish()
@@ -318,10 +318,10 @@ def _finished(sink: Sink) -> Iterator[Sink]:
 
 
 @contextmanager
-def temporary(beside: Path, *, suffix: str = "") -> Iterator[tuple[BinaryIO, Path]]:
-    """A file of this process alone in the folder of `beside`, open for writing; removed at the end, if still there.
+def temporary_file(beside: Path, *, suffix: str = "") -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file in the folder of `beside`, open for writing, and its path; removed at the end, if still there.
 
-    It is locked as long as it is open, and a kill lets go of the lock: so `sweep` knows those that are in use.
+    It is locked as long as it is open, and a kill releases the lock: so `sweep` knows which files are in use.
     """
     with store_errors(beside):
         beside.parent.mkdir(parents=True, exist_ok=True)
@@ -329,22 +329,22 @@ def temporary(beside: Path, *, suffix: str = "") -> Iterator[tuple[BinaryIO, Pat
             name = f".{beside.name}.{_HOST}~{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}"
             path = beside.with_name(name)
             raw = path.open("x+b", buffering=1 << 16)
-            if locks.flock(raw.fileno(), locks.ALONE) is not False and locks.stands(path, raw.fileno()):
+            if locks.flock(raw.fileno(), locks.ALONE) is not False and locks.still_named(path, raw.fileno()):
                 break
             raw.close()  # swept between the two
     try:
         yield raw, path
     finally:
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # a full disk fails again on close; the first error is the one to tell
+        with suppress(OSError):  # a full disk fails again on close; the first error is the one to report
             raw.close()
 
 
 @contextmanager
-def published(final: Path) -> Iterator[Sink]:
-    """A file outside the root that stands under its name only when the block has ended well."""
-    with temporary(final) as (raw, path):
-        with _finished(Sink(raw, final)) as sink:
+def atomic_file(final: Path) -> Iterator[Sink]:
+    """A sink for a file at a path outside the root; it appears there, whole, when the block ends without an error."""
+    with temporary_file(final) as (raw, path):
+        with _finish_or_abandon(Sink(raw, final)) as sink:
             yield sink
         with store_errors(final):
             replace(path, final)
@@ -352,22 +352,22 @@ def published(final: Path) -> Iterator[Sink]:
 
 def publish_file(path: Path, data: bytes) -> None:
     """Publishes bytes at a path outside the root (a `.sums` file, a download's sidecar)."""
-    with published(path) as sink:
+    with atomic_file(path) as sink:
         sink.write(data)
 
 
 def free_bytes(folder: Path) -> int:
-    """Room on the disk of a folder, which need not be there yet."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def sweep(folder: Path, *, below: bool = False) -> None:
-    """Removes temporaries and half-removed folders that killed processes left in a folder, or also in all `below` it.
+    """Removes temporary files and half-removed folders that killed processes left in a folder, or also `below` it.
 
-    A temporary is in use while its lock is held. Locks of another host may not be seen on a shared file system, and
-    some file systems have none: there it has to be untouched for a day, too.
+    A temporary file is in use while its lock is held. On a shared file system the locks of another host may be
+    invisible, and some file systems have none: there a file must also have been untouched for a day.
     """
     for here, folders, names in os.walk(folder):
         if not os.access(here, os.W_OK):
@@ -404,17 +404,17 @@ def _remove_tree(doomed: Path) -> None:
 
 
 @contextmanager
-def locked(
-    path: Path, *, shared: bool = False, wait: bool = True, waiting: Callable[[], None] | None = None
+def file_lock(
+    path: Path, *, shared: bool = False, wait: bool = True, on_wait: Callable[[], None] | None = None
 ) -> Iterator[bool]:
-    """Holds a lock, so that jobs on one machine or share don't do the same thing twice; yields whether it is held.
+    """Holds a lock file, so that jobs on one machine or file system exclude each other; yields whether it is held.
 
-    It always is, unless `wait` is False and another has it. `shared` keeps out only those who want it alone. `waiting`
-    is called before it waits for another. The lock's file stays, and where there can be none it goes on without: on
-    a file system without locks, and in a folder that this user can't write to, so that nothing can be made there.
+    It always is, unless `wait` is False and another job has it. A `shared` lock excludes only exclusive ones.
+    `on_wait` is called before waiting for another job. The file stays afterwards. Without a lock, and yielding True,
+    the block runs on a file system that has no locks, and in a folder that this user can't write to.
     """
     with store_errors(path):
-        handle, held = locks.take(path, locks.SHARED if shared else locks.ALONE, wait=wait, waiting=waiting)
+        handle, held = locks.acquire(path, locks.SHARED if shared else locks.ALONE, wait=wait, on_wait=on_wait)
     try:
         yield held
     finally:

@@ -4,10 +4,11 @@
     stream[0]              # the first sample of the first epoch
     stream[len(stream)]    # the first of the second
 
-A sample is a pure function of (mix, seed, position). Whoever trains keeps one integer, the next position,
-and may go on with any number of processes or workers. `state` and `check_state` are that integer's passport.
+A sample is a pure function of (mix, seed, position). A trainer keeps one integer, the next position, and can go on
+with any number of processes or workers. `state` stores that integer with what identifies the stream, and `check_state`
+verifies it.
 
-What it does not do: batching, sharing between ranks, decoding. `trainer/data.py` shows these in a few lines.
+A Stream does no batching, no sharding between ranks and no decoding; `trainer/data.py` does these in a few lines.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Where members stand: json[n, 2] and image[m, 2] are (offset, size), first[n + 1] cuts image."""
+    """Where a tar's members are: json[n, 2] and image[m, 2] are (offset, size).
+
+    Sample i has image[first[i] : first[i + 1]].
+    """
 
     json: npt.NDArray[np.int64]
     image: npt.NDArray[np.int64]
@@ -55,8 +59,8 @@ class _Index:
 class Stream:
     """Random access to an endless, shuffled, reproducible sequence of samples. Safe to pickle.
 
-    MixError when a tar was packed again since the mix was made, by the commits beside the tars; a pickled copy doesn't
-    look at them again.
+    Raises MixError when a tar was packed again since the mix was made, according to the commits beside the tars; a
+    pickled copy doesn't check them again.
     """
 
     def __init__(self, mix: str | Path, seed: int = 0, *, window: int = WINDOW, checked: bool = False) -> None:
@@ -72,7 +76,7 @@ class Stream:
         self._window: tuple[range, Window] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self._path, self.seed, self._window_samples)
+        return _restore, (self._path, self.seed, self._window_samples)
 
     def __len__(self) -> int:
         """Samples in one epoch."""
@@ -85,11 +89,11 @@ class Stream:
     def __getitem__(self, position: int) -> Sample:
         """The sample at a position, counted through all epochs.
 
-        Raises MixError if a tar isn't what the mix says, StorageError if a bucket doesn't give it.
+        Raises MixError if a tar isn't what the mix says, StorageError if a bucket can't be read.
         """
         if position < 0:
             raise IndexError(f"a stream starts at position 0, not {position}")
-        entry, row = self._place(position)
+        entry, row = self._entry_and_row(position)
         shard, index = self._entries[entry], self._index(entry)
         first, last = index.first[row], index.first[row + 1]
         data, *images = self._read(shard, np.concatenate([index.json[row : row + 1], index.image[first:last]]))
@@ -97,7 +101,7 @@ class Stream:
         return Sample(record.key, record, images)
 
     def state(self, position: int) -> dict[str, Any]:
-        """What must be kept to go on at a position: a few integers and the mix's fingerprint."""
+        """What a trainer stores to go on at a position: a few integers and the mix's fingerprint."""
         epoch, offset = divmod(position, len(self))
         return {
             "mix": self.fingerprint,
@@ -109,7 +113,7 @@ class Stream:
         }
 
     def check_state(self, state: dict[str, Any]) -> int:
-        """The position of a kept state. MixError, naming the fields, when it belongs to another stream."""
+        """The position in a stored state. Raises MixError, naming the fields, when it is of another stream."""
         position = state.get("position")
         if not isinstance(position, int) or position < 0:
             raise MixError(f"not the state of a stream: {state!r}")
@@ -124,7 +128,7 @@ class Stream:
         return position
 
     def close(self) -> None:
-        """Closes the tars; the stream opens them again when asked for a sample."""
+        """Closes the tars; reading another sample opens them again."""
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -132,7 +136,8 @@ class Stream:
         if hasattr(self, "_files"):
             self.close()
 
-    def _place(self, position: int) -> tuple[int, int]:
+    def _entry_and_row(self, position: int) -> tuple[int, int]:
+        """The entry of the mix and the row in it that hold the sample at a position."""
         if self._window is None or position not in self._window[0]:
             window = self._order.window_at(position)
             start = position // len(self) * len(self) + window.start
@@ -152,7 +157,7 @@ class Stream:
         where = mixes.locate(self._folder, shard.index)
         data = self._fetch(where) if "://" in where else _read_file(where)
         if xxhash.xxh3_128(data).hexdigest() != shard.index_xxh3:
-            raise MixError(self._changed(where))
+            raise MixError(self._changed_message(where))
         table = pq.read_table(pa.BufferReader(data), columns=["json_offset", "json_bytes", "images"])
         images = table["images"].combine_chunks()
         flat = images.flatten()
@@ -163,17 +168,17 @@ class Stream:
             first=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         )
 
-    def _read(self, shard: mixes.MixShard, places: npt.NDArray[np.int64]) -> list[bytes]:
-        """The bytes at each (offset, size) of a tar; they stand side by side, so one request brings them all."""
-        first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
+    def _read(self, shard: mixes.MixShard, extents: npt.NDArray[np.int64]) -> list[bytes]:
+        """The bytes at each (offset, size) of a tar; a sample's members are adjacent, so one read gets them all."""
+        first, last = int(extents[:, 0].min()), int(extents.sum(axis=1).max())
         where = mixes.locate(self._folder, shard.tar)
         if "://" in where:
             data = self._fetch(where, first, last)
         else:
             data = os.pread(self._open(where, shard.size_bytes), last - first, first)
         if len(data) != last - first:
-            raise MixError(self._changed(where))
-        return [bytes(data[at - first : at - first + size]) for at, size in places.tolist()]
+            raise MixError(self._changed_message(where))
+        return [bytes(data[at - first : at - first + size]) for at, size in extents.tolist()]
 
     def _open(self, where: str, size_bytes: int) -> int:
         handle = self._files.get(where)
@@ -186,17 +191,17 @@ class Stream:
             raise MixError(f"can't open {where!r}: {error}. `datakit verify` says what is whole") from error
         if os.fstat(handle).st_size != size_bytes:
             os.close(handle)
-            raise MixError(self._changed(where))
+            raise MixError(self._changed_message(where))
         self._files[where] = handle
         if len(self._files) > _OPEN_TARS:
             os.close(self._files.popitem(last=False)[1])
         return handle
 
-    def _changed(self, where: str) -> str:
+    def _changed_message(self, where: str) -> str:
         return mixes.CHANGED.format(where, mixes.command(self.mix))
 
     def _fetch(self, where: str, start: int | None = None, end: int | None = None) -> bytes:
-        """A file of a bucket, or a range of one. Raises StorageError for whatever the bucket refuses."""
+        """A file of a bucket, or a range of one. Raises StorageError for any error of the bucket."""
         with store_errors(where, "read"):
             if self._fs is None:
                 import fsspec
@@ -205,7 +210,7 @@ class Stream:
             return bytes(self._fs.cat_file(where, start=start, end=end))
 
 
-def _again(path: str, seed: int, window: int) -> Stream:
+def _restore(path: str, seed: int, window: int) -> Stream:
     return Stream(path, seed, window=window, checked=True)
 
 

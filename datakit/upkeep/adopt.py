@@ -24,8 +24,8 @@ def adopt(build: Build, file: Path, wanted: str | None, progress: Progress | Non
     if wanted not in known:
         raise UsageError(f"{build.manifest.name!r} has no {wanted!r}. {nearest(wanted, known)}")
 
-    def grown(done: int, total: int | None) -> None:
+    def report_progress(done: int, total: int | None) -> None:
         if progress is not None:
             progress.download(known[wanted], done, total)
 
-    return known[wanted], downloads.bring(file, known[wanted], build.store.downloads, tell=grown)
+    return known[wanted], downloads.bring(file, known[wanted], build.store.downloads, tell=report_progress)

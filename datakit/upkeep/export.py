@@ -26,13 +26,13 @@ from datakit.engine.work import Progress
 from datakit.errors import Incomplete, MixError, UsageError, shortlist
 from datakit.formats.members import clean_name
 from datakit.images.extensions import is_exported
-from datakit.readers.llava import MARK, NAMES, written
-from datakit.records.attributes import arrow, column_value
+from datakit.readers.llava import MARK, NAMES, turn_value
+from datakit.records.attributes import arrow_type, column_value
 from datakit.records.interleaved import INTERLEAVED
 from datakit.records.record import Record, decode, encode
 from datakit.records.tables import Rows
 from datakit.storage.fingerprint import changes
-from datakit.storage.ledger import wrong_bytes
+from datakit.storage.ledger import bytes_problem
 from datakit.storage.store import Store
 from datakit.stream import mixfile as mixes
 from datakit.stream.mixfile import MixPart, MixShard
@@ -70,8 +70,8 @@ HF_FEATURES = {  # what datasets.Features of these columns writes; in the form t
 
 
 @dataclass
-class Exported:
-    """What an export wrote, and what it couldn't."""
+class ExportReport:
+    """What an export wrote, and what it left out or changed."""
 
     rows: int = 0
     pictures: int = 0
@@ -90,7 +90,7 @@ def export(
     attributes: dict[str, str],
     pictures: bool = True,
     progress: Progress | None = None,
-) -> Exported:
+) -> ExportReport:
     """Writes a dataset's packed tars into a folder, with the attributes that its manifest names as keys or columns.
 
     Raises UsageError when something else is in the folder, Incomplete when nothing of the dataset is packed.
@@ -103,7 +103,7 @@ def export(
     _claim(out, part, form, pictures)
     progress = progress or Progress()
     progress.rows_to_come("export", part.samples)
-    done = Exported()
+    done = ExportReport()
     if form == "hf":
         for nth, shard in enumerate(tars):
             with out.publish(f"data/train-{nth:05d}-of-{len(tars):05d}.parquet") as sink:
@@ -122,7 +122,7 @@ def export(
 
 
 def _claim(out: Store, part: MixPart, form: Format, pictures: bool) -> None:
-    """Takes a folder for an export, or goes on with an earlier one of the same."""
+    """Marks a folder as this export's, or goes on with an earlier export of the same tars. Raises UsageError."""
     about = {
         "dataset": part.dataset,
         "format": form,
@@ -156,13 +156,16 @@ def _samples(store: Store, shard: MixShard, progress: Progress) -> Iterator[tupl
     """Records of a tar with their pictures, in its order."""
     tar, index = (mixes.locate("mixes/export", name) for name in (shard.tar, shard.index))
     for name, size, xxh3 in ((tar, shard.size_bytes, shard.xxh3), (index, None, shard.index_xxh3)):
-        if wrong := wrong_bytes(store, name, size, xxh3):
+        if wrong := bytes_problem(store, name, size, xxh3):
             raise MixError(f"{name!r} can't be used: {wrong}. `datakit verify --repair` says how to have it again")
     rows = Rows(store, 0, ((index, shard.samples),), 0, shard.samples)
     with store.open(tar) as file:
         for batch in rows.batches(["json_offset", "json_bytes", "images"], size=256):
             for row in batch.to_pylist():
-                held = [(_bytes(file, tar, one["offset"], one["size_bytes"]), one["ext"]) for one in row["images"]]
+                held = [
+                    (_bytes(file, tar, picture["offset"], picture["size_bytes"]), picture["ext"])
+                    for picture in row["images"]
+                ]
                 yield decode(_bytes(file, tar, row["json_offset"], row["json_bytes"])), held
             progress.rows("export", batch.num_rows)
 
@@ -188,7 +191,7 @@ def conversations(record: Record) -> list[dict[str, str]] | str:
         (message,) = record.messages
         if record.attrs.get(INTERLEAVED) or [p.type for p in message.content] != ["image", "text"]:
             return "document"
-        return [{"from": "human", "value": MARK}, {"from": "gpt", "value": written(message.content[1:])}]
+        return [{"from": "human", "value": MARK}, {"from": "gpt", "value": turn_value(message.content[1:])}]
     spoken = record.messages[1:] if record.messages[0].role == "system" else record.messages
     if not spoken or [m.role for m in spoken] != ["user", "assistant"] * (len(spoken) // 2):
         return "roles"
@@ -198,11 +201,11 @@ def conversations(record: Record) -> list[dict[str, str]] | str:
                 return "picture_in_answer"
             if record.images and message.role == "user" and MARK in (piece.text or ""):
                 return "mark_in_text"  # it would be read as a picture
-    return [{"from": NAMES[m.role], "value": written(m.content)} for m in record.messages]
+    return [{"from": NAMES[m.role], "value": turn_value(m.content)} for m in record.messages]
 
 
 def _llava_row(
-    record: Record, held: Held, attributes: dict[str, str], out: Store | None, done: Exported
+    record: Record, held: Held, attributes: dict[str, str], out: Store | None, done: ExportReport
 ) -> dict[str, Any] | None:
     """One object of the array, its pictures written to `out`; None when LLaVA has no form for it."""
     turns = conversations(record)
@@ -219,7 +222,7 @@ def _llava_row(
     return {"id": record.attrs.get("id") or record.key, **image, "conversations": turns, **own}
 
 
-def _put(out: Store, key: str, at: int, ref: str, data: bytes, ext: str, done: Exported) -> str:
+def _put(out: Store, key: str, at: int, ref: str, data: bytes, ext: str, done: ExportReport) -> str:
     """Writes a picture under its reference, or under its row's key where that won't do; returns which."""
     done.pictures += 1
     if is_path(ref):
@@ -254,7 +257,7 @@ def is_path(ref: str) -> bool:
 
 
 def _write_parquet(
-    samples: Iterator[tuple[Record, Held]], sink: Any, attributes: dict[str, str], done: Exported
+    samples: Iterator[tuple[Record, Held]], sink: Any, attributes: dict[str, str], done: ExportReport
 ) -> None:
     """Rows with their pictures, in row groups small enough to hold in memory."""
     about = json.dumps(
@@ -262,7 +265,7 @@ def _write_parquet(
     )
     schema = HF_SCHEMA.with_metadata({"huggingface": about})
     for name, kind in attributes.items():
-        schema = schema.append(pa.field(name, arrow(kind)))
+        schema = schema.append(pa.field(name, arrow_type(kind)))
     rows: list[dict[str, Any]] = []
     size = 0
     with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=1) as writer:
@@ -288,5 +291,5 @@ def _write_parquet(
 def _feature(kind: str) -> Any:
     """An attribute's column as datasets.Features writes it."""
     scalar, many, _ = kind.partition("[]")
-    one = {"dtype": _DTYPES.get(scalar, "string"), "_type": "Value"}
-    return [one] if many else one
+    feature = {"dtype": _DTYPES.get(scalar, "string"), "_type": "Value"}
+    return [feature] if many else feature

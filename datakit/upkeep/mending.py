@@ -14,7 +14,7 @@ MENDED = "extension"  # the one finding that can be mended without guessing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class CheckResult:
     """What a check found, and what became of its repairs."""
 
     report: Report  # as things are from now on
@@ -33,11 +33,11 @@ def check_and_mend(
     full: bool = False,
     shards: list[int] | None = None,
     progress: Progress | None = None,
-) -> Checked:
-    """Checks a dataset; `repair` turns on what can be mended surely, or off when it is False, and None leaves it.
+) -> CheckResult:
+    """Checks a dataset. `repair` turns its repairs on (True) or off (False), and leaves them as they are (None).
 
     Remembers that its terms were accepted, but not what the run does without. Raises DownloadError when the dataset is
-    lost or has terms that aren't accepted, else what `checks.check` raises.
+    lost or has terms that aren't accepted, else what `check` raises.
     """
     build.permit()
     write_choices(build.store, build.folder, accepted=build.choices.accepted)
@@ -53,8 +53,8 @@ def check_and_mend(
         )
     report = check(build, full=full, shards=shards, progress=progress)
     if not repair or MENDED not in report.found:
-        return Checked(report=report, mended=None, needs_rebuild=False)
+        return CheckResult(report=report, mended=None, needs_rebuild=False)
     mended = report.mend()
     write_choices(build.store, build.folder, repairs=tuple(sorted({*build.choices.repairs, MENDED})))
     fetched = any(build.ledger(step).commits() for step in build.steps[1:])
-    return Checked(report=report, mended=mended, needs_rebuild=fetched)
+    return CheckResult(report=report, mended=mended, needs_rebuild=fetched)

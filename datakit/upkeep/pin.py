@@ -25,15 +25,15 @@ def pin(build: Build) -> Pinned:
     work = build.work(build.steps[0])
     about = build.manifest
     if about.annotations.glob:  # only the tree knows the files, and the listing keeps their hashes
-        commit, _ = downloads.tried(lambda: hub_files(about.hub, about.revision, build.hosts), about.hub)
+        commit, _ = downloads.with_retries(lambda: hub_files(about.hub, about.revision, build.hosts), about.hub)
         pinned.commits[about.hub] = commit
-    for address in _pinnable(build.manifest):
+    for address in _pinnable_addresses(build.manifest):
         head = downloads.head(address, hosts=build.hosts)
         fixed = address
         if head.repo and head.revision:
             pinned.commits[head.repo] = head.revision
             fixed = re.sub(r"@[^/]+/", f"@{head.revision}/", address, count=1)
-        known = work.known(address) or {}
+        known = work.sidecar(address) or {}
         same = head.size_bytes in (None, known.get("size_bytes"))
         pinned.files[fixed] = (head.size_bytes, head.sha256 or (known.get("sha256") if same else None))
     return pinned
@@ -49,11 +49,11 @@ def write_pins(build: Build, path: Path | None = None) -> tuple[Path, Pinned]:
     pinned = pin(build)
     name = build.manifest.name
     path = path or catalogue.find("manifests", f"{name}.toml").with_suffix(".sums")
-    publish_file(path, manifest.sums(name, pinned).encode())
+    publish_file(path, manifest.sums_text(name, pinned).encode())
     return path, pinned
 
 
-def _pinnable(about: Manifest) -> list[str]:
+def _pinnable_addresses(about: Manifest) -> list[str]:
     """The addresses that upstream is asked about; not those that only a person can get."""
     rows = [] if about.annotations.glob else [about.address(file) for file in about.shard_files()]
     sources = [about.at_commit(a) for s in about.images.sources.values() if not s.obtain for a in s.archives()]

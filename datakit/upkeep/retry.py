@@ -25,7 +25,7 @@ from datakit.engine.pool import Call, run_calls
 from datakit.engine.stage import Engine
 from datakit.engine.work import Progress, Work
 from datakit.errors import Incomplete, UsageError, nearest
-from datakit.records.tables import LocatedPicture, Rows, with_places
+from datakit.records.tables import LocatedPicture, Rows, with_pictures
 from datakit.stages.fetch import Fetch
 from datakit.storage import claims
 from datakit.storage.ledger import Commit, Ledger, Part
@@ -40,13 +40,13 @@ class Where:
     outcomes: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
 
-    def matches(self, place: LocatedPicture) -> bool:
-        outcome = place["outcome"]
+    def matches(self, picture: LocatedPicture) -> bool:
+        outcome = picture["outcome"]
         if outcome == "ok":
             return False
         if not (any(fnmatchcase(outcome, p) for p in self.outcomes) if self.outcomes else may_pass(outcome)):
             return False
-        return not self.hosts or any(fnmatchcase(_host(place["ref"]), p) for p in self.hosts)
+        return not self.hosts or any(fnmatchcase(_host_of(picture["ref"]), p) for p in self.hosts)
 
 
 def parse_where(conditions: tuple[str, ...]) -> Where:
@@ -67,7 +67,7 @@ def parse_where(conditions: tuple[str, ...]) -> Where:
 
 
 def _check_outcome(pattern: str) -> None:
-    """Raises UsageError for what no failed URL can have."""
+    """Raises UsageError for an outcome that no failed URL can have."""
     if pattern == "ok":
         raise UsageError("outcome=ok names the pictures that are there: name a failure")
     if not (re.match(r"http_[\d*?]", pattern) or any(fnmatchcase(name, pattern) for name in KNOWN)):
@@ -76,7 +76,7 @@ def _check_outcome(pattern: str) -> None:
 
 @dataclass
 class Report:
-    """What came of a retry."""
+    """The outcomes of the URLs of a retry, before and after it."""
 
     shards: list[int] = field(default_factory=list)
     behind: list[int] = field(default_factory=list)  # tried more often than others: a retry that was cut goes on
@@ -95,11 +95,11 @@ def retry(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Report:
-    """Tries the failed URLs of the shards that are fetched again; a shard after the other is patched.
+    """Tries the failed URLs of fetched shards again, and patches one shard after the other.
 
-    When it was killed and is run again, the parts that it had done are left out: it takes those that were tried
-    less often than others. `engine` says who tries, if not who fetched. Raises Incomplete when nothing is fetched,
-    UsageError for a dataset without URLs.
+    When it was killed and is run again, the parts that it had done are left out: it takes those that were tried less
+    often than others. `engine` makes the requests; without it, the engine that fetched. Raises Incomplete when nothing
+    is fetched, UsageError for a dataset without URLs.
     """
     progress = progress or Progress()
     step, name = build.step_of("fetch"), build.manifest.name
@@ -146,13 +146,13 @@ def retry(
 def retry_shard(
     build: Build, shard: int, where: Where, tries: int, engine: Engine | None, progress: Progress
 ) -> Report:
-    """Tries the failed URLs of those parts of a shard that were tried so often before; patches part after part."""
+    """Tries again the failed URLs of those parts of a shard that were tried `tries` times, and patches each part."""
     step = build.step_of("fetch")
     stage, ledger, work = step.stage, build.ledger(step), build.work(step, progress)
     assert isinstance(stage, Fetch)  # retry has seen to it
     stage = replace(stage, engine=engine or stage.engine)
     report = Report()
-    with claims.held(ledger, shard_name(shard)):
+    with claims.shard_lock(ledger, shard_name(shard)):
         whole = ledger.read(shard_name(shard))
         if whole is None or not Done(build).has(step, shard, files=True):
             raise Incomplete(
@@ -162,13 +162,13 @@ def retry_shard(
         todo = [part for part in whole.parts if part.tries == tries]
         check_tables(ledger, todo)
         rows = {part.name: committed_rows(build, step, shard, [part]) for part in todo}
-        urls = (ref for part in todo for ref in _failed(rows[part.name], where))
-        fetched = stage.crawled(urls, work)
+        urls = (ref for part in todo for ref in _failed_urls(rows[part.name], where))
+        fetched = stage.crawl_urls(urls, work)
         try:
             for part in todo:
-                made, change, stamps = _patched(stage, part, rows[part.name], where, fetched, work, report)
-                now = _failures(committed_rows(build, step, shard, [made]))
-                whole = _commit(ledger, shard_name(shard), whole, made, change, now)
+                made, change, stamps = _patch_part(stage, part, rows[part.name], where, fetched, work, report)
+                now = _failure_counts(committed_rows(build, step, shard, [made]))
+                whole = _commit_part(ledger, shard_name(shard), whole, made, change, now)
                 if stamps != claims.stamps(ledger, stamps):
                     raise Incomplete(
                         f"another job patched {ledger.folder}/{made.name} at the same time: run `datakit verify "
@@ -179,21 +179,21 @@ def retry_shard(
     return report
 
 
-def _failed(rows: Rows, where: Where) -> Iterator[str]:
+def _failed_urls(rows: Rows, where: Where) -> Iterator[str]:
     for batch in rows.batches(["images"]):
-        for places in batch["images"].to_pylist():
-            yield from (place["ref"] for place in places if where.matches(place))
+        for pictures in batch["images"].to_pylist():
+            yield from (picture["ref"] for picture in pictures if where.matches(picture))
 
 
-def _patched(
+def _patch_part(
     stage: Fetch, part: Part, rows: Rows, where: Where, fetched: Any, work: Work, report: Report
 ) -> tuple[Part, Counter[str], claims.Stamps]:
     """The part as it is now, how its outcomes have changed, and the stamps of the files that were written."""
     name = f"{part.name}.r{part.tries + 1}"
-    n_wanted = sum(1 for _ in _failed(rows, where))
+    n_wanted = sum(1 for _ in _failed_urls(rows, where))
     work.progress.rows_to_come(work.step, n_wanted)
     if not n_wanted:
-        report.left += _failures(rows)
+        report.left += _failure_counts(rows)
         return msgspec.structs.replace(part, tries=part.tries + 1), Counter(), {}
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
@@ -208,12 +208,12 @@ def _patched(
                     if not where.matches(old):
                         report.left[old["outcome"]] += old["outcome"] != "ok"
                         continue
-                    places[at] = stage.place(next(fetched), key, at, len(places), files.out)
+                    places[at] = stage.write_picture(next(fetched), key, at, len(places), files.out)
                     before[old["outcome"]] += 1
                     after[places[at]["outcome"]] += 1
                     n_tried += 1
             work.progress.rows(work.step, n_tried)
-            files.write(with_places(batch, listed, schema))
+            files.write(with_pictures(batch, listed, schema))
     report.before += before
     report.after += after
     for outcome, n in after.items():
@@ -226,7 +226,7 @@ def _patched(
     return made, change, files.stamps
 
 
-def _failures(rows: Rows) -> Counter[str]:
+def _failure_counts(rows: Rows) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     for batch in rows.batches(["images"]):
         outcomes.update(batch["images"].flatten().field("outcome").to_pylist())
@@ -234,7 +234,9 @@ def _failures(rows: Rows) -> Counter[str]:
     return outcomes
 
 
-def _commit(ledger: Ledger, shard: str, whole: Commit, made: Part, change: Counter[str], now: Counter[str]) -> Commit:
+def _commit_part(
+    ledger: Ledger, shard: str, whole: Commit, made: Part, change: Counter[str], now: Counter[str]
+) -> Commit:
     """Declares a part patched, in its shard's commit and in its own when it has one.
 
     The part's own is counted anew (`now`): it may be that of a try that was killed before the shard's was written.
@@ -242,19 +244,19 @@ def _commit(ledger: Ledger, shard: str, whole: Commit, made: Part, change: Count
     faults = Counter(whole.faults)
     faults.update({outcome: n for outcome, n in change.items() if outcome != "ok"})
     parts = [made if part.name == made.name else part for part in whole.parts]
-    names = {shard: _changed(whole, parts, faults)}
+    names = {shard: _changed_commit(whole, parts, faults)}
     if made.name != shard and (own := ledger.read(made.name)) is not None:
-        names = {made.name: _changed(own, [made], now), **names}
+        names = {made.name: _changed_commit(own, [made], now), **names}
     ledger.patch(whole, names)
     return names[shard]
 
 
-def _changed(commit: Commit, parts: list[Part], faults: Counter[str]) -> Commit:
+def _changed_commit(commit: Commit, parts: list[Part], faults: Counter[str]) -> Commit:
     counts = {outcome: n for outcome, n in sorted(faults.items()) if n > 0}
     return msgspec.structs.replace(commit, parts=parts, faults=counts, made_by=maker())
 
 
-def _host(url: str) -> str:
+def _host_of(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""
     except ValueError:

@@ -1,1 +1,1 @@
-"""Upstream's rows and pictures as they stand in its files, before stages make records of them."""
+"""Upstream's rows and pictures as they are in its files, before stages make records of them."""

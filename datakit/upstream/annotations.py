@@ -1,11 +1,11 @@
-"""Annotations: upstream's rows as they stand in its files, before a reader makes records of them.
+"""Annotations: upstream's rows as they are in its files, before a reader makes records of them.
 
     json, cut       each file is planned in one pass, then read by runs of rows; rows are numbered through all files
     json            one file, or one member of a zip, is a shard
     parquet         one file is a shard (datakit/formats/parquetrows.py)
     webdataset      one tar is a shard (datakit/formats/webdataset.py)
 
-Plans stand beside the listing in plan.json. A trial of `limit` rows takes as many of each file.
+The plans are in plan.json of the step `list`. A trial of `limit` rows takes that many of each file.
 """
 
 from __future__ import annotations
@@ -28,78 +28,80 @@ from datakit.formats import archives, jsonfile
 from datakit.readers import About
 from datakit.storage import sealed
 from datakit.storage.refusals import storage_errors
-from datakit.storage.store import Sink, locked, published, sweep, temporary
+from datakit.storage.store import Sink, atomic_file, file_lock, sweep, temporary_file
 from datakit.web import derived
 from datakit.web.sidecars import Downloaded
 
 _PLAN = "list/plan.json"
 _MAX_JSON_BYTES = 16 << 30  # of a JSON inside an archive
-INSIDE = ".inside"  # what the name of such a JSON adds to its archive's
+INSIDE = ".inside"  # suffix of the file that such a JSON is extracted to, after the archive's name
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """The plan of a file, and of which bytes."""
+class _PlannedFile(msgspec.Struct, frozen=True):
+    """The plan of a file, and the sha256 of the bytes that it was made from."""
 
     sha256: str
     plan: jsonfile.Plan
 
 
 def prepare(work: Work) -> None:
-    """Downloads and plans JSON that is cut, and what stands beside files. Raises SourceError for what isn't whole."""
+    """Downloads and plans JSON that is cut, and the files beside others. Raises SourceError for a broken file."""
     rows = work.manifest.annotations
     if rows.cut:
-        plans = _kept(work)
-        for file in rows.listed():
+        plans = _read_plans(work)
+        for file in rows.file_list():
             sha256 = _download(work, file).sha256
             if file not in plans or plans[file].sha256 != sha256:
-                plans[file] = _planned(work, file, sha256)
-        ours = {file: plans[file] for file in rows.listed()}
-        if _kept(work) != ours:
+                plans[file] = _plan_file(work, file, sha256)
+        ours = {file: plans[file] for file in rows.file_list()}
+        if _read_plans(work) != ours:
             sealed.write(work.store, f"{work.folder}/{_PLAN}", "files", ours)
     if rows.beside:
-        for file in rows.listed():
-            _beside(work, file)
+        for file in rows.file_list():
+            _download_beside(work, file)
 
 
 def shards(work: Work) -> list[int]:
-    """The shards there are. Raises Incomplete while nobody knows."""
+    """The dataset's shards. Raises Incomplete before the files are planned."""
     rows = work.manifest.annotations
     if not rows.cut:
         return rows.numbers()
-    return list(range(sum(_shards(work, n) for n in counts(work).values())))
+    return list(range(sum(_n_shards(work, n) for n in row_counts(work).values())))
 
 
-def counts(work: Work) -> dict[str, int]:
-    """Rows by file of JSON that is cut. Raises Incomplete while nobody knows."""
+def row_counts(work: Work) -> dict[str, int]:
+    """The number of rows of each file, for JSON that is cut. Raises Incomplete before the files are planned."""
     return {file: kept.plan.n_rows for file, kept in _planned_files(work).items()}
 
 
 def file_of(work: Work, shard: int) -> str:
     """The file that a shard is read from."""
-    return _cut(work, shard).file if work.manifest.annotations.cut else work.manifest.file_of(shard)
+    return _cut_of(work, shard).file if work.manifest.annotations.cut else work.manifest.file_of(shard)
 
 
 def inputs(work: Work, shard: int) -> dict[str, str] | None:
-    """The files of a shard by sha256; None when that isn't known without the network."""
+    """The sha256 of each file of a shard; None when that isn't known without the network."""
     rows = work.manifest.annotations
     if rows.cut:
         try:
-            cut = _cut(work, shard)
+            cut = _cut_of(work, shard)
         except Incomplete:
             return None
         file = cut.file
-        here = work.known(work.manifest.address(file))  # another file by now than the one that was planned?
+        here = work.sidecar(
+            work.manifest.address(file)
+        )  # None, or the file as it is now, which may not be the one that was planned
         found = {file: here["sha256"] if here else cut.kept.sha256}
         if cut.rows_before:  # rows are numbered through all files
             found["rows before"] = str(cut.rows_before)
     else:
         file = work.manifest.file_of(shard)
-        known = work.known(work.manifest.address(file))
+        known = work.sidecar(work.manifest.address(file))
         if known is None:
             return None
         found = {file: known["sha256"]}
     if rows.beside:
-        near = ((name, work.known(work.manifest.address(name))) for name in near_by(work.manifest, file))
+        near = ((name, work.sidecar(work.manifest.address(name))) for name in names_beside(work.manifest, file))
         beside = next(((name, known["sha256"]) for name, known in near if known), None)
         if beside is None:
             return None
@@ -108,14 +110,14 @@ def inputs(work: Work, shard: int) -> dict[str, str] | None:
 
 
 def about(work: Work, shard: int, separator: str = "\n") -> About:
-    """What a reader may know of a shard's file."""
+    """What a reader is told about a shard's file."""
     rows = work.manifest.annotations
     file = file_of(work, shard)
-    beside = _beside(work, file).read_bytes() if rows.beside else None
+    beside = _download_beside(work, file).read_bytes() if rows.beside else None
     return About(work.manifest.name, file, beside, rows.columns, separator)
 
 
-def numbered(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
+def numbered_rows(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
     """(number, row) of a shard: its number in the dataset where JSON is cut, else in the shard."""
     rows = work.manifest.annotations
     if rows.cut:
@@ -126,7 +128,7 @@ def numbered(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
     found: Iterator[Any]
     try:
         if rows.format == "json":
-            with _json(work, path) as json:
+            with _open_json(work, path) as json:
                 yield from islice(enumerate(row for _, run in jsonfile.chunks(json) for row in run), work.limit)
             return
         if rows.format == "parquet":
@@ -143,31 +145,31 @@ def numbered(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
 
 
 def _cut_rows(work: Work, shard: int) -> Iterator[tuple[int, Any]]:
-    cut = _cut(work, shard)
+    cut = _cut_of(work, shard)
     plan = cut.kept.plan
     done = _download(work, cut.file)
     if done.sha256 != cut.kept.sha256:
         raise Incomplete(f"{cut.file} was changed since it was planned: run the same command again")
-    path = _member(work, done.path, done.sha256)
+    path = _json_path(work, done.path, done.sha256)
     per_shard = work.manifest.annotations.rows_per_shard or 1
-    start, stop = cut.within * per_shard, min((cut.within + 1) * per_shard, _limited(work, plan.n_rows))
+    start, stop = cut.within * per_shard, min((cut.within + 1) * per_shard, _within_limit(work, plan.n_rows))
     for number, row in jsonfile.read_rows(path, plan, start, stop):
         yield cut.rows_before + number, row
 
 
 class _Cut(NamedTuple):
-    """A shard of files that are cut: which of its file's shards it is, and how many rows the files before have."""
+    """A shard of JSON that is cut: its file, its number within that file, and the rows of the files before."""
 
     file: str
-    kept: _Kept
+    kept: _PlannedFile
     rows_before: int
     within: int
 
 
-def _cut(work: Work, shard: int) -> _Cut:
+def _cut_of(work: Work, shard: int) -> _Cut:
     first = 0
     for file, kept in _planned_files(work).items():
-        here = _shards(work, kept.plan.n_rows)
+        here = _n_shards(work, kept.plan.n_rows)
         if shard < here:
             return _Cut(file, kept, first, shard)
         shard -= here
@@ -175,19 +177,19 @@ def _cut(work: Work, shard: int) -> _Cut:
     raise Incomplete(f"{work.manifest.name!r} has no shard {shard!r} any more: upstream's files have fewer rows now")
 
 
-def _planned_files(work: Work) -> dict[str, _Kept]:
+def _planned_files(work: Work) -> dict[str, _PlannedFile]:
     """The plans of all files, in their order. Raises Incomplete while one isn't planned."""
-    plans, files = _kept(work), work.manifest.annotations.listed()
+    plans, files = _read_plans(work), work.manifest.annotations.file_list()
     if any(file not in plans for file in files):
         raise Incomplete(f"{work.manifest.name!r} isn't listed yet: run `datakit fetch {work.manifest.name}`")
     return {file: plans[file] for file in files}
 
 
-def _shards(work: Work, n_rows: int) -> int:
-    return -(-_limited(work, n_rows) // (work.manifest.annotations.rows_per_shard or 1))
+def _n_shards(work: Work, n_rows: int) -> int:
+    return -(-_within_limit(work, n_rows) // (work.manifest.annotations.rows_per_shard or 1))
 
 
-def _limited(work: Work, n_rows: int) -> int:
+def _within_limit(work: Work, n_rows: int) -> int:
     return n_rows if work.limit is None else min(n_rows, work.limit)
 
 
@@ -204,41 +206,41 @@ def _download(work: Work, file: str) -> Downloaded:
         ) from error
 
 
-def _planned(work: Work, file: str, sha256: str) -> _Kept:
+def _plan_file(work: Work, file: str, sha256: str) -> _PlannedFile:
     address = work.manifest.address(file)
     try:
-        path = _member(work, work.local(address), sha256)
-        return _Kept(sha256, jsonfile.plan(path, rows_per_shard=work.manifest.annotations.rows_per_shard or 1))
+        path = _json_path(work, work.local(address), sha256)
+        return _PlannedFile(sha256, jsonfile.plan(path, rows_per_shard=work.manifest.annotations.rows_per_shard or 1))
     except SourceError as error:
         raise work.distrust(address, error) from error
 
 
-def _kept(work: Work) -> dict[str, _Kept]:
-    """The plans beside the listing; none when they aren't as they were written."""
-    return dict(sealed.read(work.store, f"{work.folder}/{_PLAN}", "files", dict[str, _Kept]) or {})
+def _read_plans(work: Work) -> dict[str, _PlannedFile]:
+    """The plans by file; empty when plan.json is missing or damaged."""
+    return dict(sealed.read(work.store, f"{work.folder}/{_PLAN}", "files", dict[str, _PlannedFile]) or {})
 
 
-# What stands inside an archive, and beside a file
+# JSON inside an archive, and files beside a file
 
 
-def _member(work: Work, path: Path, sha256: str) -> Path:
+def _json_path(work: Work, path: Path, sha256: str) -> Path:
     """The JSON of a download: itself, or the member of it that the manifest names, taken out once."""
     inside = work.manifest.annotations.inside
     if not inside:
         return path
     out = path.with_name(f"{path.name}{INSIDE}{Path(inside).suffix}")
-    with locked(out.with_name(f"{out.name}.lock")):
+    with file_lock(out.with_name(f"{out.name}.lock")):
         if not derived.fits(out, sha256):
             derived.remove(out)
-            with published(out) as sink:
-                _take_out(path, inside, sink)
+            with atomic_file(out) as sink:
+                _extract_member(path, inside, sink)
             derived.declare(out, sha256)
     return out
 
 
 @contextmanager
-def _json(work: Work, path: Path) -> Iterator[Path]:
-    """The JSON of a download that is read once."""
+def _open_json(work: Work, path: Path) -> Iterator[Path]:
+    """The JSON of a download, for a file that is read only once."""
     inside = work.manifest.annotations.inside
     if not inside:
         yield path
@@ -247,15 +249,15 @@ def _json(work: Work, path: Path) -> Iterator[Path]:
     if not os.access(folder, os.W_OK):  # a root that can only be read
         folder = Path(tempfile.gettempdir())
         sweep(folder)
-    with temporary(folder / f"{path.name}{INSIDE}", suffix=Path(inside).suffix) as (raw, out):
-        _take_out(path, inside, Sink(raw, out))
+    with temporary_file(folder / f"{path.name}{INSIDE}", suffix=Path(inside).suffix) as (raw, out):
+        _extract_member(path, inside, Sink(raw, out))
         with storage_errors(out):
             raw.flush()
         yield out
 
 
-def _take_out(path: Path, inside: str, sink: Sink) -> None:
-    """Writes the member of an archive to a file. Raises ManifestError when there is none of that name, or two."""
+def _extract_member(path: Path, inside: str, sink: Sink) -> None:
+    """Writes a member of an archive to a file. Raises ManifestError unless exactly one has that name."""
     ending = inside.removeprefix("*") if inside.startswith("*") else None
     named = [member for member in archives.members(path) if ".json" in member.name or member.name == inside]
     found = [member for member in named if member.name == inside or (ending and member.name.endswith(ending))]
@@ -270,20 +272,20 @@ def _take_out(path: Path, inside: str, sink: Sink) -> None:
             sink.write(piece)
 
 
-def near_by(manifest: Manifest, file: str) -> list[str]:
-    """What may stand beside a file, in the order in which it is asked for."""
+def names_beside(manifest: Manifest, file: str) -> list[str]:
+    """The files that may be beside a file, in the order in which they are tried."""
     return [posixpath.join(posixpath.dirname(file), name) for name in manifest.annotations.beside]
 
 
-def _beside(work: Work, file: str) -> Path:
-    """The first file beside it that is there. Raises DownloadError with what each of them answered."""
-    near = [work.manifest.address(name) for name in near_by(work.manifest, file)]
-    if known := next((address for address in near if work.known(address)), None):
+def _download_beside(work: Work, file: str) -> Path:
+    """The first of the files beside a file that can be downloaded. Raises DownloadError with the error of each."""
+    near = [work.manifest.address(name) for name in names_beside(work.manifest, file)]
+    if known := next((address for address in near if work.sidecar(address)), None):
         near = [known]
-    refused = []
+    refusals = []
     for address in near:
         try:
             return work.download(address).path
         except DownloadError as error:
-            refused.append(str(error))
-    raise DownloadError("; ".join(refused))
+            refusals.append(str(error))
+    raise DownloadError("; ".join(refusals))

@@ -1,4 +1,4 @@
-"""Finder: pictures in the archives that they came in, by the references of rows. Nothing is copied or unpacked."""
+"""Finder: finds the pictures that rows refer to in upstream's archives. Nothing is copied or unpacked."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from datakit.images.extensions import ENDINGS_IN_ARCHIVES, EXTENSIONS_OF_A_STEM
 
 
 def sources_with(manifest: Manifest, without: tuple[str, ...]) -> dict[str, Source]:
-    """The sources of pictures of a dataset, but for some."""
+    """The sources of a dataset's pictures, except those in `without`."""
     return {name: source for name, source in manifest.images.sources.items() if name not in without}
 
 
 class Found(NamedTuple):
-    """What a reference means."""
+    """The archive member that a reference means."""
 
     source: str
-    file: str  # the archive, as tables name it
+    file: str  # the archive, by its name in tables
     member: archives.Member
-    repaired: bool  # found under another extension, where the manifest doesn't say that this is so
+    repaired: bool  # found under another extension, although the manifest doesn't allow any
 
 
 class Finder:
-    """Finds references in the archives of a dataset; with `repair` under another extension, too, if under none else."""
+    """Finds references in a dataset's archives; with `repair` also under another extension, if the name isn't there."""
 
     def __init__(self, work: Work, *, without: tuple[str, ...], repair: bool) -> None:
         # The longest prefix wins: vg/VG_100K_2/ is not vg/VG_100K/.
@@ -40,21 +40,21 @@ class Finder:
             name: [(source, table_name(work, archive), index_of(work, archive)) for archive in source.archives()]
             for name, source in sources_with(work.manifest, without).items()
         }
-        self._rules = (find, under_another_extension) if repair else (find,)
+        self._rules = (find, find_other_extension) if repair else (find,)
 
     def sources(self, ref: str) -> list[str]:
-        """The sources of the longest prefix that a reference has."""
+        """The names of the sources whose prefix a reference has; of several prefixes the longest counts."""
         ref = ref.removeprefix("./")
         fit = [(name, len(source.prefix)) for name, source in self._sources if ref.startswith(source.prefix)]
         return [name for name, length in fit if length == fit[0][1]]
 
     def __call__(self, ref: str) -> Found | str:
-        """What it means, or the outcome: no_source, left_out, missing."""
+        """The member that a reference means, or the outcome: no_source, left_out, missing."""
         names = self.sources(ref)
         ours = [name for name in names if name in self._archives]
         if not ours:
             return "left_out" if names else "no_source"
-        for rule in self._rules:  # first in all archives by the name it has, then in any by another
+        for rule in self._rules:  # the exact name in all archives comes before another extension in any
             for name in ours:
                 for source, file, index in self._archives[name]:
                     if (member := rule(index, source, ref.removeprefix("./"))) is not None:
@@ -62,8 +62,8 @@ class Finder:
         return "missing"
 
 
-def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]], without: tuple[str, ...]) -> str:
-    """What a person has to get, and how to go on with it or without it and what is given up already."""
+def get_archives_message(dataset: str, absent: list[tuple[str, Source, list[str]]], without: tuple[str, ...]) -> str:
+    """The message that names archives to get by hand, and the commands to go on with or without them."""
     files = {name: [posixpath.basename(archive) for archive in archives] for name, _, archives in absent}
     lines = [f"  {name}: {shortlist(files[name])}. {source.obtain}" for name, source, _ in absent]
     return "\n".join(
@@ -76,7 +76,7 @@ def asked_for(dataset: str, absent: list[tuple[str, Source, list[str]]], without
     )
 
 
-def by_hand(sources: dict[str, Source], work: Work) -> list[tuple[str, Source, list[str]]]:
+def archives_to_get(sources: dict[str, Source], work: Work) -> list[tuple[str, Source, list[str]]]:
     """Sources that no program can download and that aren't here, with their archives."""
     found = []
     for name, source in sources.items():
@@ -92,7 +92,7 @@ def index_of(work: Work, archive: str) -> archives.Index:
 
 
 def table_name(work: Work, archive: str) -> str:
-    """An archive as tables name it."""
+    """An archive's name in tables."""
     return f"downloads/{work.local(archive).relative_to(work.store.downloads).as_posix()}"
 
 
@@ -102,7 +102,7 @@ def open_index(path: Path) -> archives.Index:
     return archives.Index.open(path)
 
 
-def under_another_extension(index: archives.Index, source: Source, ref: str) -> archives.Member | None:
+def find_other_extension(index: archives.Index, source: Source, ref: str) -> archives.Member | None:
     """The one member that differs from a reference in its extension; None when there are two: it would be a guess."""
     stem = ref.rpartition(".")[0]
     exact = structs.replace(source, any_extension=False)

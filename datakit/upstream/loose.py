@@ -1,4 +1,4 @@
-"""Loose pictures: files of a folder by their paths, and base64 that stands in rows; nobody vouches for either."""
+"""Loose pictures: files of a folder by their paths, and base64 in rows; neither is trusted."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Find = Callable[[str], tuple[bytes, bool]]
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
-def decoded(picture: bytes | str) -> bytes:
+def decode_picture(picture: bytes | str) -> bytes:
     """The bytes of a picture; a str is base64, maybe a data URL. Raises BadImage.
 
-    Line breaks and whatever else isn't base64's are passed over, as Python's b64decode does in upstreams' loaders; text
-    that is no picture gives bytes that aren't one either.
+    Line breaks and other characters outside base64's alphabet are skipped, as by b64decode in upstreams' loaders. Text
+    that isn't a picture gives bytes that aren't one; `images.inspect` finds that out.
     """
     if not picture:
         raise BadImage("missing", "no bytes")
@@ -49,9 +49,9 @@ def is_file(path: Path) -> bool:
 
 
 class Folder:
-    """Pictures by their path below a folder. What a path or a link names elsewhere is never opened.
+    """Pictures by their path below a folder. A path or a link that leads out of the folder is never opened.
 
-    With `repair` one that isn't there is the one file that differs from it in its extension, if there is just one.
+    With `repair` a missing file is replaced by the file that differs only in its extension, if there is exactly one.
     """
 
     def __init__(self, folder: str, *, repair: bool) -> None:
@@ -95,9 +95,9 @@ _states: dict[tuple[str, str], tuple[dict[str, int], str]] = {}  # when the fold
 def folder_state(folder: str, without: Path | None = None) -> str | None:
     """A fingerprint of the names, sizes and times of change of a folder's files; None when it isn't there.
 
-    `without` is a folder in it that doesn't count, such as the root that is being filled. A process walks through it
-    once, and again when a folder in it has changed: a file that came, went or was renamed is noticed at once, one
-    that was written in place by the next command.
+    `without` is a folder inside it to skip, such as the root that is being filled. A process walks the folder once, and
+    again when a folder in it has changed: added, removed and renamed files are noticed at once, a file that was
+    overwritten in place only by the next command.
     """
     folder, skipped = os.path.realpath(folder), os.path.realpath(without) if without else ""
     known, state = _states.get((folder, skipped), ({}, ""))
@@ -106,17 +106,17 @@ def folder_state(folder: str, without: Path | None = None) -> str | None:
     if not Path(folder).is_dir():
         return None
     stamps: dict[str, int] = {}
-    found = []
+    entries = []
     for where, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if str(Path(where, name)) != skipped]
         stamps[where] = Path(where).stat().st_mtime_ns
         for name in files:
             path = Path(where, name)
             about = path.stat() if is_file(path) else path.lstat()  # of a link, what it leads to
-            found.append((os.fsencode(path.relative_to(folder)), about.st_size, about.st_mtime_ns))
+            entries.append((os.fsencode(path.relative_to(folder)), about.st_size, about.st_mtime_ns))
     digest = sha256()
-    for one in sorted(found):
-        digest.update(b"%s\0%d %d\n" % one)
+    for entry in sorted(entries):
+        digest.update(b"%s\0%d %d\n" % entry)
     _states[folder, skipped] = (stamps, digest.hexdigest())
     return digest.hexdigest()
 

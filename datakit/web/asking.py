@@ -19,8 +19,8 @@ from yarl import URL
 from datakit.errors import DownloadError
 from datakit.web import hosts as policy
 from datakit.web.hosts import Hosts, RefusedUrl
-from datakit.web.outcomes import PACKED, NoHandles, Stop, stop_for, target
-from datakit.web.pacing import Host, Lateness, Limits, Room, Window
+from datakit.web.outcomes import PACKED, NoHandles, Stop, redirect_target, stop_for
+from datakit.web.pacing import ByteBudget, Host, Lateness, Limits, Window
 from datakit.web.proxies import Proxies
 from datakit.web.robots import MAX_BYTES as ROBOTS_BYTES
 from datakit.web.robots import Robots
@@ -46,7 +46,7 @@ class Job:
     place: int
     url: str
     left_s: float
-    asked: str = ""  # the URL as it is sent: checked and mirrored
+    sent_url: str = ""  # the URL as it is sent: checked and mirrored
     began: float = 0.0
     final_url: str = ""
     status: int = 0
@@ -58,7 +58,7 @@ class Job:
 class Resolver(AbstractResolver):
     """Gives aiohttp the addresses that passed the check; it connects to these and looks nothing up itself.
 
-    A proxy is where the environment says, on whatever address.
+    A proxy may have any address: the environment names it.
     """
 
     def __init__(self, hosts: Hosts, pool: ThreadPoolExecutor, proxies: Proxies) -> None:
@@ -68,7 +68,7 @@ class Resolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         loop = asyncio.get_running_loop()
-        look_up = policy.look_up if self._proxies.has_place(host, port) else self._hosts.addresses
+        look_up = policy.look_up if self._proxies.is_proxy_address(host, port) else self._hosts.addresses
         addresses = await loop.run_in_executor(self._pool, look_up, host, port)
         return [
             ResolveResult(
@@ -87,13 +87,13 @@ class Resolver(AbstractResolver):
 
 
 class _Connection(ResponseHandler):
-    """A connection that is dropped at once where it is closed, and that bears few answers to one request."""
+    """A connection that is cut when it is closed, and that accepts few answers to one request."""
 
     def close(self) -> None:
         self.abort()  # a TLS connection would be read on for 30 s, for the other side's farewell
 
     def is_connected(self) -> bool:
-        """False where something came while nothing was asked: it must not answer the next request."""
+        """False when data came before a request: it must not be taken for the answer to the next one."""
         return super().is_connected() and not self._buffer and not self._tail
 
     def data_received(self, data: bytes) -> None:
@@ -112,7 +112,7 @@ class Asker:
         hosts: Hosts,
         limits: Limits,
         window: Window,
-        room: Room,
+        room: ByteBudget,
         lateness: Lateness,
         has_room: Callable[[Host[Job]], None],
     ) -> None:
@@ -150,13 +150,13 @@ class Asker:
         await self._session.close()
         self._lookups.shutdown(wait=False, cancel_futures=True)  # a lookup can't be called off
 
-    def asked(self, url: str) -> tuple[str, Host[Job]]:
-        """The URL as it is sent, and its host. Raises RefusedUrl."""
-        sent = self._hosts.first(url)
+    def checked_url(self, url: str) -> tuple[str, Host[Job]]:
+        """The URL in the form in which it is sent, and its host. Raises RefusedUrl."""
+        sent = self._hosts.checked_url(url)
         return sent, self.host(sent)
 
     def host(self, url: str) -> Host[Job]:
-        """What is known of the host of a checked URL."""
+        """The state of the host of a checked URL."""
         name = policy.host_of(url)
         host = self._known.get(name)
         if host is None:
@@ -171,7 +171,7 @@ class Asker:
             self._forget_at = max(HOSTS_KEPT, 2 * len(self._known))
 
     def let_in(self, place: int) -> None:
-        """The oldest URL doesn't wait for bytes any more."""
+        """Lets a URL that waits for bytes go on, because it is the oldest now."""
         if place in self._waiting:
             self._room.let_in(place)
 
@@ -181,7 +181,7 @@ class Asker:
         Raises Stop and RefusedUrl with the outcome when there is none, and DownloadError when the system grants
         no file handles for long: that is no outcome of a URL, and would be the same for all the others.
         """
-        url = job.asked
+        url = job.sent_url
         hops, tries, refusals = 0, 0, 0
         was_late = False
         while True:
@@ -197,14 +197,14 @@ class Asker:
                         "the system grants the crawl no file handles: raise `ulimit -n`, or run fewer --jobs"
                     ) from stop
                 await asyncio.sleep(BACKOFF_S)
-                host = await self._entered(host, job)
+                host = await self._enter_host(host, job)
                 continue
             except Stop as stop:
                 self._room.give(job.held)
                 job.held = 0
                 if stop.ours and not was_late:
                     was_late = True
-                    host = await self._entered(host, job)
+                    host = await self._enter_host(host, job)
                     continue
                 pause = BACKOFF_S * 2**tries if stop.after_s is None else stop.after_s
                 if not stop.again or tries == self._limits.retries or pause >= job.left_s:
@@ -212,7 +212,7 @@ class Asker:
                 tries += 1
                 job.left_s -= pause
                 await asyncio.sleep(pause)
-                host = await self._entered(host, job)
+                host = await self._enter_host(host, job)
                 continue
             if not isinstance(answer, str):
                 return answer
@@ -220,9 +220,9 @@ class Asker:
             if hops > self._limits.max_redirects:
                 raise Stop("redirects")
             url = job.final_url = self._hosts.check_url(answer)
-            host = await self._entered(self.host(url), job)
+            host = await self._enter_host(self.host(url), job)
 
-    async def _entered(self, host: Host[Job], job: Job) -> Host[Job]:
+    async def _enter_host(self, host: Host[Job], job: Job) -> Host[Job]:
         """Begins a further request when the host permits it. Redirects and retries go before those who wait."""
         while True:
             now = self._loop.time()
@@ -247,7 +247,7 @@ class Asker:
                 async with asyncio.timeout(job.left_s) as job.deadline:
                     return await self._ask(job, url, host)
             except TimeoutError as error:
-                raise self._missed("timeout_total", job.left_s, late_s) from error
+                raise self._deadline_outcome("timeout_total", job.left_s, late_s) from error
             finally:
                 job.deadline = None
                 job.left_s -= self._listened_s() - began - job.waited_s
@@ -260,24 +260,24 @@ class Asker:
         finally:
             host.running -= 1
             if outcome:
-                host.ended(outcome, self._loop.time())
-                self._window.connected(outcome != "timeout_connect")
+                host.report_outcome(outcome, self._loop.time())
+                self._window.report_connection(outcome != "timeout_connect")
             if host.waiting:
                 self._has_room(host)
 
     def _late_s(self) -> float:
-        """How late the loop came in all."""
+        """How late the loop has been in all, in seconds."""
         return self._lateness.total_s(self._loop.time())
 
     def _listened_s(self) -> float:
-        """The time of the loop without that for which it came late."""
+        """The loop's clock, without the time by which the loop was late."""
         now = self._loop.time()
         return now - self._lateness.total_s(now)
 
-    def _missed(self, outcome: str, deadline_s: float, late_s: float) -> Stop:
-        """The outcome for a deadline that has passed; ours where the loop came late for much of it.
+    def _deadline_outcome(self, outcome: str, deadline_s: float, late_s: float) -> Stop:
+        """The outcome for a deadline that has passed; it is our own fault when the loop was late for much of it.
 
-        `late_s` is how late the loop had come in all when the request began.
+        `late_s` is how late the loop had been in all when the request began.
         """
         return Stop(outcome, ours=self._late_s() - late_s >= LATE * deadline_s)
 
@@ -289,7 +289,7 @@ class Asker:
             raise Stop("robots")
 
     async def _robots_txt(self, place: int, url: str) -> tuple[int, bytes]:
-        """Status and body of a robots.txt. It goes beyond its host's share: others wait for it."""
+        """Status and body of a robots.txt. It may exceed its host's share: other URLs wait for it."""
         job = Job(place, url, self._limits.total_s, url)
         late_s = self._late_s()
         try:
@@ -300,7 +300,7 @@ class Asker:
                         return job.status, answer[0]
                     url = self._hosts.check_url(answer)
         except TimeoutError as error:
-            raise self._missed("timeout_total", job.left_s, late_s) from error
+            raise self._deadline_outcome("timeout_total", job.left_s, late_s) from error
         except Stop as stop:
             if stop.outcome.startswith("http_") or stop.outcome in ("opted_out", "encoding"):
                 return job.status, b""
@@ -328,27 +328,27 @@ class Asker:
 
     async def _ask(self, job: Job, url: str, host: Host[Job], most: int | None = None) -> tuple[bytes, str] | str:
         proxy = self._proxies.proxy_for(url)
-        if proxy is None and self._proxies.is_one(url):
+        if proxy is None and self._proxies.is_proxy(url):
             raise RefusedUrl("refused_address", f"{url!r} leads to the proxy itself, which is for asking others")
         late_s = self._late_s()
         try:
             async with self._session.get(URL(url, encoded=True), allow_redirects=False, proxy=proxy) as reply:
                 job.status = reply.status
                 if reply.status in REDIRECTS and "Location" in reply.headers:
-                    return target(url, reply.headers["Location"])
+                    return redirect_target(url, reply.headers["Location"])
                 if reply.status != 200:
                     again = reply.status in TRY_AGAIN
                     after_s = policy.retry_after_s(reply.headers.get("Retry-After", ""))
                     if again and after_s is not None:
                         host.pause(self._loop.time(), after_s)
                     raise Stop(f"http_{reply.status}", again=again, after_s=after_s)
-                if policy.opted_out(reply.headers.getall("X-Robots-Tag", []), reply.headers.get("tdm-reservation")):
+                if policy.is_opted_out(reply.headers.getall("X-Robots-Tag", []), reply.headers.get("tdm-reservation")):
                     raise Stop("opted_out")
                 return await self._read(job, reply, most)
         except aiohttp.ConnectionTimeoutError as error:
-            raise self._missed("timeout_connect", self._limits.connect_s, late_s) from error
+            raise self._deadline_outcome("timeout_connect", self._limits.connect_s, late_s) from error
         except aiohttp.ServerTimeoutError as error:
-            raise self._missed("timeout_read", self._limits.read_s, late_s) from error
+            raise self._deadline_outcome("timeout_read", self._limits.read_s, late_s) from error
         except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:
             raise stop_for(error) from error
 

@@ -5,7 +5,7 @@
    redirects by hand, read up to a ceiling, try again.
 3. What was read goes to `work` in a pool of threads, so that no picture is decoded on the event loop.
 4. Results wait for their turn, in memory or in the spool. How many bytes are being read is bounded; the oldest
-   URL is never held up by that bound, so there is always one that moves.
+   URL is never held up by that bound, so one always makes progress.
 
 The netrc and cookies of the environment are not used (`trust_env=False`): no credential should meet a URL of a
 dataset. Its proxies are, and then names are theirs to resolve: see `proxies`.
@@ -29,8 +29,8 @@ from typing import Any, Generic, TypeVar
 from datakit.process import memory
 from datakit.web.asking import Asker, Job
 from datakit.web.hosts import Hosts, RefusedUrl
-from datakit.web.outcomes import Stop, worked
-from datakit.web.pacing import TICK_S, Host, Lateness, Limits, Room, Window, size_of
+from datakit.web.outcomes import Stop, run_work
+from datakit.web.pacing import TICK_S, ByteBudget, Host, Lateness, Limits, Window, size_of
 from datakit.web.spool import Spool, Spooled
 
 __all__ = ["Fetched", "Limits", "crawl"]
@@ -73,8 +73,8 @@ def crawl(
 ) -> Generator[Fetched[T], None, None]:
     """Fetches each URL and gives it to `work`; yields one `Fetched` per URL, in the order given.
 
-    `work` runs in one of `threads` threads; if it is `light`, less work than the way to a thread and back, on the
-    event loop for bodies up to a mebibyte. The reason of a BadImage that it raises becomes the outcome;
+    `work` runs in one of `threads` threads; if it is `light` (cheaper than handing it to a thread), on the event loop
+    for bodies up to a mebibyte. The reason of a BadImage that it raises becomes the outcome;
     any other exception of it comes out here, when its URL's turn comes. Values that come long before their turn
     are pickled into nameless files in `scratch` (the system's temporary folder if None). Closing the generator
     stops all.
@@ -87,7 +87,7 @@ def crawl(
 
 
 class _Engine(Generic[T]):
-    """The event loop's thread, and both sides of the border to it."""
+    """The event loop's thread, and the methods that the consumer's thread and the loop call."""
 
     def __init__(
         self, hosts: Hosts, limits: Limits, work: Callable[[bytes], T], threads: int, light: bool, spool: Spool
@@ -102,8 +102,8 @@ class _Engine(Generic[T]):
         self._starved = False  # whether the loop waits for the consumer
         # From here on all is the loop's own.
         self._pending: deque[Job] = deque()
-        self._ready: deque[Host[Job]] = deque()  # hosts that have room again, and somebody who waits
-        self._parked: dict[int, tuple[Job, Host[Job]]] = {}  # those who wait for their host
+        self._ready: deque[Host[Job]] = deque()  # hosts that have room again, and waiting jobs
+        self._parked: dict[int, tuple[Job, Host[Job]]] = {}  # jobs that wait for their host, by place
         self._running = self._working = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._done: dict[int, Fetched[Any] | BaseException] = {}
@@ -111,7 +111,7 @@ class _Engine(Generic[T]):
         self._due: list[Fetched[Any] | BaseException] = []  # whose turn has come
         self._next_out = 0
         self._oldest = 0  # the first place that the consumer hasn't taken
-        self._bytes = Room(limits.bytes_ahead, lambda: self._oldest)
+        self._bytes = ByteBudget(limits.bytes_ahead, lambda: self._oldest)
         self._loop = _new_loop()
         self._stopping = asyncio.Event()
         self._up = threading.Event()
@@ -148,7 +148,7 @@ class _Engine(Generic[T]):
         self._call(self._stopping.set)
         self._thread.join()
         self._spool.close()
-        memory.give_back()
+        memory.release()
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -169,7 +169,7 @@ class _Engine(Generic[T]):
             self._up.set()
 
     async def _serve(self) -> None:
-        self._loop.set_exception_handler(self._broken)
+        self._loop.set_exception_handler(self._on_loop_error)
         self._lateness = Lateness(self._loop.time())
         self._asker = Asker(self._hosts, self._limits, self._window, self._bytes, self._lateness, self._ready.append)
         try:
@@ -183,8 +183,8 @@ class _Engine(Generic[T]):
             await self._asker.close()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A callback of ours raised: without a word to the consumer it would wait for ever."""
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Hands an exception of one of our callbacks to the consumer, which would otherwise wait for ever."""
         if "handle" in context and isinstance(bug := context.get("exception"), Exception):
             self._out.put([bug])
         else:
@@ -201,7 +201,7 @@ class _Engine(Generic[T]):
         self._start()
 
     def _settle(self) -> None:
-        """Gives back the bytes of what the consumer has taken, which it tells by a number alone."""
+        """Releases the bytes of the results that the consumer has taken, of which it reports only the number."""
         while self._oldest < self._n_taken:
             self._bytes.give(self._held.pop(self._oldest))
             self._oldest += 1
@@ -210,7 +210,7 @@ class _Engine(Generic[T]):
     # Who may start.
 
     def _start(self) -> None:
-        """Starts what may start. When memory or disk fill up nothing new is, so that what was can end."""
+        """Starts what may start. When memory or disk fill up nothing new is started, so that what runs can end."""
         self._settle()
         while not self._stopping.is_set():
             crowded = self._crowded()
@@ -220,7 +220,7 @@ class _Engine(Generic[T]):
                 crowded = self._crowded()
             if crowded or self._running >= self._window.size:
                 if not crowded and (self._pending or self._ready):
-                    self._window.filled()
+                    self._window.report_full()
                 self._start_oldest()
                 return
             job = self._next()
@@ -235,18 +235,18 @@ class _Engine(Generic[T]):
         """The next URL whose host has room: one that had to wait for it, or else the next in order."""
         while self._ready:
             host = self._ready.popleft()
-            if found := self._released(host):
+            if found := self._release(host):
                 return found
         while self._pending:
-            if found := self._admitted(self._pending.popleft()):
+            if found := self._admit(self._pending.popleft()):
                 return found
         return None
 
-    def _admitted(self, job: Job) -> tuple[Job, Host[Job]] | None:
-        """The URL with its host; None when it has ended here, or waits for its host now."""
+    def _admit(self, job: Job) -> tuple[Job, Host[Job]] | None:
+        """The URL with its host; None when it was refused (its result is delivered) or now waits for its host."""
         job.final_url = job.url
         try:
-            job.asked, host = self._asker.asked(job.url)
+            job.sent_url, host = self._asker.checked_url(job.url)
         except RefusedUrl as refused:
             self._deliver(job, self._result(job, refused.outcome))
             return None
@@ -265,8 +265,8 @@ class _Engine(Generic[T]):
             return None
         return job, host
 
-    def _released(self, host: Host[Job]) -> tuple[Job, Host[Job]] | None:
-        """The first who waits for a host, if it has room now; those whom it refuses end here."""
+    def _release(self, host: Host[Job]) -> tuple[Job, Host[Job]] | None:
+        """The first URL that waits for a host, if the host has room now. Those that the host refuses end here."""
         now = self._loop.time()
         while host.waiting:
             if refusal := host.refuses(now):
@@ -285,7 +285,7 @@ class _Engine(Generic[T]):
         return None
 
     def _wake(self, host: Host[Job]) -> None:
-        """Makes sure that somebody looks at a host again: when its time has come, or when a request of it ends."""
+        """Makes sure that a host is looked at again: when its pause is over, or when a request of it ends."""
         if not host.full and not host.alarm:
             host.alarm = True
             self._loop.call_later(host.wait_s(self._loop.time()), self._look_again, host)
@@ -296,7 +296,7 @@ class _Engine(Generic[T]):
         self._start()
 
     def _start_oldest(self) -> None:
-        """The oldest URL goes beyond the window and its host's share: others may wait for bytes that wait for it."""
+        """Starts the oldest URL beyond the window and its host's share: others may wait for bytes that wait for it."""
         if self._oldest in self._parked:
             job, host = self._parked[self._oldest]
             if host.wait_s(self._loop.time()) > 0:
@@ -305,9 +305,7 @@ class _Engine(Generic[T]):
             del self._parked[self._oldest]
             self._launch(job, host)
         elif (
-            self._pending
-            and self._pending[0].place == self._oldest
-            and (found := self._admitted(self._pending.popleft()))
+            self._pending and self._pending[0].place == self._oldest and (found := self._admit(self._pending.popleft()))
         ):
             self._launch(*found)
 
@@ -316,9 +314,9 @@ class _Engine(Generic[T]):
         host.begin(self._loop.time())
         task = self._loop.create_task(self._handle(job, host))
         self._tasks.add(task)
-        task.add_done_callback(partial(self._ended, job))
+        task.add_done_callback(partial(self._on_task_done, job))
 
-    def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, job: Job, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (bug := task.exception()):
             self._deliver(job, bug)
@@ -379,8 +377,8 @@ class _Engine(Generic[T]):
         self._start()
 
     def _finish(self, job: Job, body: bytes, encoding: str) -> tuple[str, int, Any]:
-        """In the pool: the work, and the way to the disk for what comes long before its turn."""
-        outcome, size, value = worked(self._work, body, encoding, self._limits.max_bytes)
+        """Runs in the pool: does the work, and spools to disk what comes long before its turn."""
+        outcome, size, value = run_work(self._work, body, encoding, self._limits.max_bytes)
         if value is not None and self._spooling() and job.place != self._next_out:
             return outcome, size, self._spool.put(value)
         return outcome, size, value

@@ -1,4 +1,4 @@
-"""Derived files: what stands beside a download because it was made of it, an archive's index or a JSON taken out.
+"""Derived files: what was made of a download and stands beside it, an archive's index or a JSON taken out.
 
 `<file>.of` is written after each: of which bytes it was made (the download's sha256), and its own size and hash. A file
 without one, or that doesn't fit it, is made again.
@@ -13,7 +13,7 @@ import msgspec
 from datakit.storage.store import publish_file, xxh3
 
 
-class Of(msgspec.Struct, frozen=True):
+class Origin(msgspec.Struct, frozen=True):
     """What a derived file was made of, and what it is."""
 
     sha256: str  # of the download
@@ -22,42 +22,42 @@ class Of(msgspec.Struct, frozen=True):
 
 
 def of_path(path: Path) -> Path:
-    """Where it is said of what a derived file was made."""
+    """The file that says what a derived file was made of."""
     return path.with_name(f"{path.name}.of")
 
 
 def declare(path: Path, sha256: str) -> None:
-    """Says that a derived file is finished, and that it was made of a download with that hash."""
-    said = Of(sha256, path.stat().st_size, _hash(path))
-    publish_file(of_path(path), msgspec.json.encode(said) + b"\n")
+    """Records that a derived file is finished, and that it was made of a download with that hash."""
+    origin = Origin(sha256, path.stat().st_size, _hash(path))
+    publish_file(of_path(path), msgspec.json.encode(origin) + b"\n")
 
 
 def fits(path: Path, sha256: str, *, whole: bool = False) -> bool:
     """Whether a derived file is there and was made of a download with that hash; `whole` reads it to be sure."""
-    said = _said(path)
-    if said is None or said.sha256 != sha256:
+    origin = _declaration(path)
+    if origin is None or origin.sha256 != sha256:
         return False
-    return wrong(path) is None if whole else path.is_file() and path.stat().st_size == said.size_bytes
+    return damage(path) is None if whole else path.is_file() and path.stat().st_size == origin.size_bytes
 
 
-def wrong(path: Path) -> str | None:
-    """What is wrong with a derived file that `declare` spoke for, None when its bytes are those that were made."""
-    said = _said(path)
-    if said is None:
+def damage(path: Path) -> str | None:
+    """What is wrong with a derived file that was declared; None when its bytes are those that were made."""
+    origin = _declaration(path)
+    if origin is None:
         return "what is said of it can't be read"
     if not path.is_file():
         return "the file is missing"
-    if path.stat().st_size != said.size_bytes or _hash(path) != said.xxh3:
+    if path.stat().st_size != origin.size_bytes or _hash(path) != origin.xxh3:
         return "the bytes aren't those that were made"
     return None
 
 
-def declared(path: Path) -> bool:
-    """Whether it is said of what a derived file was made; earlier versions said nothing, and theirs are made again."""
+def has_declaration(path: Path) -> bool:
+    """Whether a derived file was declared; earlier versions declared none, and theirs are made again."""
     return of_path(path).exists()
 
 
-def derived(download: Path) -> list[Path]:
+def derived_files(download: Path) -> list[Path]:
     """The derived files of a download that are there."""
     index = download.with_name(f"{download.name}.index.parquet")
     inside = download.with_name(f"{download.name}.inside")
@@ -66,14 +66,14 @@ def derived(download: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Removes a derived file, and first what it is said to be made of: without that it counts for nothing."""
+    """Removes a derived file, its declaration first: without that the file doesn't count."""
     of_path(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
-def _said(path: Path) -> Of | None:
+def _declaration(path: Path) -> Origin | None:
     try:
-        return msgspec.json.decode(of_path(path).read_bytes(), type=Of)
+        return msgspec.json.decode(of_path(path).read_bytes(), type=Origin)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -26,7 +26,7 @@ from typing import TypeVar
 
 from datakit.errors import DownloadError, Incomplete, SourceError, UsageError
 from datakit.storage.refusals import storage_errors
-from datakit.storage.store import locked, replace
+from datakit.storage.store import file_lock, replace
 from datakit.web.addresses import HubFile, LocalFile, Source, WebFile, parse
 from datakit.web.hosts import Hosts
 from datakit.web.own import OwnFile
@@ -36,11 +36,11 @@ from datakit.web.sidecars import (
     Expect,
     check,
     declare,
-    finished,
+    finished_download,
     forget_part,
-    note_of,
-    part_of,
-    said_of,
+    part_note,
+    part_path,
+    read_sidecar,
     sweep,
 )
 from datakit.web.transfers import Broken, Open, ask_web, find_hub, from_hub, from_web
@@ -56,7 +56,7 @@ __all__ = [
     "head",
     "parse",
     "sweep",
-    "tried",
+    "with_retries",
 ]
 
 TRIES = 5  # in a row without this much progress:
@@ -103,14 +103,14 @@ def download(
     expect = expect or Expect()
     if own := _own_file(source, path):
         if isinstance(source, LocalFile) or own.file.is_file():
-            done = _taken(own, address, in_place=in_place, tell=tell)
+            done = _take(own, address, in_place=in_place, tell=tell)
             check(path, expect, size_bytes=done.size_bytes, sha256=done.sha256)
             return done
         log.warning("%s was adopted for %s and is gone: it is fetched", own.file, address)
-    if found := finished(path, expect):
+    if found := finished_download(path, expect):
         return found
-    with _alone(path):
-        if found := finished(path, expect):
+    with _lock(path):
+        if found := finished_download(path, expect):
             return found
         with storage_errors(path), Part(path, address) as part:
             _fetch(part, _opener(source, hosts), expect, tell)
@@ -120,7 +120,7 @@ def download(
 def _opener(source: Source, hosts: Hosts) -> Open:
     if isinstance(source, HubFile):
         return from_hub(source, hosts)
-    assert isinstance(source, WebFile)  # a file of this machine is copied by `_copied`
+    assert isinstance(source, WebFile)  # a file of this machine is copied by `_copy`
     return from_web(source, hosts)
 
 
@@ -140,11 +140,11 @@ def head(address: str, *, hosts: Hosts) -> Head:
         sha256 = version.etag if SHA256.fullmatch(version.etag or "") else None
         return Head(repo=source.repo, revision=version.revision, size_bytes=version.total, sha256=sha256)
 
-    return tried(ask, f"{address!r} could not be asked about")
+    return with_retries(ask, f"{address!r} could not be asked about")
 
 
-def tried(ask: Callable[[], Got], failed: str) -> Got:
-    """What `ask` returns, asked again while that may help. Raises DownloadError, which begins with `failed`."""
+def with_retries(ask: Callable[[], Got], failed: str) -> Got:
+    """What `ask` returns; tries again while that may help. Raises DownloadError, which begins with `failed`."""
     tries = 0
     while True:
         try:
@@ -155,41 +155,43 @@ def tried(ask: Callable[[], Got], failed: str) -> Got:
                 raise DownloadError(f"{failed}: {broken}. Run the same command again later") from broken
 
 
-def edited(address: str, into: Path) -> dict[str, str] | None:
-    """What a file of the user's has become since it was taken, by its sha256; None when it is as it was, or gone."""
+def edited_hash(address: str, into: Path) -> dict[str, str] | None:
+    """`{"sha256": …}` of a user's file that was edited since it was taken; None when it is unchanged, or gone."""
     source = parse(address)
     path = Path(into, source.folder)
-    own, said = _own_file(source, path), said_of(path)
-    if own is None or said is None or not own.file.is_file():
+    own, sidecar = _own_file(source, path), read_sidecar(path)
+    if own is None or sidecar is None or not own.file.is_file():
         return None
     now = own.sha256()
-    return None if now == said["sha256"] else {"sha256": now}
+    return None if now == sidecar["sha256"] else {"sha256": now}
 
 
-def abandoned(address: str, into: Path) -> list[Path]:
-    """What came of a hub's file at other revisions than the one that is meant by now, which nothing goes on with."""
+def abandoned_parts(address: str, into: Path) -> list[Path]:
+    """Unfinished downloads of a hub's file at other revisions than the present one, which nothing will resume."""
     source = parse(address)
     if not isinstance(source, HubFile):
         return []
     ours = Path(into, source.folder)
     revisions = ours.parents[source.path.count("/")].parent  # …/OWNER/REPO
-    found = (part_of(folder / source.path) for folder in sorted(revisions.glob("*")) if folder / source.path != ours)
-    return [left for part in found if part.exists() for left in (part, note_of(part.with_suffix(""))) if left.exists()]
+    found = (part_path(folder / source.path) for folder in sorted(revisions.glob("*")) if folder / source.path != ours)
+    return [
+        left for part in found if part.exists() for left in (part, part_note(part.with_suffix(""))) if left.exists()
+    ]
 
 
 def own_file(address: str, into: Path) -> Path | None:
-    """The file of the user's that stands for a download, which is a copy of it or a link to it; None if none does."""
+    """The user's file of which a download is a copy, or to which it is a link; None when there is none."""
     source = parse(address)
     own = _own_file(source, Path(into, source.folder))
     return None if own is None else own.file
 
 
 def check_unedited(path: Path) -> None:
-    """Raises Incomplete when a download is a link to a file that was edited, so that reading it gives a bit of each."""
+    """Raises Incomplete when a download is a link to a file that was edited: a reader may have met both versions."""
     if not path.is_symlink():
         return
-    said = said_of(path)
-    if said is None or OwnFile(_target(path), path).sha256() != said["sha256"]:
+    sidecar = read_sidecar(path)
+    if sidecar is None or OwnFile(_target(path), path).sha256() != sidecar["sha256"]:
         raise Incomplete(f"{str(_target(path))!r} was edited while it was read: run the same command again")
 
 
@@ -203,27 +205,27 @@ def _target(link: Path) -> Path:
     return Path(link.parent, link.readlink())
 
 
-def _taken(own: OwnFile, address: str, *, in_place: bool, tell: Tell) -> Downloaded:
-    """The copy of a file of the user's, or with `in_place` the link to it; made again when the file was edited."""
+def _take(own: OwnFile, address: str, *, in_place: bool, tell: Tell) -> Downloaded:
+    """Copies a user's file, or with `in_place` links to it, unless that is done and the file unchanged since."""
 
-    def done() -> Downloaded | None:
-        found = finished(own.path, Expect())
+    def up_to_date() -> Downloaded | None:
+        found = finished_download(own.path, Expect())
         if not own.file.is_file():
             return found
         if found is None or (own.path.is_symlink() and not in_place) or _shares_its_bytes(own):
             return None
         return found if own.sha256() == found.sha256 else None
 
-    if found := done():
+    if found := up_to_date():
         return found
     _check_readable(own)
-    with _alone(own.path):
-        return done() or (_linked(own, address, tell) if in_place else _copied(own, address, tell))
+    with _lock(own.path):
+        return up_to_date() or (_link(own, address, tell) if in_place else _copy(own, address, tell))
 
 
 def _check_readable(own: OwnFile) -> None:
     """Raises DownloadError when the user's file is gone or forbidden, SourceError when it is a web page."""
-    with own.readable():
+    with own.open_file():
         if own.path.suffix.lower() in BINARY:
             check_not_html(own.file)
 
@@ -233,21 +235,21 @@ def _shares_its_bytes(own: OwnFile) -> bool:
     return not own.path.is_symlink() and own.path.samefile(own.file)
 
 
-def _copied(own: OwnFile, address: str, tell: Tell) -> Downloaded:
+def _copy(own: OwnFile, address: str, tell: Tell) -> Downloaded:
     with storage_errors(own.path), Part(own.path, address) as part:
-        _fetch(part, own.opened, Expect(), tell)
+        _fetch(part, own.open_at, Expect(), tell)
         done = part.finish(Expect())
-    own.copied(done.sha256)
+    own.remember_copy(done.sha256)
     return done
 
 
-def _linked(own: OwnFile, address: str, tell: Tell) -> Downloaded:
+def _link(own: OwnFile, address: str, tell: Tell) -> Downloaded:
     link = own.path.with_name(f".{own.path.name}.link")
     try:
         link.unlink(missing_ok=True)  # of one that was killed here
         link.symlink_to(own.file)
     except OSError:  # a file system without links; copying says what else may be wrong
-        return _copied(own, address, tell)
+        return _copy(own, address, tell)
     sha256 = own.sha256(tell)
     done = Downloaded(
         path=own.path, size_bytes=own.file.stat().st_size, sha256=sha256, revision=own.revision, etag=None
@@ -260,22 +262,22 @@ def _linked(own: OwnFile, address: str, tell: Tell) -> Downloaded:
 
 
 @cache  # a folder may hold 23,000 files, and is looked through once in a process
-def _swept(folder: Path) -> None:
+def _sweep_once(folder: Path) -> None:
     sweep(folder)
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Nobody else makes this download meanwhile."""
+def _lock(path: Path) -> Iterator[None]:
+    """Holds the lock of a download, so that nobody else makes it meanwhile."""
     lock = path.with_name(path.name + ".lock")
-    _swept(path.parent)
-    with locked(lock):
+    _sweep_once(path.parent)
+    with file_lock(lock):
         yield
         lock.unlink(missing_ok=True)
 
 
 def adopt(path: Path, address: str) -> Downloaded:
-    """Declares a file finished that came by another way and stands where its download would land.
+    """Declares a file finished that datakit didn't download, and that stands where its download would land.
 
     `path` ends with `parse(address).folder`.
     """
@@ -286,7 +288,7 @@ def adopt(path: Path, address: str) -> Downloaded:
         raise UsageError(f"there is no file {str(path)!r}: put the file of {address!r} there first")
     if path.suffix.lower() in BINARY:
         check_not_html(path)
-    with _alone(path):
+    with _lock(path):
         with storage_errors(path), path.open("rb") as file:
             os.fsync(file.fileno())  # before the sidecar, which may be all that a crash leaves otherwise
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -312,8 +314,8 @@ def bring(file: Path, address: str, into: Path, *, tell: Tell = lambda done, tot
     _check_readable(own)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path):
-        return _linked(own, address, tell) if own.near() else _copied(own, address, tell)
+    with _lock(path):
+        return _link(own, address, tell) if own.is_on_same_disk() else _copy(own, address, tell)
 
 
 def _commit(source: Source) -> str | None:
@@ -331,7 +333,7 @@ def check_not_html(path: Path) -> None:
 
 
 def _fetch(part: Part, opener: Open, expect: Expect, tell: Tell) -> None:
-    """Lets a part grow until it is whole; tries again while that helps."""
+    """Downloads into a part until it is whole; tries again while that may help."""
     tries, before = 0, part.size
     while not part.whole:
         try:

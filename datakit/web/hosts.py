@@ -1,9 +1,9 @@
 """Hosts: what may be connected to, and the only place that says so.
 
-A URL from the internet passes three gates. `first` (or `check_url`, for a redirect's target) looks at its
+A URL from the internet passes three gates. `checked_url` (or `check_url`, for a redirect's target) looks at its
 form, `look_up` turns its host into addresses, and `check_address` looks at each address before a socket is
 opened to it. The caller connects to the address that was checked, never to the name again. What a server
-asks of us in its headers is read here too: `opted_out`, `retry_after_s`.
+asks of us in its headers is read here too: `is_opted_out`, `retry_after_s`.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ class Hosts:
 
     @cached_property
     def _allowed(self) -> frozenset[tuple[str, int | None]]:
-        return frozenset(_parse_allowed_one(entry) for entry in self.allowed)
+        return frozenset(_parse_allowed_entry(entry) for entry in self.allowed)
 
-    def mirrored(self, url: str) -> str:
+    def with_mirror(self, url: str) -> str:
         """The URL with its longest matching FROM prefix replaced, once."""
         if scheme := _SCHEME.match(url):
             url = scheme[0].lower() + url[scheme.end() :]
@@ -101,13 +101,13 @@ class Hosts:
                 return target + url[len(source) :]
         return url
 
-    def first(self, url: str) -> str:
+    def checked_url(self, url: str) -> str:
         """The URL to ask for when a dataset or a manifest says `url`: checked, mirrored, checked again.
 
         It is checked as written too, so that a row is refused with and without mirrors alike.
         """
         self.check_url(url)
-        return self.check_url(self.mirrored(url.strip(" ")))
+        return self.check_url(self.with_mirror(url.strip(" ")))
 
     def check_url(self, url: str) -> str:
         """The URL in the form in which it is sent, or RefusedUrl. Checking twice changes nothing.
@@ -138,7 +138,7 @@ class Hosts:
             self.check_address(str(address), str(address), port or _default_port(scheme))
             host = f"[{address}]" if address.version == 6 else str(address)
         shown_port = f":{port}" if port is not None and port != _default_port(scheme) else ""
-        return f"{scheme}://{host}{shown_port}{_quoted(url, tail)}"
+        return f"{scheme}://{host}{shown_port}{_quote(url, tail)}"
 
     def check_address(self, host: str, ip: str, port: int) -> None:
         """Raises RefusedUrl unless `ip` is public, or `host` (as the URL spells it) was allowed."""
@@ -192,7 +192,7 @@ def tls() -> ssl.SSLContext:
     return context
 
 
-def opted_out(robots: Iterable[str], reservation: str | None) -> bool:
+def is_opted_out(robots: Iterable[str], reservation: str | None) -> bool:
     """Whether headers ask not to be used: X-Robots-Tag for everybody or for datakit, and TDM reservation.
 
     A tag may name an agent (`datakit: noai`), and all that follows in its header is for that agent.
@@ -239,11 +239,11 @@ def parse_allowed(text: str) -> tuple[str, ...]:
     """`HOST,HOST:PORT`, as in DATAKIT_ALLOW_HOSTS; IPv6 in brackets."""
     entries = tuple(filter(None, (part.strip() for part in text.split(","))))
     for entry in entries:
-        _parse_allowed_one(entry)
+        _parse_allowed_entry(entry)
     return entries
 
 
-def _parse_allowed_one(entry: str) -> tuple[str, int | None]:
+def _parse_allowed_entry(entry: str) -> tuple[str, int | None]:
     try:
         host, port = _split_authority(entry, entry)
         address = _literal(entry, host)
@@ -338,7 +338,7 @@ def _is_public(address: IPv4 | IPv6) -> bool:
     return address in _OPEN_V6 and not any(address in block for block in _CLOSED_V6)
 
 
-def _quoted(url: str, tail: str) -> str:
+def _quote(url: str, tail: str) -> str:
     """Path and query as they are sent: what was quoted stays, what must be quoted is."""
     try:
         raw = _STRAY_PERCENT.sub("%25", tail).encode("utf-8")

@@ -57,15 +57,15 @@ def _hub_library() -> ModuleType:
     hooks = huggingface_hub.get_session().event_hooks  # offline mode, and an id for each request
 
     def client() -> Any:
-        return httpx.Client(transport=_checked(httpx), event_hooks=hooks, follow_redirects=True, timeout=None)
+        return httpx.Client(transport=_checked_transport(httpx), event_hooks=hooks, follow_redirects=True, timeout=None)
 
     huggingface_hub.set_client_factory(client)
     return huggingface_hub
 
 
 @contextmanager
-def under(hosts: Hosts) -> Iterator[None]:
-    """Requests of huggingface_hub that are sent meanwhile, in this thread, are held to the policy."""
+def policy_applied(hosts: Hosts) -> Iterator[None]:
+    """Holds the requests that huggingface_hub sends in this thread, within the block, to the policy."""
     before = _under.set(hosts)
     try:
         yield
@@ -74,7 +74,7 @@ def under(hosts: Hosts) -> Iterator[None]:
 
 
 def hub_endpoint() -> str:
-    """Read at each call: the library has bound it when it was loaded. Raises UsageError when it is no URL."""
+    """The hub's URL, read at each call: the library binds it when it is loaded. Raises UsageError when it is no URL."""
     endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     try:
         url = urlsplit(endpoint)
@@ -97,13 +97,15 @@ def is_hub(url: str) -> bool:
     return origin(url) in (origin(hub_endpoint()), origin(HUB))
 
 
-def _checked(httpx: Any) -> Any:  # noqa: C901  (all methods of the class count as this function's)
-    """A transport for the library's client."""
+def _checked_transport(httpx: Any) -> Any:  # noqa: C901  (all methods of the class count as this function's)
+    """A transport for the library's client, which checks every URL and every address."""
 
     class Checked(httpx.BaseTransport):  # type: ignore[misc]
         def __init__(self) -> None:
             self._plain = httpx.Client(timeout=None)
-            self._ways: dict[tuple[object, ...], Any] = {}  # one for each host: two on one address share no connection
+            self._transports: dict[
+                tuple[object, ...], Any
+            ] = {}  # one for each host: two on one address share no connection
             self._addresses: dict[tuple[object, ...], tuple[str, float]] = {}
             self._lock = threading.Lock()
 
@@ -116,14 +118,14 @@ def _checked(httpx: Any) -> Any:  # noqa: C901  (all methods of the class count 
             if not is_hub(url):
                 request.headers.pop("authorization", None)
             if proxy := proxy_for(url):
-                return self._way(proxy, proxy=proxy).handle_request(request)
+                return self._transport(proxy, proxy=proxy).handle_request(request)
             return self._direct(request, hosts)
 
         def _direct(self, request: Any, hosts: Hosts) -> Any:
             host, port = request.url.host, request.url.port or (443 if request.url.scheme == "https" else 80)
-            place = (hosts, origin(hub_endpoint()), request.url.scheme, host, port)
+            key = (hosts, origin(hub_endpoint()), request.url.scheme, host, port)
             trouble = None
-            for ip in self._addresses_of(place, hosts, str(request.url), host, port):
+            for ip in self._addresses_of(key, hosts, str(request.url), host, port):
                 sent = httpx.Request(
                     request.method,
                     request.url.copy_with(host=ip),
@@ -132,35 +134,35 @@ def _checked(httpx: Any) -> Any:  # noqa: C901  (all methods of the class count 
                     extensions={**request.extensions, "sni_hostname": host},
                 )
                 try:
-                    reply = self._way(*place).handle_request(sent)
+                    reply = self._transport(*key).handle_request(sent)
                 except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                     trouble = error
-                    self._addresses.pop(place, None)
+                    self._addresses.pop(key, None)
                 else:
-                    self._addresses.setdefault(place, (ip, time.monotonic()))
+                    self._addresses.setdefault(key, (ip, time.monotonic()))
                     return reply
             raise trouble or httpx.ConnectError(f"{host} has no address")
 
-        def _addresses_of(self, place: tuple[object, ...], hosts: Hosts, url: str, host: str, port: int) -> list[str]:
-            """Those that may be connected to; for a while the one that was."""
-            ip, since = self._addresses.get(place, ("", 0.0))
+        def _addresses_of(self, key: tuple[object, ...], hosts: Hosts, url: str, host: str, port: int) -> list[str]:
+            """The addresses that may be connected to; for a while only the one that answered last."""
+            ip, since = self._addresses.get(key, ("", 0.0))
             if ip and time.monotonic() - since < ADDRESS_KEPT_S:
                 return [ip]
-            self._addresses.pop(place, None)
+            self._addresses.pop(key, None)
             try:
                 named = origin(url) == origin(hub_endpoint())
                 return policy.look_up(host, port) if named else hosts.addresses(host, port)
             except socket.gaierror as error:
                 raise httpx.ConnectError(f"the name of {host} is not found: {error}") from error
 
-        def _way(self, *place: object, proxy: str | None = None) -> Any:
+        def _transport(self, *key: object, proxy: str | None = None) -> Any:
             with self._lock:
-                if place not in self._ways:
-                    self._ways[place] = httpx.HTTPTransport(verify=policy.tls(), trust_env=False, proxy=proxy)
-                return self._ways[place]
+                if key not in self._transports:
+                    self._transports[key] = httpx.HTTPTransport(verify=policy.tls(), trust_env=False, proxy=proxy)
+                return self._transports[key]
 
         def close(self) -> None:
-            for way in (self._plain, *self._ways.values()):
-                way.close()
+            for client in (self._plain, *self._transports.values()):
+                client.close()
 
     return Checked()

@@ -1,4 +1,4 @@
-"""Outcomes: what can become of a URL, and how an answer, a body or an error is read as one."""
+"""Outcomes: what can become of a URL, and which outcome an answer, a body or an exception means."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _PASSING = frozenset(
 
 
 def may_pass(outcome: str) -> bool:
-    """Whether it makes sense to try such a URL again on another day."""
+    """Whether another try on another day may give another outcome."""
     return outcome in _PASSING or outcome.startswith("http_5")
 
 
@@ -85,17 +85,17 @@ class NoHandles(Stop):
         super().__init__("no_handles", ours=True)
 
 
-def worked(work: Callable[[bytes], T], body: bytes, encoding: str, max_bytes: int) -> tuple[str, int, T | None]:
+def run_work(work: Callable[[bytes], T], body: bytes, encoding: str, max_bytes: int) -> tuple[str, int, T | None]:
     """Outcome, size and value of a body. Runs in the pool."""
     if encoding in ("gzip", "x-gzip", "deflate"):
-        body = _unpacked(body, max_bytes)
+        body = _unpack(body, max_bytes)
     try:
         return "ok", len(body), work(body)
     except BadImage as bad:
         return bad.reason, len(body), None
 
 
-def _unpacked(body: bytes, max_bytes: int) -> bytes:
+def _unpack(body: bytes, max_bytes: int) -> bytes:
     """A gzip or deflate body, unpacked up to the ceiling. We ask for none, but some servers send it."""
     for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # gzip and zlib by their header; raw deflate
         unpacker = zlib.decompressobj(window)
@@ -110,7 +110,7 @@ def _unpacked(body: bytes, max_bytes: int) -> bytes:
     raise Stop("encoding")
 
 
-def target(url: str, location: str) -> str:
+def redirect_target(url: str, location: str) -> str:
     """Where a redirect leads; bytes that are no UTF-8 are quoted as they came."""
     try:
         if any("\ud800" <= c <= "\udfff" for c in location):
@@ -122,16 +122,15 @@ def target(url: str, location: str) -> str:
 
 
 def stop_for(error: Exception) -> Stop:
-    """The outcome of what aiohttp raises, but for deadlines."""
+    """The outcome for an exception of aiohttp, but for deadlines."""
     if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno in NO_HANDLES:
         return NoHandles()
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return Stop("dns", again=error.os_error.errno == socket.EAI_AGAIN)
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         return Stop("tls")
-    if isinstance(
-        error, aiohttp.ClientHttpProxyError
-    ):  # as the proxy answers for http, it refuses to connect for https
+    # A proxy answers so for http; for https it refuses to connect.
+    if isinstance(error, aiohttp.ClientHttpProxyError):
         return Stop(f"http_{error.status}", again=error.status >= 500)
     if isinstance(error, aiohttp.ClientConnectorError):
         broken = isinstance(error.os_error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)

@@ -1,9 +1,9 @@
-"""Own: files of the user's that stand for downloads, and how it is noticed that one was edited.
+"""Own: files of the user's that stand for downloads, and how an edit of such a file is noticed.
 
 A download of such a file is a copy, or a symbolic link to it where a copy would double the disk. It is never a hard
 link: an edit in place would change our bytes with the user's, and a comparison of both would find them equal.
 
-Which bytes the user's file has by now is told by its stamps. `.<name>.source.json` beside the download remembers the
+The stamps of the user's file say whether it was edited. `.<name>.source.json` beside the download remembers the
 sha256 that the file had when its size, mtime and ctime were these. With other stamps it is hashed again, once.
 """
 
@@ -56,43 +56,43 @@ class OwnFile:
     file: Path
     path: Path
     revision: str | None = None  # the commit of the hub's file that it stands for
-    _opened: tuple[int, _Stamps] | None = field(default=None, init=False)
+    _copy_began: tuple[int, _Stamps] | None = field(default=None, init=False)
 
     @property
     def memo(self) -> Path:
         return self.path.with_name(f".{self.path.name}.source.json")
 
-    def near(self) -> bool:
-        """Whether it is on the file system of the download, and so there for whoever sees that one."""
+    def is_on_same_disk(self) -> bool:
+        """Whether it is on the file system of the download, so that whoever sees the download sees it too."""
         return self.file.stat().st_dev == self.path.parent.stat().st_dev
 
     def sha256(self, tell: Callable[[int, int | None], None] | None = None) -> str:
         """The hash of its bytes as they are now. Raises DownloadError when it can't be read, or keeps changing."""
         for _ in range(TRIES):
             began = time.time_ns()
-            with self.readable() as file:
+            with self.open_file() as file:
                 now = _stamps(os.fstat(file.fileno()))
-                for known in (_seen.get(self.memo), self._remembered()):
+                for known in (_seen.get(self.memo), self._read_memo()):
                     if known is not None and (known.file, known.stamps) == (str(self.file), now):
                         return known.sha256
-                found = _hashed(file, now.size_bytes, tell)
+                sha256 = _sha256_of(file, now.size_bytes, tell)
             if self._stamps() == now:
-                self._remember(found, now, began)
-                return found
+                self._remember(sha256, now, began)
+                return sha256
         raise DownloadError(f"{str(self.file)!r} is being written to: run the same command again when it is finished")
 
     @contextmanager
-    def opened(self, start: int, version: Version | None) -> Iterator[Reply]:
-        """Its bytes from a place on, as `downloads` copies them; Broken at their end when it was changed meanwhile."""
+    def open_at(self, start: int, version: Version | None) -> Iterator[Reply]:
+        """Its bytes from `start` on, for `downloads` to copy; Broken at their end if it was changed meanwhile."""
         began = time.time_ns()
-        with self.readable() as file:
+        with self.open_file() as file:
             stamps = _stamps(os.fstat(file.fileno()))
             changes = f"{stamps.mtime_ns} {stamps.ctime_ns}"
             now = Version(
                 url=self.file.as_uri(), total=stamps.size_bytes, last_modified=changes, revision=self.revision
             )
             begin = start if version == now else 0
-            self._opened = None if begin else (began, stamps)
+            self._copy_began = None if begin else (began, stamps)
             file.seek(begin)
 
             def pieces() -> Iterator[bytes]:
@@ -103,17 +103,17 @@ class OwnFile:
                 if self._stamps() != stamps:
                     raise Broken("it was written to while it was copied", drop=True)
 
-            yield Reply(version=now, start=begin, headers={}, pieces=pieces(), clone=lambda into: _cloned(file, into))
+            yield Reply(version=now, start=begin, headers={}, pieces=pieces(), clone=lambda into: _clone(file, into))
 
-    def copied(self, sha256: str) -> None:
-        """Remembers what a copy, if it was made in one go, has shown of the hash."""
-        if self._opened is not None:
-            began, stamps = self._opened
+    def remember_copy(self, sha256: str) -> None:
+        """Remembers the hash of a copy, if it was made in one go."""
+        if self._copy_began is not None:
+            began, stamps = self._copy_began
             self._remember(sha256, stamps, began)
 
     @contextmanager
-    def readable(self) -> Iterator[BinaryIO]:
-        """Opens it. Raises NoSuchFile when it is gone, DownloadError when its permissions forbid it."""
+    def open_file(self) -> Iterator[BinaryIO]:
+        """Opens it for reading. Raises NoSuchFile when it is gone, DownloadError when its permissions forbid it."""
         try:
             with self.file.open("rb", buffering=0) as file:
                 yield file
@@ -123,13 +123,13 @@ class OwnFile:
             raise DownloadError(f"{str(self.file)!r} can't be read: its permissions forbid it") from error
 
     def _stamps(self) -> _Stamps | None:
-        """Of whatever bears its name now; None when nothing does."""
+        """The stamps of the file that has its name now; None when there is none."""
         try:
             return _stamps(self.file.stat())
         except OSError:
             return None
 
-    def _remembered(self) -> _Seen | None:
+    def _read_memo(self) -> _Seen | None:
         try:
             return msgspec.json.decode(self.memo.read_bytes(), type=_Seen)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
@@ -145,11 +145,11 @@ class OwnFile:
             return
 
 
-def _stamps(said: os.stat_result) -> _Stamps:
-    return _Stamps(said.st_size, said.st_mtime_ns, said.st_ctime_ns)
+def _stamps(stat: os.stat_result) -> _Stamps:
+    return _Stamps(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _hashed(file: BinaryIO, size_bytes: int, tell: Callable[[int, int | None], None] | None) -> str:
+def _sha256_of(file: BinaryIO, size_bytes: int, tell: Callable[[int, int | None], None] | None) -> str:
     digest, done = hashlib.sha256(), 0
     while piece := file.read(PIECE_BYTES):
         digest.update(piece)
@@ -159,8 +159,8 @@ def _hashed(file: BinaryIO, size_bytes: int, tell: Callable[[int, int | None], N
     return digest.hexdigest()
 
 
-def _cloned(file: BinaryIO, into: int) -> bool:
-    """Whether the file system lets an empty file share the blocks of this one (btrfs, XFS); no byte is copied then."""
+def _clone(file: BinaryIO, into: int) -> bool:
+    """Lets an empty file share the blocks of this one; False where the file system can't (btrfs and XFS can)."""
     try:
         fcntl.ioctl(into, FICLONE, file.fileno())
     except OSError:

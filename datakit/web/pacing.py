@@ -62,12 +62,12 @@ class Window:
         self._full = False
         self._good = self._bad = 0
 
-    def filled(self) -> None:
-        """A URL was ready and had to wait for the window."""
+    def report_full(self) -> None:
+        """Reports that a URL was ready and had to wait for the window."""
         self._full = True
 
-    def connected(self, well: bool) -> None:
-        """A request got an answer, or couldn't even be made."""
+    def report_connection(self, well: bool) -> None:
+        """Reports whether a request got a connection."""
         if well:
             self._good += 1
         else:
@@ -92,7 +92,7 @@ class Window:
 
 
 class Lateness:
-    """How late the event loop came in all, in seconds: as long as it is late, nobody hears what a server says.
+    """How late the event loop has been in all, in seconds: while it is late, no answer of a server is read.
 
     It is measured by a tick that is due every TICK_S. A busy machine, a process that was stopped, and a callback
     that takes too long all look alike.
@@ -110,15 +110,15 @@ class Lateness:
         return late_s
 
     def total_s(self, now: float) -> float:
-        """All of it up to now; a tick that is overdue counts."""
+        """Seconds up to now; a tick that is overdue counts."""
         return self._before_s + max(0.0, now - self._due)
 
 
 class Host(Generic[J]):
-    """One host: the requests it bears now, who waits for it, and whether it is worth asking.
+    """One host: its running requests, the jobs that wait for it, and whether it is worth asking.
 
-    What it is asked to bear is halved, down to one request at once and one a second, whenever it says that it has
-    too much or breaks connections; each answer brings back a little, up to the limits.
+    Its concurrency and its rate are halved, down to one request at a time and one a second, whenever it says that it
+    has too much or breaks connections; each answer raises them a little, up to the limits (additive increase).
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -149,13 +149,13 @@ class Host(Generic[J]):
         self._due = max(self._due, now) + 1 / self.per_s
 
     def slow(self, delay_s: float) -> None:
-        """The host's robots.txt names the seconds between two requests."""
+        """Obeys the crawl delay of the host's robots.txt: so many seconds between two requests."""
         self._most = self._widest = 1.0
         self._fastest = min(self._fastest, 1 / delay_s)
         self.per_s = min(self.per_s, self._fastest)
 
     def pause(self, now: float, after_s: float) -> None:
-        """The host asked for patience. When that is more than a URL has, it isn't asked until then."""
+        """Obeys a Retry-After. When it is longer than a URL may take, the host isn't asked at all until then."""
         if after_s <= self._patience_s:
             self._paused_until = max(self._paused_until, now + after_s)
         else:
@@ -163,7 +163,7 @@ class Host(Generic[J]):
             self._closed_until = max(self._closed_until, now + min(after_s, LONGEST_BREAK_S))
 
     def refuses(self, now: float) -> str:
-        """The outcome for a host that kept failing and isn't asked now; empty when it may be.
+        """The outcome of URLs of a host that kept failing and isn't asked now; empty when it may be asked.
 
         When its time is over one request goes through; the next ones follow if that one is answered.
         """
@@ -173,15 +173,15 @@ class Host(Generic[J]):
             return ""
         return "dns" if self._last == "dns" else "host_down"
 
-    def ended(self, outcome: str, now: float) -> None:
-        """What became of a request: a failure in a row, or the end of the row."""
+    def report_outcome(self, outcome: str, now: float) -> None:
+        """Reports the outcome of a request, which lengthens or ends a row of failures."""
         if outcome in _TOO_MUCH:
             self._most = max(1.0, self._most / 2)
             self.per_s = max(min(1.0, self._fastest), self.per_s / 2)
-        elif not failed_host(outcome):
+        elif not is_host_fault(outcome):
             self._most = min(self._widest, self._most + 1 / self._most)
             self.per_s = min(self._fastest, self.per_s + self._fastest / 100)
-        if not failed_host(outcome):
+        if not is_host_fault(outcome):
             self._failures = self._breaks = 0
             return
         self._failures += 1
@@ -191,7 +191,7 @@ class Host(Generic[J]):
             self._breaks += 1
 
     def forgettable(self, now: float) -> bool:
-        """Whether nothing is lost when this host is met as if for the first time."""
+        """Whether the host is in its initial state, so that nothing is lost when it is forgotten."""
         idle = not self.running and not self.waiting
         return (
             idle and self._most == self._widest and not self._failures and self.wait_s(now) == 0.0 and self._due <= now
@@ -204,13 +204,13 @@ _HOST_FAULTS = frozenset(
 )
 
 
-def failed_host(outcome: str) -> bool:
+def is_host_fault(outcome: str) -> bool:
     """Whether an outcome speaks against the host rather than against one URL."""
     return outcome in _HOST_FAULTS or outcome.startswith("http_5")
 
 
-class Room:
-    """So much of one thing at once. Who waits goes in order of arrival, and the oldest URL never waits."""
+class ByteBudget:
+    """A byte budget with a queue: URLs wait in order of arrival, and the oldest URL never waits."""
 
     def __init__(self, limit: int, oldest: Callable[[], int]) -> None:
         self.used = 0
@@ -219,7 +219,7 @@ class Room:
         self._waiting: dict[int, tuple[int, asyncio.Future[None]]] = {}
 
     def admits(self, place: int, n: int) -> bool:
-        """Takes `n` at once if that is possible."""
+        """Takes `n` bytes if that is possible without waiting."""
         if place != self.oldest() and (self._waiting or self.used + n > self._limit):
             return False
         self.used += n
@@ -236,7 +236,7 @@ class Room:
             raise
 
     def give(self, n: int) -> None:
-        """Gives `n` back, and lets in those who now fit."""
+        """Gives `n` bytes back, and lets in the waiting URLs that now fit."""
         self.used -= n
         while self._waiting:
             place, (wanted, _) = next(iter(self._waiting.items()))
@@ -253,7 +253,7 @@ class Room:
 
 
 def size_of(value: object, otherwise: int) -> int:
-    """Bytes that a value keeps in memory, as far as they can be told."""
+    """Bytes that a value keeps in memory, as far as they are known."""
     if isinstance(value, bytes | bytearray):
         return len(value)
     n = getattr(value, "nbytes", otherwise)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datakit.errors import DownloadError, StorageError
 from datakit.storage.store import publish_file, replace
-from datakit.web.sidecars import Downloaded, Expect, check, declare, note_of, part_of
+from datakit.web.sidecars import Downloaded, Expect, check, declare, part_note, part_path
 from datakit.web.transfers import PIECE_BYTES, Reply, Version
 
 BINARY = (".json", ".jsonl", ".parquet", ".zip", ".tar", ".gz", ".tgz")  # none of them begins with `<`
@@ -29,7 +29,7 @@ class Part:
         self.path, self.address = path, address
         self.size = 0
         self.version: Version | None = None
-        self._file, self._note = part_of(path), note_of(path)
+        self._file, self._note = part_path(path), part_note(path)
         self._cloned = False
         self._hash = hashlib.sha256()
         self._suffix = path.suffix.lower()
@@ -56,7 +56,7 @@ class Part:
         return self.version is not None and self.version.total == self.size
 
     def begin(self, reply: Reply, expect: Expect) -> None:
-        """Gets ready for what a reply brings, unless it can be told that it won't do."""
+        """Gets ready for the bytes of a reply. Raises DownloadError, and StorageError where space is short."""
         total = reply.version.total
         if reply.headers.get("Content-Encoding", "identity") != "identity" and self._suffix != ".gz":
             raise DownloadError(f"{self.address!r} is sent compressed although that wasn't asked for: fetch it by hand")

@@ -26,7 +26,7 @@ class Proxies:
     def proxy_for(self, url: str) -> str | None:
         """The proxy that a URL is asked through; None when it is asked directly, as this machine always is.
 
-        Raises UsageError for a proxy that isn't spoken to, such as SOCKS.
+        Raises UsageError for a kind of proxy that isn't supported, such as SOCKS.
         """
         if not self.named:
             return None
@@ -35,20 +35,20 @@ class Proxies:
             return None
         return self._by_scheme.get(parts.scheme)
 
-    def is_one(self, url: str) -> bool:
-        """Whether a URL leads to a proxy itself."""
-        return bool(self.named) and self.has_place(urlsplit(url).hostname or "", _port(urlsplit(url)))
+    def is_proxy(self, url: str) -> bool:
+        """Whether a URL is that of a proxy itself."""
+        return bool(self.named) and self.is_proxy_address(urlsplit(url).hostname or "", _port(urlsplit(url)))
 
-    def has_place(self, host: str, port: int) -> bool:
-        return (host, port) in self._places
+    def is_proxy_address(self, host: str, port: int) -> bool:
+        return (host, port) in self._addresses
 
     @cached_property
     def _by_scheme(self) -> dict[str, str]:
         both = {scheme: self.named.get(scheme) or self.named.get("all") for scheme in ("http", "https")}
-        return {scheme: _spoken(scheme, proxy) for scheme, proxy in both.items() if proxy}
+        return {scheme: _proxy_url(scheme, proxy) for scheme, proxy in both.items() if proxy}
 
     @cached_property
-    def _places(self) -> frozenset[tuple[str, int]]:
+    def _addresses(self) -> frozenset[tuple[str, int]]:
         found = map(urlsplit, self._by_scheme.values())
         return frozenset((parts.hostname or "", _port(parts)) for parts in found)
 
@@ -71,7 +71,7 @@ class Proxies:
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for a URL by now."""
+    """The proxy that the environment now names for a URL."""
     return Proxies().proxy_for(url)
 
 
@@ -86,8 +86,8 @@ def _port(parts: SplitResult) -> int:
     return parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def _spoken(scheme: str, proxy: str) -> str:
-    """A proxy as a URL. Raises UsageError when it isn't one that is spoken to."""
+def _proxy_url(scheme: str, proxy: str) -> str:
+    """A proxy as a URL. Raises UsageError for a kind that isn't supported."""
     proxy = proxy if "://" in proxy else f"http://{proxy}"
     try:
         there = urlsplit(proxy)

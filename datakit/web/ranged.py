@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from datakit.errors import DownloadError, SourceError, UsageError
 from datakit.web.addresses import HubFile, LocalFile, WebFile, parse
-from datakit.web.downloads import tried
+from datakit.web.downloads import with_retries
 from datakit.web.hosts import Hosts
 from datakit.web.hubclient import hub_endpoint, hub_library, origin
 from datakit.web.transfers import (
@@ -28,11 +28,11 @@ from datakit.web.transfers import (
     Version,
     ask_web,
     find_hub,
-    followed,
+    follow,
     hub_errors,
     hub_get,
+    read_steadily,
     refuse,
-    steady,
     web_errors,
     web_session,
 )
@@ -89,7 +89,7 @@ class RangedFile(io.RawIOBase):
             raise UsageError(f"{address!r} is a file of this machine: there is nothing to ask a server for")
         self._site: _Site = _Hub(source, hosts) if isinstance(source, HubFile) else _Web(source, hosts)
         self._failed = f"{address!r} could not be read"
-        self.version = tried(self._site.find, self._failed)
+        self.version = with_retries(self._site.find, self._failed)
         if self.version.total is None:
             raise DownloadError(f"{address!r} has no size that its server tells, so it can't be read in parts")
         self.size_bytes = self.version.total
@@ -102,7 +102,7 @@ class RangedFile(io.RawIOBase):
         self._held.clear()
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """Exactly these bytes, from the server. A broken connection goes on where it was."""
+        """Exactly these bytes, from the server. After a broken connection it goes on where it was."""
         got = bytearray()
 
         def go_on() -> None:
@@ -113,7 +113,7 @@ class RangedFile(io.RawIOBase):
                 self._add(got, start + len(got), stop)
             self._lost = False
 
-        tried(go_on, self._failed)
+        with_retries(go_on, self._failed)
         return bytes(got)
 
     def _find_again(self) -> None:
@@ -122,7 +122,7 @@ class RangedFile(io.RawIOBase):
             raise self._changed()
 
     def _add(self, got: bytearray, start: int, stop: int) -> None:
-        """One request, and what comes of it. Raises Broken when that isn't all."""
+        """Sends one request and adds its bytes to `got`. Raises Broken when some are missing."""
         self.requests += 1
         with self._site.part({"Range": f"bytes={start}-{stop - 1}", **self._if_range}) as part:
             self._check(part, start, stop)
@@ -141,8 +141,8 @@ class RangedFile(io.RawIOBase):
             raise SourceError(
                 f"{self.address!r} gives a web page and not a file: open it in a browser to see what it asks for"
             )
-        said = part.headers.get("ETag") or part.headers.get("Last-Modified") or ""
-        if self._site.tag and tag(said) != self._site.tag:
+        etag = part.headers.get("ETag") or part.headers.get("Last-Modified") or ""
+        if self._site.tag and tag(etag) != self._site.tag:
             raise self._changed()
         if part.status != 206:
             raise DownloadError(
@@ -154,9 +154,9 @@ class RangedFile(io.RawIOBase):
             raise self._changed()
         if not found or (int(found[1]), int(found[2])) != (start, stop - 1):
             raise Broken("the server sends another part than was asked for")
-        self._site.tag = tag(said)
+        self._site.tag = tag(etag)
         # A weak ETag is no condition; the comparison above still holds it to be the same.
-        self._if_range = {"If-Range": said} if said and not said.startswith("W/") else {}
+        self._if_range = {"If-Range": etag} if etag and not etag.startswith("W/") else {}
 
     def _changed(self) -> Changed:
         return Changed(f"{self.address!r} is another file by now than the one that was begun: run the command again")
@@ -172,7 +172,7 @@ class RangedFile(io.RawIOBase):
         return max(0, stop - begin)
 
     def _part_at(self, at: int, stop: int) -> tuple[int, bytes]:
-        """Bytes from `at` or before on, of what was announced; else those that are wanted."""
+        """An offset not after `at`, and bytes from it on: the announced part that holds `at`, else up to `stop`."""
         place = bisect_right(self._parts, at, key=lambda part: part[0]) - 1
         if place < 0 or self._parts[place][1] <= at:
             if place + 1 < len(self._parts):
@@ -215,17 +215,17 @@ def tag(etag: str | None) -> str:
 
 
 def parts(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What to ask for to have spans: near ones in one part, one of more than PART_BYTES in several."""
-    joined: list[tuple[int, int]] = []
+    """The ranges to request for some spans: near ones in one part, one of more than PART_BYTES in several."""
+    ranges: list[tuple[int, int]] = []
     last = 0  # length of the span before
     for start, stop in sorted(spans):
-        near = joined and start - joined[-1][1] <= GAP_SHARE * (last + stop - start)
-        if near and stop - joined[-1][0] <= PART_BYTES:
-            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        near = ranges and start - ranges[-1][1] <= GAP_SHARE * (last + stop - start)
+        if near and stop - ranges[-1][0] <= PART_BYTES:
+            ranges[-1] = (ranges[-1][0], max(stop, ranges[-1][1]))
         elif stop > start:
-            joined += [(at, min(at + PART_BYTES, stop)) for at in range(start, stop, PART_BYTES)]
+            ranges += [(at, min(at + PART_BYTES, stop)) for at in range(start, stop, PART_BYTES)]
         last = stop - start
-    return joined
+    return ranges
 
 
 class _Hub:
@@ -258,7 +258,7 @@ class _Hub:
 
 
 class _Web:
-    """A file at a URL, over one session; what its redirects lead to is asked again while that works."""
+    """A file at a URL, over one session; the URL at the end of its redirects is reused while it works."""
 
     def __init__(self, source: WebFile, hosts: Hosts) -> None:
         self._source, self._hosts = source, hosts
@@ -275,14 +275,14 @@ class _Web:
 
     @contextmanager
     def part(self, headers: Mapping[str, str]) -> Iterator[_Part]:
-        url = self._final or self._hosts.first(self._source.url)
-        with web_errors(self._source.url), followed(self._session, "GET", url, self._hosts, headers) as reply:
+        url = self._final or self._hosts.checked_url(self._source.url)
+        with web_errors(self._source.url), follow(self._session, "GET", url, self._hosts, headers) as reply:
             if reply.status_code in _EXPIRED and self._final:
                 raise Broken(f"the link to its bytes answers {reply.status_code}")
             if reply.status_code not in (200, 206):
                 refuse(reply, self._source.url)
             self._final = str(reply.url)
-            yield _Part(reply.status_code, reply.headers, steady(reply.raw))
+            yield _Part(reply.status_code, reply.headers, read_steadily(reply.raw))
 
     def close(self) -> None:
         self._stack.close()

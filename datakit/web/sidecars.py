@@ -21,7 +21,7 @@ from typing import Any
 from datakit.errors import DownloadError
 from datakit.storage import store
 from datakit.storage.store import publish_file
-from datakit.web.derived import derived, remove
+from datakit.web.derived import derived_files, remove
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,13 @@ class Downloaded:
     etag: str | None
 
 
-def finished(path: Path, expect: Expect) -> Downloaded | None:
-    """What the sidecar says, when it is there and the file has the size that it says."""
-    said = said_of(path)
+def finished_download(path: Path, expect: Expect) -> Downloaded | None:
+    """The finished download at a path; None without a readable sidecar, or when the file hasn't the size it says."""
+    sidecar = read_sidecar(path)
     try:
-        if said is None or path.stat().st_size != said["size_bytes"] or _between(path):
+        if sidecar is None or path.stat().st_size != sidecar["size_bytes"] or _between(path):
             return None
-        done = Downloaded(path=path, **{k: said[k] for k in ("size_bytes", "sha256", "revision", "etag")})
+        done = Downloaded(path=path, **{k: sidecar[k] for k in ("size_bytes", "sha256", "revision", "etag")})
     except (OSError, KeyError, TypeError):
         return None
     check(path, expect, size_bytes=done.size_bytes, sha256=done.sha256)
@@ -58,50 +58,50 @@ def finished(path: Path, expect: Expect) -> Downloaded | None:
 
 
 def _between(path: Path) -> bool:
-    """Whether a kill came after a new file had got its name, and before its sidecar was there."""
-    return note_of(path).exists() and not part_of(path).exists()
+    """Whether a kill came between the renaming of a new file and the writing of its sidecar."""
+    return part_note(path).exists() and not part_path(path).exists()
 
 
-def said_of(path: Path) -> dict[str, Any] | None:
-    """What the sidecar says; None when there is none that can be read."""
+def read_sidecar(path: Path) -> dict[str, Any] | None:
+    """The contents of the sidecar; None when there is none that can be read."""
     try:
-        said = json.loads(sidecar_of(path).read_bytes())
+        sidecar = json.loads(sidecar_path(path).read_bytes())
     except (OSError, ValueError):
         return None
-    return said if isinstance(said, dict) and isinstance(said.get("sha256"), str) else None
+    return sidecar if isinstance(sidecar, dict) and isinstance(sidecar.get("sha256"), str) else None
 
 
-def part_of(path: Path) -> Path:
+def part_path(path: Path) -> Path:
     """Where a download lies until it is whole."""
     return path.with_name(path.name + ".part")
 
 
-def note_of(path: Path) -> Path:
-    """Says what the part is a part of."""
+def part_note(path: Path) -> Path:
+    """The file that says of which version of which file the part is."""
     return path.with_name(path.name + ".part.json")
 
 
 def forget_part(path: Path) -> None:
-    """Removes what an interrupted download left, which a finished file makes needless."""
-    note_of(path).unlink(missing_ok=True)
-    part_of(path).unlink(missing_ok=True)
+    """Removes what an interrupted download left; once the file is finished nobody needs it."""
+    part_note(path).unlink(missing_ok=True)
+    part_path(path).unlink(missing_ok=True)
 
 
-def sidecar_of(path: Path) -> Path:
-    """The file beside a download that says it is finished, and what it was."""
+def sidecar_path(path: Path) -> Path:
+    """The sidecar of a download: that it is finished, its size, hash, commit and address."""
     return path.with_name(path.name + ".download.json")
 
 
 def declare(done: Downloaded, address: str, *, by_hand: bool = False) -> None:
-    """Writes the sidecar: from now on the file is finished, and what was made of another in its place goes.
+    """Writes the sidecar, which makes the file finished; removes what was derived from another file of that name.
 
     With `by_hand` it says that a person has put the file there, so that nobody takes it for what upstream gives again.
     """
-    for left in derived(done.path):
+    for left in derived_files(done.path):
         remove(left)
     said = {**asdict(done), "url": address, **({"by_hand": True} if by_hand else {})}
     del said["path"]
-    publish_file(sidecar_of(done.path), json.dumps(said, indent=2).encode() + b"\n")
+    publish_file(sidecar_path(done.path), json.dumps(said, indent=2).encode() + b"\n")
 
 
 def check(name: object, expect: Expect, *, size_bytes: int | None = None, sha256: str | None = None) -> None:
@@ -115,13 +115,13 @@ def check(name: object, expect: Expect, *, size_bytes: int | None = None, sha256
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes left beside downloads; not what somebody holds, nor what will be gone on with."""
+    """Removes what killed processes left beside downloads, but nothing that is locked or that can be resumed."""
     store.sweep(folder)
     for left in (*folder.glob("*.part"), *folder.glob(".*.link"), *folder.glob(".*.adopted")):
         # .adopted was made by earlier versions: `.X.PID.adopted`
         name = left.stem if left.suffix == ".part" else left.stem[1:]
         path = left.with_name(name.rpartition(".")[0] if left.suffix == ".adopted" else name)
-        if left.suffix == ".part" and finished(path, Expect()) is None:
+        if left.suffix == ".part" and finished_download(path, Expect()) is None:
             continue
         with _unless_held(path.with_name(f"{path.name}.lock")) as free:
             if free and left.suffix == ".part":
@@ -132,7 +132,7 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def _unless_held(lock: Path) -> Iterator[bool]:
-    """Whether nobody holds a lock; holds it meanwhile, and removes it."""
+    """Yields whether the lock was free; if it was, holds it in the block and removes it after."""
     try:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:  # a folder that can only be read, or one that is gone by now

@@ -1,6 +1,6 @@
 """Spool: values that came before their turn, kept on disk instead of in memory.
 
-Files without a name, so that nothing is left when the process dies. A file goes when all it held was taken.
+Files without a name, so that nothing is left when the process dies. A file is closed when all its values were taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Segment:
 
 
 class Spooled:
-    """Where a value stands in the spool."""
+    """Where in the spool a value is."""
 
     __slots__ = ("n_bytes", "offset", "segment")
 

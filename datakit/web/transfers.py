@@ -1,4 +1,4 @@
-"""Transfers: a file of the web or of the hub, asked about or read from a place on; one try, no file written.
+"""Transfers: a file of the web or of the hub, asked about or read from an offset on; one try, no file written.
 
 What another try may cure comes out as `Broken`; everything else is a DownloadError that says what to do.
 Hub files go through huggingface_hub: its token, its metadata, its errors. Every redirect and every address is checked
@@ -31,7 +31,7 @@ from datakit.errors import DownloadError, NoSuchFile
 from datakit.web import hosts as policy
 from datakit.web.addresses import HubFile, WebFile
 from datakit.web.hosts import Hosts
-from datakit.web.hubclient import hub_endpoint, hub_library, is_hub, under
+from datakit.web.hubclient import hub_endpoint, hub_library, is_hub, policy_applied
 from datakit.web.proxies import proxy_for
 
 CONNECT_S = 10.0
@@ -61,7 +61,7 @@ class Version:
 
     @property
     def validator(self) -> str | None:
-        """What If-Range takes."""
+        """The validator for an If-Range header; None when upstream gave none that can be used."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.last_modified
 
 
@@ -90,32 +90,32 @@ class Broken(Exception):
 
 
 def from_web(source: WebFile, hosts: Hosts) -> Open:
-    """Opens a URL from a place in the file on; every redirect and every address is checked."""
+    """Opens a URL at an offset in the file; every redirect and every address is checked."""
 
     @contextmanager
-    def opened(start: int, version: Version | None) -> Iterator[Reply]:
+    def open_at(start: int, version: Version | None) -> Iterator[Reply]:
         ours = version if version and version.url == source.url else None  # or of a file that was being adopted
         validator = ours.validator if ours and start else None
         headers = {"Range": f"bytes={start}-", "If-Range": validator} if validator else {}
         with (
             web_session(hosts) as session,
             web_errors(source.url),
-            followed(session, "GET", hosts.first(source.url), hosts, headers) as reply,
+            follow(session, "GET", hosts.checked_url(source.url), hosts, headers) as reply,
         ):
             yield _web_reply(reply, source.url, ours if validator else None, start)
 
-    return opened
+    return open_at
 
 
 def ask_web(source: WebFile, hosts: Hosts) -> Version:
     """Which file a URL has, by HEAD; by a GET of its first byte from servers that won't answer HEAD in full."""
     with web_session(hosts) as session, web_errors(source.url):
-        with followed(session, "HEAD", hosts.first(source.url), hosts, {}) as reply:
+        with follow(session, "HEAD", hosts.checked_url(source.url), hosts, {}) as reply:
             if reply.status_code in TRY_AGAIN:
                 refuse(reply, source.url)
             if reply.status_code == 200 and (version := _web_version(reply, source.url)).total:
                 return version
-        with followed(session, "GET", hosts.first(source.url), hosts, {"Range": "bytes=0-0"}) as reply:
+        with follow(session, "GET", hosts.checked_url(source.url), hosts, {"Range": "bytes=0-0"}) as reply:
             version = _web_version(reply, source.url)
             if reply.status_code == 200:
                 return version
@@ -139,16 +139,16 @@ def web_session(hosts: Hosts) -> Iterator[requests.Session]:
         yield session
 
 
-def followed(
+def follow(
     session: requests.Session, method: str, url: str, hosts: Hosts, headers: Mapping[str, str]
 ) -> requests.Response:
-    """The answer to a URL that has passed `hosts.first`, or to what it leads to."""
-    asked = url
+    """The answer to a URL that has passed `hosts.checked_url`, after its redirects, each of which is checked."""
+    target = url
     for _ in range(MAX_REDIRECTS + 1):
-        proxy = proxy_for(asked)
+        proxy = proxy_for(target)
         reply = session.request(
             method,
-            asked,
+            target,
             headers=headers,
             proxies={"http": proxy, "https": proxy} if proxy else {},
             stream=True,
@@ -159,7 +159,7 @@ def followed(
         if location is None:
             return reply
         reply.close()
-        asked = hosts.check_url(urljoin(asked, location))
+        target = hosts.check_url(urljoin(target, location))
     raise DownloadError(f"{url!r} leads through more than {MAX_REDIRECTS} redirects: check the address")
 
 
@@ -173,17 +173,17 @@ def _web_reply(reply: requests.Response, url: str, known: Version | None, start:
         if not same or not known or (version.etag or known.etag) != known.etag:
             raise Broken("the server sends another part than was asked for", drop=True)
         version, begins = known, start
-    return Reply(version=version, start=begins, headers=reply.headers, pieces=steady(reply.raw))
+    return Reply(version=version, start=begins, headers=reply.headers, pieces=read_steadily(reply.raw))
 
 
 def _web_version(reply: requests.Response, url: str) -> Version:
-    said = reply.headers
-    length = said.get("Content-Length", "")
+    headers = reply.headers
+    length = headers.get("Content-Length", "")
     return Version(
         url=url,
         total=int(length) if re.fullmatch(r"[0-9]{1,30}", length) else None,
-        etag=said.get("ETag"),
-        last_modified=said.get("Last-Modified"),
+        etag=headers.get("ETag"),
+        last_modified=headers.get("Last-Modified"),
     )
 
 
@@ -200,8 +200,8 @@ def refuse(reply: requests.Response, url: str) -> NoReturn:
     )
 
 
-def steady(raw: Any) -> Iterator[bytes]:
-    """The bytes as they were sent; Broken when hardly any come."""
+def read_steadily(raw: Any) -> Iterator[bytes]:
+    """The bytes as they were sent; raises Broken when they come too slowly."""
     began, got = time.monotonic(), 0
     while piece := raw.read1(PIECE_BYTES, decode_content=False):
         got += len(piece)
@@ -233,7 +233,7 @@ def web_errors(url: str) -> Iterator[None]:
 def _checked_adapter(hosts: Hosts) -> HTTPAdapter:
     """A requests adapter whose connections go to addresses that passed the check, and to no other."""
 
-    def connected(self: HTTPConnection) -> socket.socket:
+    def connect(self: HTTPConnection) -> socket.socket:
         port = int(self.port or 0)
         try:
             addresses = hosts.addresses(self.host, port)
@@ -252,10 +252,10 @@ def _checked_adapter(hosts: Hosts) -> HTTPAdapter:
         raise NewConnectionError(self, f"{self.host} can't be reached: {trouble}") from trouble
 
     class Http(HTTPConnection):
-        _new_conn = connected
+        _new_conn = connect
 
     class Https(HTTPSConnection):
-        _new_conn = connected
+        _new_conn = connect
 
     class HttpPool(HTTPConnectionPool):
         ConnectionCls = Http
@@ -272,12 +272,12 @@ def _checked_adapter(hosts: Hosts) -> HTTPAdapter:
 
 
 def from_hub(source: HubFile, hosts: Hosts) -> Open:
-    """Opens a hub file from a place on, through huggingface_hub; its token goes to the hub alone."""
+    """Opens a hub file at an offset, through huggingface_hub; its token goes to the hub alone."""
     client = hub_library().utils
     endpoint = hub_endpoint()
 
     @contextmanager
-    def opened(start: int, version: Version | None) -> Iterator[Reply]:
+    def open_at(start: int, version: Version | None) -> Iterator[Reply]:
         with hub_errors(source, endpoint):
             now, location = _hub_version(source, endpoint, hosts)
             if now.total is not None and now.total > LARGEST_BY_HTTP:
@@ -294,7 +294,7 @@ def from_hub(source: HubFile, hosts: Hosts) -> Open:
                     raise Broken("the hub sends another part than was asked for", drop=True)
                 yield Reply(version=now, start=begin, headers=reply.headers, pieces=reply.iter_raw())
 
-    return opened
+    return open_at
 
 
 @contextmanager
@@ -305,7 +305,7 @@ def hub_get(location: str, headers: Mapping[str, str], hosts: Hosts) -> Iterator
     if not is_hub(location):
         ours.pop("authorization", None)
     with ExitStack() as stack:
-        with under(hosts):
+        with policy_applied(hosts):
             reply = stack.enter_context(
                 client.http_stream_backoff(
                     "GET",
@@ -334,7 +334,7 @@ def hub_files(repo: str, revision: str, hosts: Hosts) -> tuple[str, dict[str, tu
     """The commit of a dataset's revision, and all its files: size, and what `find_hub` has as etag."""
     endpoint = hub_endpoint()
     hub = hub_library()
-    with hub_errors(HubFile(repo=repo, revision=revision, path=""), endpoint), under(hosts):
+    with hub_errors(HubFile(repo=repo, revision=revision, path=""), endpoint), policy_applied(hosts):
         api = hub.HfApi(endpoint=endpoint, **_WE)
         commit = str(api.dataset_info(repo, revision=revision, timeout=READ_S).sha)
         if not _COMMIT.fullmatch(commit):
@@ -348,7 +348,7 @@ def _hub_version(source: HubFile, endpoint: str, hosts: Hosts) -> tuple[Version,
     """Which file the hub has, and where its bytes are."""
     hub = hub_library()
     url = hub.hf_hub_url(source.repo, source.path, repo_type="dataset", revision=source.revision, endpoint=endpoint)
-    with under(hosts):
+    with policy_applied(hosts):
         said = hub.get_hf_file_metadata(url, endpoint=endpoint, timeout=READ_S, **_WE)
     if said.commit_hash is None or said.etag is None:
         raise _no_hub(endpoint)

@@ -63,7 +63,7 @@ by = "none"
 
 
 def ids(work, shard):
-    return [(number, row["id"]) for number, row in annotations.numbered(work, shard)]
+    return [(number, row["id"]) for number, row in annotations.numbered_rows(work, shard)]
 
 
 def test_several_json_files_are_cut_one_after_the_other_and_numbered_on(tmp_path):

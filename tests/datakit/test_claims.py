@@ -153,7 +153,7 @@ def test_what_a_live_job_has_just_made_stays_and_so_does_what_an_unreadable_comm
     ledger.store.write(f"{ledger.folder}/00002.commit.json", b"{")
     put(ledger, "00003.parquet")
 
-    with claims.held(ledger, "00001"):
+    with claims.shard_lock(ledger, "00001"):
         assert swept(ledger, [1, 2]) == ["00001.parquet", "00002.parquet", "00003.parquet"]
     assert swept(ledger, [1, 2]) == ["00002.parquet", "00003.parquet"]
 
@@ -172,22 +172,22 @@ def test_in_a_bucket_only_what_is_a_day_old_is_swept(monkeypatch):
 
 def test_a_folder_that_another_job_took_or_removed_is_told_as_such(ledger):
     ledger.claim({"share": 0.2})
-    claims.hold_to(ledger, {"share": 0.2})
+    claims.check_recipe(ledger, {"share": 0.2})
 
     ledger.claim({"share": 0.3})
     with pytest.raises(RecipeChanged, match=r"another job .*\n  share: 0.2 -> 0.3|share: 0.3 -> 0.2"):
-        claims.hold_to(ledger, {"share": 0.2})
+        claims.check_recipe(ledger, {"share": 0.2})
     ledger.store.remove_folder(ledger.folder)
     with pytest.raises(RecipeChanged, match="it is gone"):
-        claims.hold_to(ledger, {"share": 0.2})
+        claims.check_recipe(ledger, {"share": 0.2})
 
 
 def test_what_was_cleaned_by_two_jobs_is_all_remembered(ledger):
     first, second = (Ledger(ledger.store, ledger.folder) for _ in range(2))
-    first.cleaned(), second.cleaned()
+    first.cleaned_names(), second.cleaned_names()
 
     first.mark_cleaned({"00001.parquet"})
     second.mark_cleaned({"00002.parquet"})
     first.unmark_cleaned({"00003"})
 
-    assert ledger.cleaned() == {"00001.parquet", "00002.parquet"}
+    assert ledger.cleaned_names() == {"00001.parquet", "00002.parquet"}

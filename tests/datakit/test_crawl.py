@@ -536,7 +536,7 @@ def test_to_wait_for_file_handles_costs_a_url_nothing_and_says_nothing_about_its
     left, said = [], []
     url = server.at("/a", reply(b"picture"))
     without_handles(monkeypatch, asking.HANDLE_TRIES - 1, also=lambda job: left.append(job.left_s))
-    monkeypatch.setattr(pacing.Host, "ended", lambda self, outcome, now: said.append(outcome))
+    monkeypatch.setattr(pacing.Host, "report_outcome", lambda self, outcome, now: said.append(outcome))
 
     found = outcomes(server, url, limits=Limits(per_host_per_s=1e9, total_s=10))
 

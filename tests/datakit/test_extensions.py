@@ -17,7 +17,7 @@ from datakit.reports.check_pictures import content
 from datakit.stages.pack import Pack
 from datakit.storage.store import Store
 from datakit.upkeep.export import is_path
-from datakit.upstream.finder import find, under_another_extension
+from datakit.upstream.finder import find, find_other_extension
 from datakit.upstream.loose import Folder
 from datakit.web.hosts import Hosts
 from datakit.web.pacing import Limits
@@ -66,7 +66,7 @@ def test_a_repair_finds_a_member_under_these_endings(tmp_path):
     source = Source(prefix="p/", archive="file:///a.zip", inside="x/")
     alone = {extension: index_of([f"x/a.{extension}"], tmp_path) for extension in EVERY}
 
-    found = {e for e, index in alone.items() if under_another_extension(index, source, "p/a.none") is not None}
+    found = {e for e, index in alone.items() if find_other_extension(index, source, "p/a.none") is not None}
 
     assert found == {"jpg", "png", "gif", "jpeg", "webp", "JPG", "PNG", "GIF", "JPEG"}
 

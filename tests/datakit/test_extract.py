@@ -150,7 +150,7 @@ def test_a_killed_extract_goes_on_with_the_next_part_and_ends_with_the_same_byte
     ],
 )
 def test_base64_is_read_as_upstreams_loaders_read_it(written):
-    assert extract.decoded(written(picture(1))) == picture(1)
+    assert extract.decode_picture(written(picture(1))) == picture(1)
 
 
 @pytest.mark.parametrize(
@@ -163,13 +163,13 @@ def test_base64_is_read_as_upstreams_loaders_read_it(written):
 )
 def test_what_no_decoder_of_base64_takes_is_no_picture(text, outcome):
     with pytest.raises(extract.BadImage, match=outcome):
-        extract.decoded(text)
+        extract.decode_picture(text)
 
 
 @pytest.mark.parametrize("text", ["pictures/1.jpg", "https://example.org/1.jpg", "data:image/jpeg,abcd", "\n \n"])
 def test_text_that_is_no_base64_is_refused_by_what_it_decodes_to(text):
     with pytest.raises(extract.BadImage):
-        extract.images.inspect(extract.decoded(text))
+        extract.images.inspect(extract.decode_picture(text))
 
 
 def test_a_path_that_leaves_the_folder_is_never_opened(tmp_path):

@@ -67,7 +67,7 @@ def crawled(
 def late(monkeypatch):
     """The outcomes that this machine was too busy for, and that were asked for again: none where it is quiet."""
     found = []
-    missed = asking.Asker._missed
+    missed = asking.Asker._deadline_outcome
 
     def noted(*args):
         stop = missed(*args)
@@ -75,7 +75,7 @@ def late(monkeypatch):
             found.append(stop.outcome)
         return stop
 
-    monkeypatch.setattr(asking.Asker, "_missed", noted)
+    monkeypatch.setattr(asking.Asker, "_deadline_outcome", noted)
     return found
 
 

@@ -24,8 +24,8 @@ from pngs import resealed
 
 from datakit.errors import BadImage
 from datakit.images import inspect, normalise, sniff
-from datakit.web.hosts import Hosts, RefusedUrl, opted_out, retry_after_s
-from datakit.web.outcomes import Stop, target
+from datakit.web.hosts import Hosts, RefusedUrl, is_opted_out, retry_after_s
+from datakit.web.outcomes import Stop, redirect_target
 
 REASONS = {"not_an_image", "unsupported", "pixels", "frames", "truncated", "corrupt"}
 FAULTS = (OSError, SyntaxError, ValueError, RuntimeError, LookupError, TypeError, EOFError, Warning)  # Pillow's own
@@ -278,9 +278,9 @@ def test_any_url_is_refused_or_brought_to_one_spelling(url):
 @settings(max_examples=300, derandomize=True)
 @given(st.lists(HEADERS | st.sampled_from(["noai", "bot: noai", "unavailable_after: x", ",:,"])), HEADERS)
 def test_any_robots_header_is_an_opt_out_or_none(robots, reservation):
-    assert opted_out(robots, reservation) in (True, False)
-    assert opted_out(robots, None) <= opted_out(robots, reservation)
-    assert opted_out([*robots, "noai"], reservation) is True
+    assert is_opted_out(robots, reservation) in (True, False)
+    assert is_opted_out(robots, None) <= is_opted_out(robots, reservation)
+    assert is_opted_out([*robots, "noai"], reservation) is True
 
 
 DATES = st.builds(
@@ -314,7 +314,7 @@ def test_any_retry_after_is_a_time_from_now_or_none(text):
 @given(st.sampled_from(["http://example.org/a/b?c", "https://[2606:4700::1]:8443/", "http://example.org"]), HEADERS)
 def test_any_location_leads_to_a_url_that_is_checked_or_refused(url, location):
     try:
-        checked = Hosts().check_url(target(url, location))
+        checked = Hosts().check_url(redirect_target(url, location))
     except Stop as stop:
         assert stop.outcome == "refused_url"
     except RefusedUrl as error:

@@ -155,9 +155,9 @@ def test_the_longest_mirror_is_applied_once():
     mirrors = parse_mirrors("http://=http://127.0.0.1:1/,http://a.example/=https://b.example/?at=")
     hosts = Hosts(mirrors=mirrors, allowed=("127.0.0.1:1",))
 
-    assert hosts.mirrored("http://a.example/x.jpg?v=1") == "https://b.example/?at=x.jpg?v=1"
-    assert hosts.first("HTTP://c.example/x y.jpg?v=1") == "http://127.0.0.1:1/c.example/x%20y.jpg?v=1"
-    assert hosts.first("https://c.example/x") == "https://c.example/x"
+    assert hosts.with_mirror("http://a.example/x.jpg?v=1") == "https://b.example/?at=x.jpg?v=1"
+    assert hosts.checked_url("HTTP://c.example/x y.jpg?v=1") == "http://127.0.0.1:1/c.example/x%20y.jpg?v=1"
+    assert hosts.checked_url("https://c.example/x") == "https://c.example/x"
 
 
 @pytest.mark.parametrize("url", ["http://10.0.0.1/x", "http://u:p@a.example/", "ftp://a.example/"])
@@ -165,14 +165,14 @@ def test_a_mirror_makes_no_bad_url_good(url):
     hosts = Hosts(mirrors=(("http://", "http://b.example/"),))
 
     with pytest.raises(RefusedUrl):
-        hosts.first(url)
+        hosts.checked_url(url)
 
 
 def test_a_mirror_is_checked_too():
     hosts = Hosts(mirrors=(("http://", "http://127.0.0.1:1/"),))
 
     with pytest.raises(RefusedUrl) as caught:
-        hosts.first("http://a.example/x")
+        hosts.checked_url("http://a.example/x")
 
     assert caught.value.outcome == "refused_address"
 

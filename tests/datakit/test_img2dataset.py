@@ -25,7 +25,7 @@ from datakit.catalogue.manifest import load
 from datakit.engine.work import Work
 from datakit.errors import BadImage, DownloadError, SourceError, UsageError
 from datakit.interop import img2dataset, outputs
-from datakit.interop.img2dataset import Output, crawled, imported, outcome_of, run
+from datakit.interop.img2dataset import Output, crawl_by_img2dataset, look_up_urls, outcome_of, run
 from datakit.miniature.pictures import drawing
 from datakit.stages.fetch import Fetch
 from datakit.storage.store import Store
@@ -252,7 +252,7 @@ def test_a_member_that_says_it_is_huge_is_not_read(tmp_path, monkeypatch):
 
     output = Output.open(tmp_path)
 
-    assert output.find("http://a.example/0.jpg") == outputs.Found("too_large", 200, None)
+    assert output.find("http://a.example/0.jpg") == outputs.UrlResult("too_large", 200, None)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", bytes(1024), b"PK\3\4" + bytes(600), os.urandom(2000)])
@@ -380,7 +380,7 @@ def test_urls_are_imported_in_their_order_and_through_work(tmp_path):
             raise BadImage("truncated")
         return data.decode()
 
-    got = list(imported(iter(urls), output, work, threads=2))
+    got = list(look_up_urls(iter(urls), output, work, threads=2))
 
     assert [(f.place, f.url, f.final_url) for f in got] == [(n, url, url) for n, url in enumerate(urls)]
     assert [(f.outcome, f.status, f.ms, f.size_bytes, f.value) for f in got] == [
@@ -401,7 +401,7 @@ def test_only_a_few_urls_are_read_ahead(tmp_path):
             taken.append(n)
             yield f"http://a.example/{n}.jpg"
 
-    got = imported(urls(), Output.open(tmp_path), bytes)
+    got = look_up_urls(urls(), Output.open(tmp_path), bytes)
     next(got)
     got.close()
 
@@ -416,7 +416,7 @@ def test_another_exception_of_work_comes_out_in_its_turn(tmp_path):
             raise ZeroDivisionError
         return data
 
-    got = imported([f"http://a.example/{n}.jpg" for n in range(4)], Output.open(tmp_path), work)
+    got = look_up_urls([f"http://a.example/{n}.jpg" for n in range(4)], Output.open(tmp_path), work)
 
     assert [next(got).outcome, next(got).outcome] == ["ok", "http_404"]
     with pytest.raises(ZeroDivisionError):
@@ -497,7 +497,7 @@ def test_pictures_that_it_fetched_have_the_sizes_that_the_recipe_asks_for(tmp_pa
     stage = Fetch(max_short_side_px=336, rounding=rounding, engine="img2dataset")
     work = Work(Store(str(tmp_path / "root")), load("coyo"), "coyo", "fetch", Hosts(allowed=(server.place,)), QUICK)
 
-    (got,) = stage.crawled([url], work)
+    (got,) = stage.crawl_urls([url], work)
 
     assert got.outcome == "ok"
     assert (got.value.width, got.value.height) == (width, 336)
@@ -543,7 +543,7 @@ def test_a_crawl_by_it_goes_in_batches_in_order_and_leaves_nothing(tmp_path, ser
     (tmp_path / "img2dataset-000000000" / "left").write_text("of a run that was killed")
 
     got = list(
-        crawled(
+        crawl_by_img2dataset(
             urls,
             scratch=tmp_path,
             hosts=hosts,
@@ -657,7 +657,7 @@ def test_urls_that_it_left_out_are_an_error(tmp_path, server, stand_in):
 
 def test_it_is_not_started_for_urls_that_are_all_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(img2dataset, "check_installed", lambda: None)
-    monkeypatch.setattr(img2dataset, "_in_a_process", None)
+    monkeypatch.setattr(img2dataset, "_run_in_process_group", None)
 
     output = download(tmp_path / "x", ["file:///etc/passwd", "http://10.0.0.1/"], Hosts())
 

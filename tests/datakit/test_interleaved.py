@@ -39,15 +39,15 @@ def as_vila(sentences, places):
 
 
 def test_an_image_gives_up_its_best_sentence_where_the_sum_gains():
-    assert interleaved.matched([[0.24, 0.32, 0.28], [0.22, 0.32, 0.26]]) == [2, 1]
+    assert interleaved.match_images([[0.24, 0.32, 0.28], [0.22, 0.32, 0.26]]) == [2, 1]
 
 
 def test_each_image_has_a_sentence_of_its_own_while_there_are_enough():
-    assert interleaved.matched([[0.9, 0.1, 0.0], [0.9, 0.2, 0.1], [0.9, 0.3, 0.4]]) == [0, 1, 2]
+    assert interleaved.match_images([[0.9, 0.1, 0.0], [0.9, 0.2, 0.1], [0.9, 0.3, 0.4]]) == [0, 1, 2]
 
 
 def test_images_left_over_go_to_the_sentence_they_fit_best():
-    assert interleaved.matched([[0.1, 0.2], [0.9, 0.1], [0.3, 0.8], [0.4, 0.3]]) == [1, 0, 1, 0]
+    assert interleaved.match_images([[0.1, 0.2], [0.9, 0.1], [0.3, 0.8], [0.4, 0.3]]) == [1, 0, 1, 0]
 
 
 @given(matrices())
@@ -55,7 +55,7 @@ def test_no_other_assignment_has_a_larger_sum(similarity):
     table = np.array(similarity)
     n_images, n_sentences = table.shape
 
-    places = interleaved.matched(similarity)
+    places = interleaved.match_images(similarity)
 
     if n_images <= n_sentences:
         others = itertools.permutations(range(n_sentences), n_images)
@@ -90,7 +90,7 @@ def test_no_other_assignment_has_a_larger_sum(similarity):
 )
 def test_what_is_no_matrix_of_numbers_is_refused(bad):
     with pytest.raises(SourceError, match="similarity matrix"):
-        interleaved.matched(bad)
+        interleaved.match_images(bad)
 
 
 def test_an_image_stands_before_its_sentence_and_takes_the_place_of_the_space():
@@ -161,7 +161,7 @@ def test_a_document_read_back_from_a_table_is_matched_alike():
     exact = [[0.1 + 1e-10, 0.1], [0.1, 0.1]]  # apart in float64 only
     stored = np.array(exact, np.float32).tolist()
 
-    assert interleaved.matched(exact) == interleaved.matched(stored)
+    assert interleaved.match_images(exact) == interleaved.match_images(stored)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_a_matrix_of_another_size_or_no_image_is_refused(sentences, similarity, 
 def test_a_document_without_some_images_has_a_space_where_each_was():
     whole = interleaved.messages(["A.", "B.", "C."], [0, 1, 1, 2])
 
-    (some,) = interleaved.without(whole, {1, 3})
-    (none,) = interleaved.without(whole, {0, 1, 2, 3})
+    (some,) = interleaved.without_images(whole, {1, 3})
+    (none,) = interleaved.without_images(whole, {0, 1, 2, 3})
 
     assert some.content == [IMAGE, text("A."), IMAGE, text("B. C.")]
     assert none.content == [text("A. B. C.")]
-    assert interleaved.without(whole, ()) == whole
+    assert interleaved.without_images(whole, ()) == whole

@@ -202,7 +202,7 @@ def test_only_the_row_that_held_half_of_a_surrogate_pair_is_called_mended(tmp_pa
 
     found = rows(written(tmp_path, text))
 
-    assert [type(row) for row in found] == [dict, jsonfile.Mended, dict]
+    assert [type(row) for row in found] == [dict, jsonfile.RepairedRow, dict]
     assert found[1] == {"a": [{"b\ufffd": "x\ufffd"}]}
     assert found[2]["a"] == "😀 \\ud83d \ufffd"
 

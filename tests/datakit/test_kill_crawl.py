@@ -13,7 +13,7 @@ import pytest
 from forks import Forked, Forks
 from users import everything, settings, typed
 
-from datakit.miniature import Answer, Asked, Miniature
+from datakit.miniature import Answer, Miniature, Request
 from datakit.stages.fetch import Fetch
 from datakit.web import asking
 
@@ -130,7 +130,7 @@ def test_a_crawl_killed_while_it_asks_is_resumed_without_loss(upstreams, whole, 
     usual = upstreams.answer(url)
     crawls: list[Forked] = []
 
-    def kill(asked: Asked) -> Answer:
+    def kill(asked: Request) -> Answer:
         crawls[0].kill()
         return usual
 

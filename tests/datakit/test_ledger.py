@@ -101,7 +101,7 @@ def test_a_damaged_list_of_what_was_cleaned_means_that_nothing_was(ledger, junk)
     made = commit(ledger)
     ledger.store.write("coyo/top20/cleaned.json", junk)
 
-    assert ledger.cleaned() == set()
+    assert ledger.cleaned_names() == set()
     assert ledger.state("00001", made.recipe, made.inputs, gone_is_fine=True) == "done"
 
 

@@ -136,7 +136,7 @@ def test_what_was_pinned_is_written_and_read_back_and_moves_addresses_to_the_com
     commit = "a" * 40
     address = f"hub://datasets/owner/repo@{commit}/a.json"
     pinned = manifest.Pinned({"owner/repo": commit}, {address: (5, "b" * 64), "https://x/y.zip": (None, None)})
-    (tmp_path / "mine.sums").write_text(manifest.sums("mine", pinned))
+    (tmp_path / "mine.sums").write_text(manifest.sums_text("mine", pinned))
 
     about = read(tmp_path, GOOD)
 
@@ -162,4 +162,4 @@ def test_the_sources_of_an_archive_are_found_by_its_address_at_the_pinned_commit
 
     assert about.sources_of(f"hub://datasets/owner/repo@{commit}/1.zip") == ["one"]
     assert about.sources_of("hub://datasets/owner/repo@main/1.zip") == []
-    assert about.pinned.unhashed == 1
+    assert about.pinned.n_unhashed == 1

@@ -34,7 +34,7 @@ from PIL import Image
 from users import COYOS_ROWS
 
 from datakit.errors import UsageError
-from datakit.miniature import Answer, Asked, Miniature, choose, coyo_parquet
+from datakit.miniature import Answer, Miniature, Request, choose, coyo_parquet
 
 LLAVA = "liuhaotian/LLaVA-Instruct-150K"
 LLAVA_JSON = f"/datasets/{LLAVA}/resolve/main/llava_v1_5_mix665k.json"
@@ -685,7 +685,7 @@ def test_an_answer_can_be_replaced_for_a_while_or_decided_each_time():
         archive = "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip"
         miniature.replace(archive, Answer(status=503), times=1)
         statuses = [requests.get(mirrored(miniature, archive), timeout=20).status_code for _ in range(2)]
-        asked: list[Asked] = []
+        asked: list[Request] = []
         miniature.replace("/a.example/x.jpg", lambda request: asked.append(request) or Answer(body=b"!"))
         body = requests.get(f"{miniature.url}/a.example/x.jpg?y=1", timeout=20).content
 

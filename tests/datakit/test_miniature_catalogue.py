@@ -484,7 +484,7 @@ def test_a_lost_shard_is_not_there(shared):
 
 
 def test_parquet_with_pictures_says_so_in_its_schema(shared):
-    expected = shared.expected.added("example/pictures-parquet", "pictures")
+    expected = shared.expected.added_dataset("example/pictures-parquet", "pictures")
     about = About("pictures", "", None, {"image": "image", "question": "question", "answer": "answer"}, "\n")
     read = hf.reading(about)
 
@@ -513,7 +513,7 @@ def test_webdataset_tars_have_pairs_and_one_text_alone(shared, tmp_path):
         rows = [read(sample, number) for number, sample in enumerate(tar_samples(tmp_path / "x.tar"))]
         alone += [f"wds-{part:05d}-{number:06d}" for number, row in enumerate(rows) if not row.images]
         assert len(rows) == 12
-    expected = shared.expected.added("example/wds", "wds")
+    expected = shared.expected.added_dataset("example/wds", "wds")
     assert alone == [*expected.faults] == ["wds-00001-000003"]
     assert len(expected.kept) == expected.rows == 24
 

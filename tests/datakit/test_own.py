@@ -15,7 +15,7 @@ import pytest
 
 from datakit.errors import DownloadError, StorageError
 from datakit.web import downloads, own, part
-from datakit.web.downloads import bring, check_unedited, download, edited, parse
+from datakit.web.downloads import bring, check_unedited, download, edited_hash, parse
 from datakit.web.hosts import Hosts
 from datakit.web.own import OwnFile
 from datakit.web.sidecars import sweep
@@ -39,7 +39,7 @@ def mine(tmp_path, monkeypatch):
 def hashed(monkeypatch):
     """How often a file was read to be hashed."""
     times = []
-    monkeypatch.setattr(own, "_hashed", lambda *args, real=own._hashed: times.append(1) or real(*args))
+    monkeypatch.setattr(own, "_sha256_of", lambda *args, real=own._sha256_of: times.append(1) or real(*args))
     return times
 
 
@@ -55,7 +55,7 @@ def files(folder):
     return sorted(path.name for path in folder.rglob("*") if not path.is_dir())
 
 
-def test_a_file_is_hashed_while_it_is_copied_and_not_again(mine, tmp_path, hashed):
+def test_a_file_is_sha256_of_while_it_is_copied_and_not_again(mine, tmp_path, hashed):
     told = []
     done = get(mine.as_uri(), tmp_path, tell=lambda *args: told.append(args))
     again = get(mine.as_uri(), tmp_path)
@@ -64,18 +64,18 @@ def test_a_file_is_hashed_while_it_is_copied_and_not_again(mine, tmp_path, hashe
     assert done.path.read_bytes() == BODY
     assert done.sha256 == hashlib.sha256(BODY).hexdigest()
     assert (told[0], told[-1]) == ((0, len(BODY)), (len(BODY), len(BODY)))
-    assert edited(mine.as_uri(), tmp_path / "downloads") is None
+    assert edited_hash(mine.as_uri(), tmp_path / "downloads") is None
     assert hashed == []
     assert files(tmp_path / "downloads") == [".mine.tar.source.json", "mine.tar", "mine.tar.download.json"]
 
 
-def test_a_file_in_place_is_hashed_once_and_again_when_its_stamps_change(mine, tmp_path, hashed):
+def test_a_file_in_place_is_sha256_of_once_and_again_when_its_stamps_change(mine, tmp_path, hashed):
     done = get(mine.as_uri(), tmp_path, in_place=True)
     for _ in range(3):
         assert get(mine.as_uri(), tmp_path, in_place=True) == done
     os.utime(mine)
     for _ in range(3):
-        assert edited(mine.as_uri(), tmp_path / "downloads") is None
+        assert edited_hash(mine.as_uri(), tmp_path / "downloads") is None
 
     assert done.path.is_symlink()
     assert len(hashed) == 2
@@ -99,7 +99,7 @@ def test_a_root_that_can_only_be_read_hashes_once_in_a_process(mine, tmp_path, h
     monkeypatch.setattr(own, "publish_file", refused)
 
     for _ in range(3):
-        assert edited(mine.as_uri(), tmp_path / "downloads") is None
+        assert edited_hash(mine.as_uri(), tmp_path / "downloads") is None
 
     assert len(hashed) == 1
 
@@ -216,7 +216,7 @@ def good_before(tmp_path):
 
 def test_adopting_keeps_a_good_file_until_the_new_one_is_whole(mine, tmp_path, monkeypatch):
     path = good_before(tmp_path)
-    monkeypatch.setattr(OwnFile, "near", lambda self: False)
+    monkeypatch.setattr(OwnFile, "is_on_same_disk", lambda self: False)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -243,7 +243,7 @@ def test_adopting_that_is_killed_at_a_rename_leaves_the_old_file_or_the_new_one(
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY[::-1])
     downloads.adopt(path, WEB)
-    monkeypatch.setattr(OwnFile, "near", lambda self: near)
+    monkeypatch.setattr(OwnFile, "is_on_same_disk", lambda self: near)
     rename, left = type(path).replace, [cut_at]
 
     def killed(self, target):
@@ -276,8 +276,8 @@ def test_adopting_what_is_linked_already_links_it_again(mine, tmp_path):
 
 TAKES_OUT = """
 import pathlib, sys
-from datakit.storage.store import temporary
-with temporary(pathlib.Path(sys.argv[1]), suffix=".json") as (raw, path):
+from datakit.storage.store import temporary_file
+with temporary_file(pathlib.Path(sys.argv[1]), suffix=".json") as (raw, path):
     raw.write(b"x" * 1000)
     print(path, flush=True)
     sys.stdin.read()
@@ -331,13 +331,13 @@ def test_what_came_of_another_revision_is_found(tmp_path):
         for name in ("a.zip.part", "a.zip.part.json"):
             (path.parent / name).write_bytes(b"{}")
 
-    found = downloads.abandoned("hub://datasets/o/r@abc/d/a.zip", tmp_path / "downloads")
+    found = downloads.abandoned_parts("hub://datasets/o/r@abc/d/a.zip", tmp_path / "downloads")
 
     assert [path.relative_to(tmp_path / "downloads").as_posix() for path in found] == [
         "huggingface.co/datasets/o/r/main/d/a.zip.part",
         "huggingface.co/datasets/o/r/main/d/a.zip.part.json",
     ]
-    assert downloads.abandoned(WEB, tmp_path) == []
+    assert downloads.abandoned_parts(WEB, tmp_path) == []
 
 
 def test_where_there_are_no_links_a_file_is_copied(mine, tmp_path, monkeypatch):

@@ -9,19 +9,19 @@ from datakit.web.pacing import (
     BREAK_S,
     LONGEST_BREAK_S,
     TICK_S,
+    ByteBudget,
     Host,
     Lateness,
     Limits,
-    Room,
     Window,
-    failed_host,
+    is_host_fault,
 )
 
 
 def ticked(window: Window, *, n: int = 1, full: bool = True, late_s: float = 0.0, backlog: int = 0) -> float:
     for _ in range(n):
         if full:
-            window.filled()
+            window.report_full()
         window.tick(late_s=late_s, backlog=backlog)
     return window.size
 
@@ -62,11 +62,11 @@ def test_a_window_shrinks_when_bodies_pile_up_before_the_codecs():
 def test_a_window_shrinks_when_a_third_of_the_connections_fails_and_not_for_a_few():
     window = Window((16, 4096))
     for n in range(100):
-        window.connected(well=n % 10 != 0)
+        window.report_connection(well=n % 10 != 0)
     usual = ticked(window, full=False)
 
     for n in range(100):
-        window.connected(well=n % 2 != 0)
+        window.report_connection(well=n % 2 != 0)
 
     assert usual == 64
     assert ticked(window, full=False) < 64
@@ -116,15 +116,15 @@ def test_a_host_that_has_too_much_is_asked_for_half_as_much_and_gets_it_back_bit
         host.running = n - 1
         return not host.full
 
-    host.ended(outcome, 0.0)
+    host.report_outcome(outcome, 0.0)
     assert bears(4) and not bears(5)
     assert host.per_s == 32
     for _ in range(6):
-        host.ended(outcome, 0.0)
+        host.report_outcome(outcome, 0.0)
     assert bears(1) and not bears(2)
     assert host.per_s == 1
     for _ in range(100):
-        host.ended("ok", 0.0)
+        host.report_outcome("ok", 0.0)
     assert bears(8) and not bears(9)
     assert host.per_s == 64
 
@@ -134,7 +134,7 @@ def test_a_delay_of_robots_txt_is_a_rate_that_doesn_t_grow_again():
 
     host.slow(2.0)
     host.begin(0.0)
-    host.ended("ok", 0.0)
+    host.report_outcome("ok", 0.0)
 
     assert host.per_s == 0.5
     assert host.wait_s(0.0) == 2.0
@@ -162,14 +162,14 @@ def test_a_host_that_failed_ten_times_in_a_row_is_left_alone_and_probed_later():
     host = Host(Limits())
     for _ in range(BREAK_AFTER):
         assert host.refuses(0.0) == ""
-        host.ended("timeout_connect", 0.0)
+        host.report_outcome("timeout_connect", 0.0)
 
     assert host.refuses(1.0) == "host_down"
     assert host.refuses(BREAK_S + 1) == ""
     host.begin(BREAK_S + 1)
     assert host.refuses(BREAK_S + 1) == "host_down"  # one probe is enough
     host.running -= 1
-    host.ended("ok", BREAK_S + 2)
+    host.report_outcome("ok", BREAK_S + 2)
     assert host.refuses(BREAK_S + 2) == ""
 
 
@@ -177,7 +177,7 @@ def test_each_failed_probe_doubles_the_break_up_to_an_hour():
     host = Host(Limits())
     now = 0.0
     for _ in range(BREAK_AFTER):
-        host.ended("reset", now)
+        host.report_outcome("reset", now)
     breaks = []
 
     for _ in range(10):
@@ -185,7 +185,7 @@ def test_each_failed_probe_doubles_the_break_up_to_an_hour():
         while host.refuses(now):
             now += 1
         breaks.append(now - start)
-        host.ended("http_503", now)
+        host.report_outcome("http_503", now)
 
     assert breaks[:3] == [BREAK_S, 2 * BREAK_S, 4 * BREAK_S]
     assert breaks[-1] == LONGEST_BREAK_S
@@ -194,7 +194,7 @@ def test_each_failed_probe_doubles_the_break_up_to_an_hour():
 def test_an_answer_in_between_ends_the_row_of_failures_even_if_it_is_a_404():
     host = Host(Limits())
     for n in range(100):
-        host.ended("http_404" if n % BREAK_AFTER == BREAK_AFTER - 1 else "reset", 0.0)
+        host.report_outcome("http_404" if n % BREAK_AFTER == BREAK_AFTER - 1 else "reset", 0.0)
 
     assert host.refuses(0.0) == ""
 
@@ -203,7 +203,7 @@ def test_a_name_without_address_stays_that():
     host = Host(Limits())
 
     for _ in range(BREAK_AFTER):
-        host.ended("dns", 0.0)
+        host.report_outcome("dns", 0.0)
 
     assert host.refuses(0.0) == "dns"
 
@@ -212,13 +212,13 @@ def test_a_name_without_address_stays_that():
     "outcome", ["ok", "http_404", "http_403", "opted_out", "not_an_image", "refused_url", "robots"]
 )
 def test_what_is_wrong_with_a_url_is_no_failure_of_its_host(outcome):
-    assert not failed_host(outcome)
+    assert not is_host_fault(outcome)
 
 
 def test_only_hosts_with_nothing_to_remember_are_forgotten():
     fresh, busy, failing, paused = (Host(Limits()) for _ in range(4))
     busy.begin(0.0)
-    failing.ended("reset", 0.0)
+    failing.report_outcome("reset", 0.0)
     paused.pause(0.0, 50.0)
 
     assert fresh.forgettable(1.0)
@@ -228,7 +228,7 @@ def test_only_hosts_with_nothing_to_remember_are_forgotten():
 def test_who_waits_for_room_goes_in_order_and_the_oldest_never_waits():
     async def play() -> list[int]:
         oldest, let_in = 0, []
-        room = Room(10, lambda: oldest)
+        room = ByteBudget(10, lambda: oldest)
         assert room.admits(1, 8)
 
         async def enter(place: int, n: int) -> None:

@@ -14,7 +14,7 @@ from users import settings, typed
 
 from datakit.errors import SourceError
 from datakit.formats import parquetrows
-from datakit.formats.parquetrows import Unreadable
+from datakit.formats.parquetrows import UnreadableRow
 from datakit.miniature import Miniature, coyo_parquet
 from datakit.readers import coyo
 from datakit.stages import sampled_listing as sampled
@@ -85,7 +85,7 @@ def test_all_that_a_whole_file_holds_comes_in_order_with_its_types(tmp_path):
     pq.write_table(made, tmp_path / "x.parquet", row_group_size=7)
 
     assert list(parquetrows.rows(tmp_path / "x.parquet")) == made.to_pylist()
-    with parquetrows.opened(tmp_path / "x.parquet", (["n"], 30), (["d", "l"], None)) as file:
+    with parquetrows.open_file(tmp_path / "x.parquet", (["n"], 30), (["d", "l"], None)) as file:
         assert (file.rows, file.schema.names) == (100, ["l", "d", "n"])
         assert [row["n"] for batch in file.batches() for row in batch.to_pylist()] == list(range(100))
         assert sum(batch.num_rows for batch in file.batches()) == 100
@@ -133,7 +133,7 @@ def test_a_row_whose_text_is_not_utf_8_is_one_row_that_cannot_be_had(tmp_path):
 
     found = list(parquetrows.rows(tmp_path / "x.parquet"))
 
-    assert found == [{"t": "a", "n": 1}, Unreadable("not_utf8"), {"t": "c", "n": 3}]
+    assert found == [{"t": "a", "n": 1}, UnreadableRow("not_utf8"), {"t": "c", "n": 3}]
 
 
 @pytest.mark.parametrize("encoded", [False, True])
@@ -186,13 +186,13 @@ def test_rows_of_flan_that_are_not_utf_8_stand_for_themselves(tmp_path):
     pq.write_table(pa.table({"t": texts([b"a", BAD, b"c", b"d"])}), tmp_path / "x.parquet")
 
     with pq.ParquetFile(tmp_path / "x.parquet") as file:
-        found = list(sampled._taken(file, 0, ["t"], [0, 1, 3]))
+        found = list(sampled._read_row_group(file, 0, ["t"], [0, 1, 3]))
 
-    assert found == [{"t": "a"}, Unreadable("not_utf8"), {"t": "d"}]
+    assert found == [{"t": "a"}, UnreadableRow("not_utf8"), {"t": "d"}]
 
 
 def test_a_listing_of_before_with_a_text_that_is_not_utf_8_says_how_to_make_it_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(coyo.parquetrows, "readable", lambda batch, columns: None)  # as it was
+    monkeypatch.setattr(coyo.parquetrows, "utf8_rows", lambda batch, columns: None)  # as it was
     with Miniature(rows=20, coyo_rows=20) as upstream:
         env = settings(upstream, tmp_path / "root")
         name = "part-00000-17da4908-939c-46e5-91d0-15f256041956-c000.snappy.parquet"

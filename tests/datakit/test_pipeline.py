@@ -162,7 +162,7 @@ def test_steps_that_are_no_dictionary_are_told_as_such(own):
         ("MIXES = {}", ManifestError, "should be a dictionary"),
         ("MIXES = 'coyo'", ManifestError, "should be a dictionary"),
         ("MIXES = {'a': 1}", ManifestError, "should be a dictionary"),
-        ("MIXES = {'Stage 1': 'coyo'}", ManifestError, "name of a stage"),
+        ("MIXES = {'Stage 1': 'coyo'}", ManifestError, "name of a phase"),
         ("MIXES = {'sft': 'qinstrukt'}", ManifestError, "Did you mean 'qinstruct'"),
         ("MIXES = {'sft': 'allava.caption'}", ManifestError, "Did you mean 'captions'"),
         ("MIXES = {'sft': 'coyo+coyo'}", ManifestError, "stands twice"),

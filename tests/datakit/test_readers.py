@@ -136,7 +136,7 @@ def test_what_differs_from_upstreams_form_is_named(value, image, repairs):
 
     assert record.attrs["repairs"] == repairs
     if not repairs:
-        assert llava.written(record.messages[0].content) == value
+        assert llava.turn_value(record.messages[0].content) == value
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_what_is_written_back_is_upstreams_value_unless_the_record_says_otherwis
     record = llava.read(row(value, "A", image=images), 0) if images else "no image"
     assume(not isinstance(record, str))
 
-    written = llava.written(record.messages[0].content)
+    written = llava.turn_value(record.messages[0].content)
 
     assert (written == value) == ("line_breaks" not in (record.attrs["repairs"] or []))
     assert llava.read(row(written, "A", image=images), 0).messages == record.messages

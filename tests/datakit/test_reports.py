@@ -40,9 +40,9 @@ def test_terms_or_a_file_that_nobody_gives_stand_in_the_way():
 def test_a_file_in_json_has_its_size_or_what_is_wrong_with_it():
     said = {"name": "name of a", "address": "a", "here": False}
 
-    assert upstream_file("a", 5).plain() == {**said, "bytes": 5}
-    assert upstream_file("a").plain() == {**said, "bytes": None}
-    assert upstream_file("a", problem="gone").plain() == {**said, "problem": "gone"}
+    assert upstream_file("a", 5).json_object() == {**said, "bytes": 5}
+    assert upstream_file("a").json_object() == {**said, "bytes": None}
+    assert upstream_file("a", problem="gone").json_object() == {**said, "problem": "gone"}
 
 
 BROKEN = Broken("coyo/pack/00000.tar", "cut", ("datakit build-mix coyo", "datakit fetch coyo"))

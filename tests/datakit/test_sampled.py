@@ -23,7 +23,7 @@ from datakit.miniature.server import Answer, Server
 from datakit.readers import flan
 from datakit.records.record import decode_messages
 from datakit.stages import sampled_listing as sampled
-from datakit.stages.sampled_listing import SampledListing, chosen
+from datakit.stages.sampled_listing import SampledListing, evenly_spaced
 from datakit.storage.store import Store
 from datakit.web import downloads
 from datakit.web.hosts import Hosts
@@ -177,17 +177,17 @@ def test_no_row_is_chosen_twice_and_none_behind_the_last(n):
     k = 1_000_000
 
     for start in (0, 499_999, k - 3):
-        some = chosen(n, k, start, start + 3)
+        some = evenly_spaced(n, k, start, start + 3)
         assert some == [i * (n - 1) // (k - 1) for i in range(start, min(start + 3, k))]
         assert len(set(some)) == len(some)
-    assert chosen(n, k, 0, 1) == [0]
-    assert chosen(n, k, k - 1) == [n - 1]
+    assert evenly_spaced(n, k, 0, 1) == [0]
+    assert evenly_spaced(n, k, k - 1) == [n - 1]
 
 
 def test_all_steps_are_even_where_float32_has_steps_of_352_to_384():
     n, k = 378_000_000, 1_000_000
 
-    numbers = chosen(n, k)
+    numbers = evenly_spaced(n, k)
 
     assert {after - before for before, after in pairwise(numbers)} == {378, 379}
     assert len(numbers) == k
@@ -195,7 +195,7 @@ def test_all_steps_are_even_where_float32_has_steps_of_352_to_384():
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 1), (5, 5), (5, 4), (0, 0)])
 def test_small_samples_are_rows_that_exist(n, k):
-    numbers = chosen(n, k)
+    numbers = evenly_spaced(n, k)
 
     assert len(set(numbers)) == k
     assert all(0 <= number < n for number in numbers)

@@ -20,9 +20,9 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path):
     assert load(tmp_path, text, {"DATAKIT_ROOT": "env"}, root="flag").root == "flag"
     assert load(tmp_path, text).jobs == 3
     assert load(tmp_path, text, {"DATAKIT_JOBS": "5"}).jobs == 5
-    assert load(tmp_path, text).hosts.mirrored("http://a/x") == "http://b/x"
+    assert load(tmp_path, text).hosts.with_mirror("http://a/x") == "http://b/x"
     over = load(tmp_path, text, {"DATAKIT_MIRRORS": "http://a/=http://c/"})
-    assert over.hosts.mirrored("http://a/x") == "http://c/x"
+    assert over.hosts.with_mirror("http://a/x") == "http://c/x"
     assert load(tmp_path).root == "data"
 
 
@@ -65,7 +65,7 @@ def test_a_catalogue_of_the_environment_goes_before_that_of_the_file(tmp_path):
 def test_the_user_s_catalogues_are_those_that_were_set_here_and_in_processes_started_from_here(monkeypatch):
     monkeypatch.setenv("DATAKIT_CATALOGUE", "before")
 
-    catalogue.set_own(["my", "ours"])
+    catalogue.set_own_folders(["my", "ours"])
 
-    assert [str(folder) for folder in catalogue.own()] == ["my", "ours"]
+    assert [str(folder) for folder in catalogue.own_folders()] == ["my", "ours"]
     assert os.environ["DATAKIT_CATALOGUE"] == f"my{os.pathsep}ours"

@@ -15,7 +15,7 @@ import xxhash
 from datakit.errors import StorageError, UsageError
 from datakit.storage import locks
 from datakit.storage import store as store_module
-from datakit.storage.store import Store, locked
+from datakit.storage.store import Store, file_lock
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
@@ -158,7 +158,7 @@ def test_without_locks_a_temporary_is_swept_after_a_day_and_what_is_guarded_goes
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuses)
-    locks._tell_no_locks.cache_clear()
+    locks._warn_no_locks.cache_clear()
     young, old = (tmp_path / f".y.bin.other~1-0123abc{n}.tmp" for n in "de")
     for left in (young, old):
         left.write_bytes(b"half")
@@ -168,7 +168,7 @@ def test_without_locks_a_temporary_is_swept_after_a_day_and_what_is_guarded_goes
     store.write("x.bin", b"whole")
     store.sweep("")
     for _ in range(2):
-        with store.held(".x.lock") as held:
+        with store.lock(".x.lock") as held:
             assert held
 
     assert store.read("x.bin") == b"whole"
@@ -207,10 +207,10 @@ def test_a_file_that_is_put_into_a_bucket_leaves_nothing_in_the_temporary_folder
 def test_a_lock_lets_readers_share_and_keeps_a_writer_out(tmp_path):
     path = tmp_path / ".00001.lock"
 
-    readers = locked(path, shared=True), locked(path, shared=True, wait=False)
-    with readers[0] as first, readers[1] as second, locked(path, wait=False) as alone:
+    readers = file_lock(path, shared=True), file_lock(path, shared=True, wait=False)
+    with readers[0] as first, readers[1] as second, file_lock(path, wait=False) as alone:
         assert (first, second, alone) == (True, True, False)
-    with locked(path, wait=False) as alone, locked(path, shared=True, wait=False) as reader:
+    with file_lock(path, wait=False) as alone, file_lock(path, shared=True, wait=False) as reader:
         assert (alone, reader) == (True, False)
 
 
@@ -220,10 +220,10 @@ def test_a_lock_whose_file_was_removed_by_the_one_who_had_it_is_taken_anew(tmp_p
 
     with ThreadPoolExecutor(1) as pool:
         waits = threading.Event()
-        with locked(path):
+        with file_lock(path):
 
             def second():
-                with locked(path, waiting=waits.set), locked(path, wait=False) as third:
+                with file_lock(path, on_wait=waits.set), file_lock(path, wait=False) as third:
                     told.append(third)
 
             future = pool.submit(second)
@@ -303,7 +303,7 @@ def test_an_answer_of_a_bucket_that_is_cut_short_is_not_taken_for_the_file(bucke
         file.read()
     with store.open("a") as file:
         assert file.read(50) == bytes(50)
-        with pytest.raises(StorageError, match="100 of 500 bytes came from place 50"):
+        with pytest.raises(StorageError, match="100 of 500 bytes came from byte 50"):
             file.readinto(bytearray(500))
 
 

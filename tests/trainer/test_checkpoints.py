@@ -54,7 +54,7 @@ def saved(out: Path, step: int, **engine: bool) -> Path:
     for name in folder.LOGS:
         (out / name).touch()
     resume.save(Engine(**engine), out, step, {"stream": {}, "identity": {}})
-    return folder.checkpoint(out, step) / "engine" / "optimizer.pt"
+    return folder.checkpoint_folder(out, step) / "engine" / "optimizer.pt"
 
 
 def lines(path: Path) -> list[int]:
@@ -62,7 +62,7 @@ def lines(path: Path) -> list[int]:
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path):
-    assert folder.newest(tmp_path) is None
+    assert folder.newest_step(tmp_path) is None
 
 
 def test_the_newest_whole_checkpoint_is_found_and_half_ones_are_not(tmp_path):
@@ -70,8 +70,8 @@ def test_the_newest_whole_checkpoint_is_found_and_half_ones_are_not(tmp_path):
     checkpoint(tmp_path, 10)
     checkpoint(tmp_path, 11, ".step-{:08d}.part")
 
-    assert folder.newest(tmp_path) == 10
-    assert folder.read(tmp_path, 10) == {"step": 10, **STATE}
+    assert folder.newest_step(tmp_path) == 10
+    assert folder.read_state(tmp_path, 10) == {"step": 10, **STATE}
 
 
 def test_what_a_kill_left_half_written_is_removed_and_the_rest_stays(tmp_path):
@@ -90,7 +90,7 @@ def test_a_checkpoint_that_cannot_be_read_says_so(tmp_path):
     (checkpoint(tmp_path, 10) / "stream.json").write_text("{")
 
     with pytest.raises(StorageError, match=r"Remove folder .*step-00000010' to go on from the one before"):
-        folder.read(tmp_path, 10)
+        folder.read_state(tmp_path, 10)
 
 
 @pytest.mark.parametrize(("step", "left"), [(0, []), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3])])
@@ -152,7 +152,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before(tmp_path, 
         saved(tmp_path, 8, full=True, zipped=zipped)
 
     assert "\n" not in str(caught.value)
-    assert folder.newest(tmp_path) == 4
+    assert folder.newest_step(tmp_path) == 4
     resume.check(tmp_path, 4)
 
 

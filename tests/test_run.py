@@ -125,7 +125,7 @@ def test_a_lost_dataset_is_replaced_only_when_asked_for(ran, user):
     root, _ = ran
     made, _ = mix.read(root / "mixes/vila-pretrain/mix.json")
 
-    refused = user("run vila --stage pretrain")
+    refused = user("run vila --phase pretrain")
 
     assert [part.dataset for part in made.parts] == ["coyo", "mmc4"]
     assert refused.code == 1
@@ -148,7 +148,7 @@ def test_running_again_does_nothing_and_asks_the_network_for_nothing(ran, small)
 
 
 def test_one_stage_makes_what_it_needs_and_nothing_else(user):
-    got = user("run llava15 --stage pretrain")
+    got = user("run llava15 --phase pretrain")
 
     assert got.code == 0
     assert sorted(p.name for p in (user.root / "mixes").iterdir()) == ["llava15-pretrain"]
@@ -216,7 +216,7 @@ def test_everything_that_is_in_the_way_is_told_at_once_and_nothing_is_downloaded
 
 
 def test_terms_are_accepted_once(user):
-    first = user("run icm_csft --accept-licence --stage finetune")
+    first = user("run icm_csft --accept-licence --phase finetune")
     again = user("run icm_csft")
 
     assert first.code == again.code == 0
@@ -226,9 +226,9 @@ def test_a_root_made_by_another_recipe_is_refused_before_anything_is_downloaded(
     assert user("fetch coyo --shards 0").code == 0
     since = len(small.requests)
 
-    got = user("run vila --fallback --shards 0 --stage pretrain")
+    got = user("run vila --fallback --shards 0 --phase pretrain")
     asked_then = small.requests[since:]
-    rebuilt = user("run vila --fallback --shards 0 --stage pretrain --rebuild")
+    rebuilt = user("run vila --fallback --shards 0 --phase pretrain --rebuild")
 
     assert got.code == 1
     assert "coyo was made by another recipe" in got.err
@@ -242,11 +242,11 @@ def test_a_root_made_by_another_recipe_is_refused_before_anything_is_downloaded(
         ("run vilaa", "Did you mean 'vila'"),
         ("run coyo_vila", "names no mixes"),
         ("run toy", "names no mixes"),
-        ("run llava15 --stage pretrian", "Did you mean 'pretrain'"),
+        ("run llava15 --phase pretrian", "Did you mean 'pretrain'"),
         ("run llava15 --recipe instruct", "takes its recipe as the argument"),
         ("run llava15 --json", "--dry-run"),
         ("run llava15 --without cocoo", "Did you mean 'coco'"),
-        ("run vila --fallback --stage pretrain --shards 40000", "'coyo' has none of these shards"),
+        ("run vila --fallback --phase pretrain --shards 40000", "'coyo' has none of these shards"),
     ],
 )
 def test_a_wrong_command_is_one_clear_error(user, line, says):

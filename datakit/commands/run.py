@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", metavar="RECIPE")
-@click.option("--stage", "only", metavar="NAME", help="Only what this phase of training needs. [all phases]")
+@click.option("--phase", "only", metavar="NAME", help="Only what this phase of training needs. [all phases]")
 @click.option("--shards", metavar="RANGE", help="Of datasets that are one file a shard, such as coyo and mmc4. [all]")
 @click.option("--fallback", is_flag=True, help="Take what may stand for a dataset that upstream has lost.")
 @click.option("--dry-run", is_flag=True, help="Only print the plan: files, sizes, rows, licences, time and disk.")

@@ -1,6 +1,7 @@
 """What tests share: the miniature, roots that were built from it, and what a quick run leaves out."""
 
 import gc
+import importlib.util
 import os
 import signal
 
@@ -126,6 +127,19 @@ def forks():
         yield forks
 
 
+@pytest.fixture(scope="session")
+def trainers():
+    """Forks processes that have loaded all that a training of the toy loads."""
+    missing = [name for name in ("torch", "transformers", "deepspeed") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)} of the `train` extra")
+    build = "import deepspeed.runtime.zero.muon.original_muon, trainer.loop; from trainer import config, model, train"
+    toy = "model.build(config.load('toy')[1])"
+    env = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with Forks(code=f"{build}\n{toy}", **env) as forks:
+        yield forks
+
+
 @pytest.fixture
 def lean(tmp_path_factory, monkeypatch):
     """Processes that are started find no torch and an empty wandb, which img2dataset loads for seconds without need."""
@@ -140,3 +154,11 @@ def bucket():
     """An object store in memory, `s3://bucket`, that is there for one test."""
     yield buckets.opened("bucket")
     buckets.opened()
+
+
+@pytest.fixture
+def no_pandas(tmp_path_factory, monkeypatch):
+    """Processes that are started find no pandas, which pyarrow loads where it is, in half a second."""
+    folder = tmp_path_factory.mktemp("no_pandas")
+    (folder / "pandas.py").write_text("raise ModuleNotFoundError('not here', name='pandas')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))

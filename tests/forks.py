@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+TRAIN = "import runpy\nrunpy.run_module('trainer.train', run_name='__main__', alter_sys=True)"
 LOADS_A_PACKAGE = """
 import importlib, pkgutil
 package = importlib.import_module({package!r})

@@ -132,8 +132,7 @@ def test_the_readmes_launch_line_trains(built, tmp_path):
     words[words.index("--out") + 1] = str(tmp_path / "x")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
-    # Two processes train together in tests/trainer.
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "1", "--master_port", port]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", port]
 
     done = subprocess.run(
         [*launcher, *words[1:], "--max-steps", "1", "--data-workers", "0"],

@@ -1,14 +1,12 @@
 """`datakit run RECIPE` on the miniature: every recipe from the downloads to its mixes, and what stops one before."""
 
-import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import TRAIN
 from users import KILLED, everything, settings, typed
 
 from datakit import catalogue
@@ -385,21 +383,13 @@ def test_a_plan_tells_what_has_to_be_done_first(user):
 # The mix is trained on
 
 
-def test_a_toy_is_trained_on_the_mix_of_qinstruct_mix(ran, tmp_path):
-    missing = [name for name in ("torch", "transformers", "deepspeed") if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)} of the `train` extra")
+def test_a_toy_is_trained_on_the_mix_of_qinstruct_mix(ran, tmp_path, trainers):
     root, _ = ran
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     words = ["--recipe", "toy", "--mix", root / "mixes/qinstruct_mix-finetune/mix.json", "--out", tmp_path / "run"]
 
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer.train", *map(str, words), "--max-steps", "3"],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = trainers.start(TRAIN, *words, "--max-steps", "3", env=env)
 
-    assert done.returncode == 0, done.stderr[-2000:]
+    err = run.communicate()[1]
+    assert run.returncode == 0, err[-2000:]
     assert json.loads((tmp_path / "run/model/training.json").read_text())["step"] == 3

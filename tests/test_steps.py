@@ -8,14 +8,12 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from users import everything, settings, typed
+from users import DATAKIT, everything, settings, typed
 
 from datakit.commands.options import load_settings, open_build
 from datakit.engine.done import Done
@@ -153,39 +151,38 @@ def meeting():
         thread.join()
 
 
-def datakit(command: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """A `datakit` command in a process group of its own."""
-    words = [sys.executable, "-m", "datakit", *command.split()]
-    return subprocess.run(
-        words, env={**os.environ, **env}, capture_output=True, text=True, check=False, start_new_session=True
-    )
-
-
 def rows_of(root: Path, step: str) -> list[dict]:
     commit = json.loads((root / f"coyo/{step}/00000.commit.json").read_text())
     tables = [root / "coyo" / step / part["table"]["name"] for part in commit["parts"]]
     return [row for table in tables for row in pq.read_table(table).to_pylist()]
 
 
-def test_four_processes_share_one_shard_and_are_killed_ten_times_with_the_bytes_of_one(mine, meeting, tmp_path):
+@pytest.mark.usefixtures("no_pandas")
+def test_four_processes_share_one_shard_and_are_killed_ten_times_with_the_bytes_of_one(mine, meeting, tmp_path, forks):
     port, came = meeting
-    alone = {**mine, "DATAKIT_ROOT": str(tmp_path / "alone")}
-    one = datakit("fetch coyo --recipe parts --shards 0 --jobs 1", alone)
-    packed = datakit("build-mix coyo --recipe parts --jobs 1", alone)
-    assert one.returncode == packed.returncode == 0, one.stderr + packed.stderr
+
+    def datakit(command, **env):
+        """A command in a process group of its own: its exit status, and what it said."""
+        job = forks.start(DATAKIT, *command.split(), env={**os.environ, **mine, **env}, new_session=True)
+        _, err = job.communicate()
+        return job.returncode, err
+
+    alone = str(tmp_path / "alone")
+    assert datakit("fetch coyo --recipe parts --shards 0 --jobs 1", DATAKIT_ROOT=alone)[0] == 0
+    assert datakit("build-mix coyo --recipe parts --jobs 1", DATAKIT_ROOT=alone)[0] == 0
 
     count, kills = tmp_path / "count", 0
-    done = datakit("fetch coyo --recipe parts --shards 0 --jobs 4", {**mine, "MEET_AT": port})
-    assert done.returncode == 0, done.stderr
+    code, err = datakit("fetch coyo --recipe parts --shards 0 --jobs 4", MEET_AT=port)
+    assert code == 0, err
     shutil.rmtree(tmp_path / "root/coyo/fetch")  # all over again, and the job is killed as it begins its fifth part
     for command in ("fetch coyo --recipe parts --shards 0 --jobs 4", "build-mix coyo --recipe parts --jobs 4"):
         while True:
             count.unlink(missing_ok=True)
             limits = {"KILL_COUNT": str(count), "KILL_AT": "5"} if kills < 10 else {}
-            ended = datakit(command, {**mine, **limits})
-            if ended.returncode == 0:
+            code, err = datakit(command, **limits)
+            if code == 0:
                 break
-            assert ended.returncode == -signal.SIGKILL, ended.stderr
+            assert code == -signal.SIGKILL, err
             kills += 1
 
     assert kills == 10

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from forks import Forked, Forks
+from forks import TRAIN, Forked, Forks
 from toymix import write_mix
 
 pytest.importorskip("torch", reason="needs the `train` extra")
@@ -38,11 +38,9 @@ RECIPE = """
 import dataclasses
 from trainer.config import load
 
-TRAINING = dataclasses.replace(load("toy")[1], epochs=11.0, save_every_steps=4, weight_decay=0.1, seed=5{more})
+TRAINING = dataclasses.replace(load("toy")[1], epochs=6.0, save_every_steps=4, weight_decay=0.1, seed=5{more})
 """
-LAST = 31  # steps: 11 epochs of 22 samples, 8 at a time
-TRAIN = ("-m", "trainer.train")
-FORKED = "import runpy\nrunpy.run_module('trainer.train', run_name='__main__', alter_sys=True)"
+LAST = 17  # steps: 6 epochs of 22 samples, 8 at a time
 
 
 def recipe(folder: Path, more: str = "", name: str = "short") -> Path:
@@ -54,15 +52,18 @@ def recipe(folder: Path, more: str = "", name: str = "short") -> Path:
 class Launch:
     """One launch of the trainer and all processes that came of it."""
 
-    def __init__(self, trainers: Forks, *line: str | Path) -> None:
+    def __init__(self, trainers: Forks, *line: str | Path, ranks: int = 1) -> None:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        # The launcher of DeepSpeed looks for Python in PATH.
-        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-        self.process: subprocess.Popen[str] | Forked
-        if line[0] == FORKED:
-            self.process = trainers.start(*line, env=env, new_session=True)
+        self.processes: list[subprocess.Popen[str] | Forked]
+        if line[0] == TRAIN:
+            port = str(free_port())
+            group = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port} for rank in range(ranks)]
+            group = [{**ids, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"} for ids in group]
+            self.processes = [
+                trainers.start(*line, env={**env, **(ids if ranks > 1 else {})}, new_session=True) for ids in group
+            ]
         else:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 [str(part) for part in line],
                 env=env,
                 stdout=subprocess.DEVNULL,
@@ -70,6 +71,8 @@ class Launch:
                 text=True,
                 start_new_session=True,
             )
+            self.processes = [process]
+        self.process = self.processes[0]
         self.told: list[str] = []
 
     def until(self, words: str) -> None:
@@ -81,11 +84,14 @@ class Launch:
         pytest.fail(f"ended without saying {words!r}:\n" + "".join(self.told))
 
     def signal(self, number: int) -> None:
-        os.killpg(self.process.pid, number)
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
 
     def end(self) -> int:
         """The exit status, once the last process that came of it is gone and stderr with it."""
-        self.told.append(self.process.communicate(timeout=120)[1])
+        for process in self.processes:
+            self.told.append(process.communicate(timeout=120)[1])
         return self.process.returncode
 
     def __str__(self) -> str:
@@ -97,33 +103,29 @@ def launch(trainers: Forks) -> Iterator[Callable[..., Launch]]:
     """Starts the trainer; nothing of it is left when the test is over."""
     started: list[Launch] = []
 
-    def start(*line: str | Path) -> Launch:
-        started.append(Launch(trainers, *line))
+    def start(*line: str | Path, ranks: int = 1) -> Launch:
+        started.append(Launch(trainers, *line, ranks=ranks))
         return started[-1]
 
     yield start
     for run in started:
-        with contextlib.suppress(ProcessLookupError):
-            run.signal(signal.SIGKILL)
+        run.signal(signal.SIGKILL)
         run.end()
 
 
-def one(*more: str | Path) -> list[str | Path]:
-    return [FORKED, "--data-workers", "0", *more]
-
-
-def two_by_deepspeed(*more: str | Path) -> list[str | Path]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    deepspeed = Path(sys.executable).with_name("deepspeed")
-    line = [deepspeed, "--num_accelerators", "2", "--master_port", str(port), "--module", "trainer.train"]
-    return [*line, "--data-workers", "1", *more]
+        return int(free.getsockname()[1])
+
+
+def forked(*more: str | Path) -> list[str | Path]:
+    return [TRAIN, "--data-workers", "0", *more]
 
 
 def two_by_torchrun(*more: str | Path) -> list[str | Path]:
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return [*line, *TRAIN, "--data-workers", "0", *more]
+    return [*line, "-m", "trainer.train", "--data-workers", "0", *more]
 
 
 def lines(out: Path, name: str) -> list[dict]:
@@ -147,7 +149,7 @@ def assert_close(out: Path, other: Path) -> None:
 def whole(tmp_path_factory, toy_mix, trainers) -> Path:
     """The run that nobody disturbed, on one process."""
     folder = tmp_path_factory.mktemp("whole")
-    run = Launch(trainers, *one("--recipe", recipe(folder), "--mix", toy_mix, "--out", folder / "run"))
+    run = Launch(trainers, *forked("--recipe", recipe(folder), "--mix", toy_mix, "--out", folder / "run"))
     assert run.end() == 0, run
     return folder / "run"
 
@@ -196,7 +198,7 @@ def test_the_samples_of_a_run_are_those_of_the_stream(whole, toy_mix):
 
 
 def test_the_newest_two_checkpoints_are_kept_and_nothing_half(whole):
-    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-00000028", "step-00000031"]
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-00000016", "step-00000017"]
     assert {p.name for p in whole.iterdir()} == {
         ".lock",
         "checkpoints",
@@ -224,7 +226,7 @@ def test_the_model_that_comes_out_answers(whole):
 
 
 def test_a_run_stopped_and_gone_on_with_has_the_same_bytes(whole, toy_mix, tmp_path, launch):
-    line = one("--recipe", recipe(tmp_path), "--mix", toy_mix, "--out", tmp_path / "run")
+    line = forked("--recipe", recipe(tmp_path), "--mix", toy_mix, "--out", tmp_path / "run")
     first = launch(*line, "--max-steps", "6")
     assert first.end() == 0, first
 
@@ -238,13 +240,13 @@ def test_a_run_stopped_and_gone_on_with_has_the_same_bytes(whole, toy_mix, tmp_p
 
 def test_a_run_of_two_killed_and_gone_on_with_by_one_sees_the_same_samples(whole, toy_mix, tmp_path, launch):
     what = ("--recipe", recipe(tmp_path), "--mix", toy_mix, "--out", tmp_path / "run")
-    killed = launch(*two_by_deepspeed(*what))
-    killed.until("step 6/31")
+    killed = launch(*forked(*what), ranks=2)
+    killed.until("step 6/17")
     killed.signal(signal.SIGKILL)
     assert killed.end() == -signal.SIGKILL
     assert not (tmp_path / "run" / "model").exists()
 
-    resumed = launch(*one(*what))
+    resumed = launch(*forked(*what))
 
     assert resumed.end() == 0, resumed
     assert "saved by 2 processes, for 1" in str(resumed)
@@ -254,8 +256,8 @@ def test_a_run_of_two_killed_and_gone_on_with_by_one_sees_the_same_samples(whole
 
 def test_a_run_of_one_killed_and_gone_on_with_by_two_sees_the_same_samples(whole, toy_mix, tmp_path, launch):
     what = ("--recipe", recipe(tmp_path), "--mix", toy_mix, "--out", tmp_path / "run")
-    killed = launch(*one(*what))
-    killed.until("step 6/31")
+    killed = launch(*forked(*what))
+    killed.until("step 6/17")
     killed.signal(signal.SIGKILL)
     assert killed.end() == -signal.SIGKILL
 
@@ -270,9 +272,9 @@ def test_a_run_of_one_killed_and_gone_on_with_by_two_sees_the_same_samples(whole
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_signal_ends_all_processes_and_leaves_whole_checkpoints(toy_mix, tmp_path, launch, number, status):
-    line = [FORKED, "--data-workers", "2", "--recipe", recipe(tmp_path)]
+    line = [TRAIN, "--data-workers", "1", "--recipe", recipe(tmp_path)]
     run = launch(*line, "--mix", toy_mix, "--out", tmp_path / "run")
-    run.until("step 5/31")
+    run.until("step 5/17")
 
     run.process.send_signal(number)  # to the first process only: the others must notice
 
@@ -285,7 +287,7 @@ def test_another_mix_or_recipe_is_refused_with_what_differs(whole, tmp_path, lau
     other = write_mix(tmp_path / "other", range(100, 122))
     changed = recipe(tmp_path, ", lr=2e-3, global_batch=16")
 
-    run = launch(*one("--recipe", changed, "--mix", other, "--out", whole))
+    run = launch(*forked("--recipe", changed, "--mix", other, "--out", whole))
 
     assert run.end() == 1, run
     for field in ("mix: ", "lr: 0.001 -> 0.002", "global_batch: 8 -> 16"):
@@ -294,20 +296,20 @@ def test_another_mix_or_recipe_is_refused_with_what_differs(whole, tmp_path, lau
 
 
 def test_a_run_that_must_not_go_on_refuses_a_folder_that_holds_one(whole, toy_mix, launch):
-    run = launch(*one("--recipe", whole.parent / "short.py", "--mix", toy_mix, "--out", whole, "--resume", "never"))
+    run = launch(*forked("--recipe", whole.parent / "short.py", "--mix", toy_mix, "--out", whole, "--resume", "never"))
 
     assert run.end() == 2, run
-    assert "holds a run up to step 31" in str(run)
+    assert "holds a run up to step 17" in str(run)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_takes_its_place(whole, toy_mix, tmp_path, launch):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     newest = out / "checkpoints" / f"step-{LAST:08d}"
-    (out / "model" / "training.json").write_text('{"step": 28}')  # so that there is something to do
+    (out / "model" / "training.json").write_text('{"step": 16}')  # so that there is something to do
     optimizer = next(newest.glob("engine/*optim_states.pt"))
     os.truncate(optimizer, optimizer.stat().st_size // 2)
-    line = one("--recipe", whole.parent / "short.py", "--mix", toy_mix, "--out", out)
+    line = forked("--recipe", whole.parent / "short.py", "--mix", toy_mix, "--out", out)
 
     damaged = launch(*line)
     assert damaged.end() == 1, damaged
@@ -324,7 +326,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_takes_its_place(whole,
 def test_a_step_without_a_token_to_learn_stops_the_run(toy_mix, tmp_path, launch):
     short = recipe(tmp_path, ", max_length=1")
 
-    run = launch(*one("--recipe", short, "--mix", toy_mix, "--out", tmp_path / "run"))
+    run = launch(*forked("--recipe", short, "--mix", toy_mix, "--out", tmp_path / "run"))
 
     assert run.end() == 2, run
     assert "step 1 has no token to learn; 8 of its 8 samples were cut to max_length=1" in str(run)
@@ -333,9 +335,9 @@ def test_a_step_without_a_token_to_learn_stops_the_run(toy_mix, tmp_path, launch
 
 
 def test_two_runs_never_write_into_one_folder(toy_mix, tmp_path, launch):
-    line = one("--recipe", recipe(tmp_path), "--mix", toy_mix, "--out", tmp_path / "run")
+    line = forked("--recipe", recipe(tmp_path), "--mix", toy_mix, "--out", tmp_path / "run")
     first = launch(*line)
-    first.until("step 1/31")
+    first.until("step 1/17")
     first.signal(signal.SIGSTOP)
 
     second = launch(*line)

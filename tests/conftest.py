@@ -154,11 +154,3 @@ def bucket():
     """An object store in memory, `s3://bucket`, that is there for one test."""
     yield buckets.opened("bucket")
     buckets.opened()
-
-
-@pytest.fixture
-def no_pandas(tmp_path_factory, monkeypatch):
-    """Processes that are started find no pandas, which pyarrow loads where it is, in half a second."""
-    folder = tmp_path_factory.mktemp("no_pandas")
-    (folder / "pandas.py").write_text("raise ModuleNotFoundError('not here', name='pandas')")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))

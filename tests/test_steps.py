@@ -157,7 +157,6 @@ def rows_of(root: Path, step: str) -> list[dict]:
     return [row for table in tables for row in pq.read_table(table).to_pylist()]
 
 
-@pytest.mark.usefixtures("no_pandas")
 def test_four_processes_share_one_shard_and_are_killed_ten_times_with_the_bytes_of_one(mine, meeting, tmp_path, forks):
     port, came = meeting
 

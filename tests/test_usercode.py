@@ -11,7 +11,8 @@ from users import everything, settings
 
 from datakit import catalogue, readers
 from datakit.catalogue import manifest
-from datakit.engine import pipeline
+from datakit.engine import pipeline, pool
+from datakit.engine.work import Progress
 from datakit.errors import DatakitError, ManifestError
 from datakit.process import usercode
 
@@ -398,3 +399,13 @@ def test_an_error_that_no_pickle_brings_home_is_still_told(tmp_path):
 
     assert f"{path}:4, in work: Odd: (its text can't be had: ValueError)" in done.stderr
     assert issubclass(ManifestError, DatakitError) and Path(path).exists()
+
+
+def test_workers_have_the_environment_of_the_moment(monkeypatch):
+    found = []
+    for value in ("before", "after"):
+        monkeypatch.setenv("OF_THE_MOMENT", value)
+        call = pool.Call(os.getenv, ("OF_THE_MOMENT",))  # its second argument is what it says of a name that isn't set
+        pool.run_calls([call] * 2, 2, progress=Progress(), then=lambda value: found.append(value) or ())
+
+    assert found == ["before", "before", "after", "after"]

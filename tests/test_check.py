@@ -292,7 +292,7 @@ def test_pictures_by_url_are_not_looked_at_and_that_is_said(user, upstream):
 
 @pytest.mark.parametrize("full", ["", " --full"])
 def test_pictures_in_the_rows_are_looked_at(full, monkeypatch):
-    from datakit.reports.check_pictures import _InRows
+    from datakit.reports.check_pictures import PicturesInRows
 
     class Reader:
         @staticmethod
@@ -304,7 +304,7 @@ def test_pictures_in_the_rows_are_looked_at(full, monkeypatch):
     class Run:
         manifest = None
 
-    found = _InRows(Run(), bool(full)).of_row(
+    found = PicturesInRows(Run(), bool(full)).of_row(
         [picture(), base64.b64encode(picture()).decode(), "no base64", b"", b"<html>"], ["0"] * 6, None
     )
 

@@ -203,7 +203,7 @@ def test_a_commit_that_names_files_elsewhere_is_damage_and_removes_nothing_there
 
 def test_a_table_that_names_a_picture_outside_the_root_is_refused(user):
     from datakit.errors import SourceError
-    from datakit.stages.pack import _Files
+    from datakit.stages.pack import PictureFiles
     from datakit.storage.store import Store
 
     (user.at / "secret").write_bytes(b"secret")
@@ -212,7 +212,7 @@ def test_a_table_that_names_a_picture_outside_the_root_is_refused(user):
 
     for name in ("../secret", "downloads/../../secret", str(user.at / "secret"), "coyo//x", "./x", "a\0b", ""):
         with pytest.raises(SourceError, match="isn't in this root"):
-            _Files(Store(str(user.root)), ExitStack()).read({**image, "file": name, "sha256": None})
+            PictureFiles(Store(str(user.root)), ExitStack()).read({**image, "file": name, "sha256": None})
 
 
 def test_packed_pictures_are_compared_with_their_records(user):

@@ -270,9 +270,9 @@ def test_one_reference_that_stands_for_two_pictures_gives_two_files(tmp_path):
     out, done = Store(str(tmp_path)), ExportReport()
 
     names = [
-        export._put(out, "k-1", 0, "a.jpg", b"one", "jpg", done),
-        export._put(out, "k-2", 0, "a.jpg", b"one", "jpg", done),
-        export._put(out, "k-3", 0, "a.jpg", b"two", "png", done),
+        export.write_picture(out, "k-1", 0, "a.jpg", b"one", "jpg", done),
+        export.write_picture(out, "k-2", 0, "a.jpg", b"one", "jpg", done),
+        export.write_picture(out, "k-3", 0, "a.jpg", b"two", "png", done),
     ]
 
     assert names == ["a.jpg", "a.jpg", "by-key/k-3.0.png"]
@@ -342,7 +342,7 @@ def test_several_pictures_of_a_sample_keep_their_order(tmp_path):
     samples = [(record(("user", IMAGE, "a", IMAGE, IMAGE), ("assistant", "b"), images=3), drawn)] * 3
 
     with Store(str(tmp_path)).publish("data/train-00000-of-00001.parquet") as sink:
-        export._write_parquet(iter(samples), sink, {}, ExportReport())
+        export.write_parquet(iter(samples), sink, {}, ExportReport())
     loaded = datasets.load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache"))["train"]
 
     assert [p.getpixel((0, 0)) for p in loaded[2]["images"]] == [(255, 0, 0), (0, 0, 255), (255, 255, 255)]
@@ -356,7 +356,7 @@ def test_row_groups_are_cut_by_bytes_so_that_memory_stays_small(tmp_path, monkey
     samples = [(record(("user", IMAGE), ("assistant", "b"), images=1), [(bytes(600), "jpg")])] * 5
 
     with Store(str(tmp_path)).publish("x.parquet") as sink:
-        export._write_parquet(iter(samples), sink, {}, ExportReport())
+        export.write_parquet(iter(samples), sink, {}, ExportReport())
 
     about = pq.ParquetFile(tmp_path / "x.parquet").metadata
     assert [about.row_group(n).num_rows for n in range(about.num_row_groups)] == [2, 2, 1]

@@ -197,7 +197,7 @@ def load(name: str) -> Manifest:
     if not KEY.fullmatch(whole):
         raise UsageError(f"bad dataset name {name!r}. {nearest(name, catalogue.names('manifests'))}")
     manifest = read(catalogue.find("manifests", f"{whole}.toml"))
-    return _subset(manifest, subset) if name != whole else _whole(manifest)
+    return subset_of(manifest, subset) if name != whole else _whole(manifest)
 
 
 def _whole(manifest: Manifest) -> Manifest:
@@ -208,7 +208,7 @@ def _whole(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(manifest, images=msgspec.structs.replace(manifest.images, sources=sources))
 
 
-def _subset(whole: Manifest, subset: str) -> Manifest:
+def subset_of(whole: Manifest, subset: str) -> Manifest:
     """The part of a dataset that has a name. Raises UsageError."""
     rows = whole.annotations
     if subset not in rows.subsets:

@@ -117,7 +117,7 @@ def normalise(
     structure = walk(data, max_pixels)
     with _big_lock if structure.width * structure.height > _BIG_PIXELS else nullcontext():
         return _normalise_structure(
-            data, structure, partial(_shrunk_size, max_short_side_px, rounding), quality, max_pixels, resize
+            data, structure, partial(shrunk_size, max_short_side_px, rounding), quality, max_pixels, resize
         )
 
 
@@ -165,7 +165,7 @@ _TURNS: dict[int, Any] = {  # EXIF orientation -> how to bring the picture uprig
 }
 
 
-def _shrunk_size(short_px: int | None, rounding: Rounding, width: int, height: int) -> tuple[int, int] | None:
+def shrunk_size(short_px: int | None, rounding: Rounding, width: int, height: int) -> tuple[int, int] | None:
     """Width and height with the shorter side at its limit, or None when the picture needn't shrink."""
     short = min(width, height)
     if short_px is None or short <= short_px:

@@ -48,7 +48,7 @@ def pictures_of(build: Build, *, full: bool, progress: Progress) -> Iterator[Pic
                 yield _InFolder(Folder(build.manifest.images.folder, repair=True), mended, full)
             return
         if by == "inline":
-            yield _InRows(build, full)
+            yield PicturesInRows(build, full)
             return
         if by == "url":
             notes = [f"pictures come by URL: none was looked at; `datakit doctor {build.manifest.name}` tries a sample"]
@@ -146,7 +146,9 @@ class _InFolder(Pictures):
             yield from content(data, ref, ref, self._full)
 
 
-class _InRows(Pictures):
+class PicturesInRows(Pictures):
+    """Pictures that stand in upstream's rows; with `full` their pixels are decoded, too."""
+
     def __init__(self, build: Build, full: bool) -> None:
         super().__init__([])
         self._reader, self._full = readers.load(build.manifest), full

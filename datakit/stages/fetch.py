@@ -112,7 +112,7 @@ class Fetch(Stage):
     def crawl_urls(self, urls: Iterable[str], work: Work) -> Generator[Fetched[StoredPicture]]:
         """The outcome and the picture of each URL, in their order."""
         prepare = partial(
-            _prepare_picture,
+            prepare_picture,
             max_short_side_px=self.max_short_side_px,
             quality=self.quality,
             resize=self.resize,
@@ -187,7 +187,7 @@ def _open_output(folder: str) -> Output:
     return Output.open(Path(folder))
 
 
-def _prepare_picture(
+def prepare_picture(
     data: bytes,
     *,
     max_short_side_px: int | None,

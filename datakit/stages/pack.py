@@ -104,11 +104,11 @@ class Pack(Stage):
 
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         with ExitStack() as stack:
-            files = _Files(work.store, stack)
+            files = PictureFiles(work.store, stack)
             yield from as_batches(self._samples(rows, files, work, out), self.schema(rows, work.manifest), size=512)
             files.check()
 
-    def _samples(self, rows: Rows, files: _Files, work: Work, out: Out) -> Iterator[dict[str, Any]]:
+    def _samples(self, rows: Rows, files: PictureFiles, work: Work, out: Out) -> Iterator[dict[str, Any]]:
         working = _working_columns(rows.schema())
         for batch in rows.batches(size=512):
             n_bytes = 0
@@ -123,7 +123,7 @@ class Pack(Stage):
                     n_bytes += packed["json_bytes"] + sum(image["size_bytes"] for image in packed["images"])
             work.progress.bytes(work.step, n_bytes)
 
-    def _whole_row(self, row: dict[str, Any], files: _Files, out: Out) -> _Sample | None:
+    def _whole_row(self, row: dict[str, Any], files: PictureFiles, out: Out) -> _Sample | None:
         if failed := failures(row["images"]):
             out.drop(failed[0])  # its fault was counted by fetch
             return None
@@ -138,7 +138,7 @@ class Pack(Stage):
         return _Sample(row, [picture for picture, _ in pictures])
 
     def _remaining_document(
-        self, row: dict[str, Any], about: dict[str, Any], files: _Files, out: Out
+        self, row: dict[str, Any], about: dict[str, Any], files: PictureFiles, out: Out
     ) -> _Sample | None:
         """A document with the pictures that can be read, matched again if some can't; None when it is dropped."""
         pictures: dict[int, images.Picture] = {}
@@ -170,7 +170,7 @@ class Pack(Stage):
             return None
         return _Sample({**row, "images": [row["images"][at] for at in order]}, [pictures[at] for at in order])
 
-    def _picture(self, image: LocatedPicture, files: _Files) -> tuple[images.Picture, bool]:
+    def _picture(self, image: LocatedPicture, files: PictureFiles) -> tuple[images.Picture, bool]:
         """A picture as it is stored, and whether its extension names another type than it has."""
         data = files.read(image)
         ext, width, height = image["ext"], image["width"], image["height"]
@@ -241,7 +241,7 @@ def _caption(messages: list[Message]) -> str | None:
     return messages[0].content[1].text
 
 
-class _Files:
+class PictureFiles:
     """The archives and tars that pictures are read from, each opened once for a part."""
 
     def __init__(self, store: Store, stack: ExitStack) -> None:

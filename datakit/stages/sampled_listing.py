@@ -313,7 +313,7 @@ def _read_file(work: Work, plan: _Plan, about: _File, wanted: list[int]) -> Iter
             for group, rows in groups.items():
                 at = ends[group] - metadata.row_group(group).num_rows
                 before = file.bytes_read
-                yield from _read_row_group(parquet, group, columns, [row - at for row in rows])
+                yield from read_rows_of_group(parquet, group, columns, [row - at for row in rows])
                 work.progress.bytes(work.step, file.bytes_read - before)
     except Changed as error:
         raise Changed(
@@ -337,7 +337,7 @@ def _spans(group: Any, columns: list[str]) -> Iterator[tuple[int, int]]:
             yield min(begins), min(begins) + chunk.total_compressed_size
 
 
-def _read_row_group(parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[int]) -> Iterator[Any]:
+def read_rows_of_group(parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[int]) -> Iterator[Any]:
     """Rows of a row group, by their rising numbers in it; nothing after the last of them is read."""
     at, left = 0, iter(rows)
     row = next(left, None)

@@ -107,7 +107,7 @@ def export(
     if form == "hf":
         for nth, shard in enumerate(tars):
             with out.publish(f"data/train-{nth:05d}-of-{len(tars):05d}.parquet") as sink:
-                _write_parquet(_samples(store, shard, progress), sink, attributes, done)
+                write_parquet(_samples(store, shard, progress), sink, attributes, done)
     else:
         with out.publish(f"{part.dataset}.json") as sink:
             sink.write(b"[")
@@ -216,13 +216,13 @@ def _llava_row(
     done.repairs.update(record.attrs.get("repairs") or ())
     refs = [str(about.get("ref") or "") for about in record.images]
     if out is not None:
-        refs = [_put(out, record.key, at, ref, *held[at], done) for at, ref in enumerate(refs)]
+        refs = [write_picture(out, record.key, at, ref, *held[at], done) for at, ref in enumerate(refs)]
     image = {"image": refs[0] if len(refs) == 1 else refs} if refs else {}
     own = {name: record.attrs[name] for name in attributes if name in record.attrs}
     return {"id": record.attrs.get("id") or record.key, **image, "conversations": turns, **own}
 
 
-def _put(out: Store, key: str, at: int, ref: str, data: bytes, ext: str, done: ExportReport) -> str:
+def write_picture(out: Store, key: str, at: int, ref: str, data: bytes, ext: str, done: ExportReport) -> str:
     """Writes a picture under its reference, or under its row's key where that won't do; returns which."""
     done.pictures += 1
     if is_path(ref):
@@ -256,7 +256,7 @@ def is_path(ref: str) -> bool:
 # datasets
 
 
-def _write_parquet(
+def write_parquet(
     samples: Iterator[tuple[Record, Held]], sink: Any, attributes: dict[str, str], done: ExportReport
 ) -> None:
     """Rows with their pictures, in row groups small enough to hold in memory."""

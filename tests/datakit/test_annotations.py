@@ -38,7 +38,7 @@ def work(tmp_path, text, name="mine", limit=None):
     (tmp_path / "mine.toml").write_text(HEAD + text.replace("{at}", str(tmp_path)))
     about = manifest.read(tmp_path / "mine.toml")
     if "." in name:
-        about = manifest._subset(about, name.partition(".")[2])
+        about = manifest.subset_of(about, name.partition(".")[2])
     store = Store(str(tmp_path / "root"))
     return Work(store, about, name, "list", Hosts(), Limits(), limit)
 

@@ -186,7 +186,7 @@ def test_rows_of_flan_that_are_not_utf_8_stand_for_themselves(tmp_path):
     pq.write_table(pa.table({"t": texts([b"a", BAD, b"c", b"d"])}), tmp_path / "x.parquet")
 
     with pq.ParquetFile(tmp_path / "x.parquet") as file:
-        found = list(sampled._read_row_group(file, 0, ["t"], [0, 1, 3]))
+        found = list(sampled.read_rows_of_group(file, 0, ["t"], [0, 1, 3]))
 
     assert found == [{"t": "a"}, UnreadableRow("not_utf8"), {"t": "d"}]
 

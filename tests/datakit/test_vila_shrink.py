@@ -56,7 +56,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 @given(sides, sides, st.sampled_from([336, 224, 100, 7]))
 def test_the_sizes_of_whole_numbers_are_those_of_vilas_int_of_a_float(width, height, short_px):
-    ours = images._shrunk_size(short_px, "down", width, height) or (width, height)
+    ours = images.shrunk_size(short_px, "down", width, height) or (width, height)
 
     long, short = max(width, height), min(width, height)
     theirs = long if short <= short_px else int(short_px * long / short)

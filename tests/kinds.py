@@ -21,7 +21,7 @@ import pytest
 TESTS = Path(__file__).parent
 NAMES = {
     "network": {"socket", "socketserver", "Miniature", "unruly_server", "Server"},
-    "processes": {"subprocess", "multiprocessing", "ProcessPoolExecutor", "fork", "forkpty", "popen"}
+    "processes": {"subprocess", "multiprocessing", "ProcessPoolExecutor", "run_calls", "fork", "forkpty", "popen"}
     | {"parquetrows", "batches"},  # other people's Parquet is read in a process of its own
     "torch": {"torch", "transformers", "deepspeed", "peft"},
 }

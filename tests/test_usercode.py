@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from users import everything, settings
+from users import DATAKIT, Typed, everything, settings
 
 from datakit import catalogue, readers
 from datakit.catalogue import manifest
@@ -110,10 +110,16 @@ by = "none"
 """
 
 
-def datakit(command, env, **more):
-    """A `datakit` command in a process of its own."""
-    words = [sys.executable, "-m", "datakit", *command.split()]
-    return subprocess.run(words, env={**os.environ, **env, **more}, capture_output=True, text=True, check=False)
+@pytest.fixture
+def datakit(forks):
+    """Runs a command in a process of its own: its exit code, and what it said."""
+
+    def run(command, env):
+        job = forks.start(DATAKIT, *command.split(), env={**os.environ, **env})
+        out, err = job.communicate()
+        return Typed(job.returncode, out, err)
+
+    return run
 
 
 @pytest.fixture
@@ -140,7 +146,7 @@ def pairs(mine, tmp_path):
     return mine("readers/qapairs.py", READER)
 
 
-def test_a_stage_of_ones_own_recipe_works_in_worker_processes_as_in_one(mine, tmp_path):
+def test_a_stage_of_ones_own_recipe_works_in_worker_processes_as_in_one(datakit, mine, tmp_path):
     mine("pipelines/half.py", RECIPE)
     other = {**mine.env, "DATAKIT_ROOT": str(tmp_path / "other")}
 
@@ -150,23 +156,23 @@ def test_a_stage_of_ones_own_recipe_works_in_worker_processes_as_in_one(mine, tm
     one = datakit("run half --shards 0-2 --jobs 1", other)
 
     for done in (many, retried, mixed, one):
-        assert done.returncode == 0, done.stderr
-    assert "other_half" in many.stdout
+        assert done.code == 0, done.err
+    assert "other_half" in many.out
     held, alone = (everything(root / "coyo/half") for root in (mine.root, tmp_path / "other"))
     assert held == alone and len([name for name in held if name.endswith(".parquet")]) == 3
     assert '"cut":{"share":0.5,"side":"first"}' in held["recipe.json"].decode().replace(" ", "").replace("\n", "")
 
 
-def test_a_reader_of_ones_own_catalogue_works_in_worker_processes_and_its_version_counts(mine, pairs):
+def test_a_reader_of_ones_own_catalogue_works_in_worker_processes_and_its_version_counts(datakit, mine, pairs):
     done = datakit("build-mix pairs --fetch --jobs 2", mine.env)
     checked = datakit("check pairs", mine.env)
     pairs.write_text(pairs.read_text().replace("VERSION = 3", "VERSION = 4"))
     changed = datakit("fetch pairs", mine.env)
 
-    assert done.returncode == 0, done.stderr
-    assert "34 samples" in done.stdout and "no_question 1" in done.stdout
-    assert "1  no question" in checked.stdout
-    assert changed.returncode == 1 and "reader_version: 3 -> 4" in changed.stderr
+    assert done.code == 0, done.err
+    assert "34 samples" in done.out and "no_question 1" in done.out
+    assert "1  no question" in checked.out
+    assert changed.code == 1 and "reader_version: 3 -> 4" in changed.err
 
 
 def test_two_files_of_one_name_in_two_catalogues_are_two_modules(tmp_path):
@@ -205,27 +211,29 @@ def test_a_file_that_is_edited_is_read_anew_in_the_same_process(tmp_path):
     assert seen == [1, 2, 1]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "told", "jobs"),
     [
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("raise type('Odd', (Exception,), {'__init__': lambda self, a, b: None})(1, 2)", "Odd"),
-        ("raise Exception(lambda: 0)", "Exception: <function"),
-        ("raise SystemExit(0)", "SystemExit: 0"),
-        ("batch['nothing']", "KeyError"),
-        ("out.drop('mine', -5)", "ValueError: -5 rows can't be dropped"),
+        ("1 / 0", "ZeroDivisionError: division by zero", 1),
+        ("1 / 0", "ZeroDivisionError: division by zero", 2),
+        ("raise type('Odd', (Exception,), {'__init__': lambda self, a, b: None})(1, 2)", "Odd", 1),
+        ("raise type('Odd', (Exception,), {'__init__': lambda self, a, b: None})(1, 2)", "Odd", 2),
+        ("raise Exception(lambda: 0)", "Exception: <function", 2),
+        ("raise SystemExit(0)", "SystemExit: 0", 1),
+        ("raise SystemExit(0)", "SystemExit: 0", 2),
+        ("batch['nothing']", "KeyError", 1),
+        ("out.drop('mine', -5)", "ValueError: -5 rows can't be dropped", 1),
     ],
 )
-def test_a_mistake_in_a_stage_of_ones_own_is_told_with_its_line(mine, jobs, body, told):
+def test_a_mistake_in_a_stage_of_ones_own_is_told_with_its_line(datakit, mine, jobs, body, told):
     path = mine("pipelines/half.py", RECIPE, body)
     line = path.read_text().splitlines().index(f"            {body}") + 1
 
     done = datakit(f"fetch coyo --recipe half --shards 0-1 --jobs {jobs}", mine.env)
 
-    assert done.returncode == 1
-    assert f"{path}:{line}, in rows: {told}" in done.stderr
-    assert "Traceback" not in done.stderr and "want of memory" not in done.stderr
+    assert done.code == 1
+    assert f"{path}:{line}, in rows: {told}" in done.err
+    assert "Traceback" not in done.err and "want of memory" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -238,36 +246,36 @@ def test_a_mistake_in_a_stage_of_ones_own_is_told_with_its_line(mine, jobs, body
         ("yield from (batch for batch in rows.batches() for _ in '12')", "Each row is given back once"),
     ],
 )
-def test_a_stage_that_makes_something_else_is_told_what_was_expected(mine, wrong, told):
+def test_a_stage_that_makes_something_else_is_told_what_was_expected(datakit, mine, wrong, told):
     text = RECIPE.partition("        for batch in rows.batches():")
     tail = text[2].partition("\n\n\nSTEPS")
     path = mine("pipelines/half.py", f"{text[0]}        {wrong}\n\n\nSTEPS{tail[2]}")
 
     done = datakit("fetch coyo --recipe half --shards 0 --jobs 1", mine.env)
 
-    assert done.returncode == 1
-    assert told in done.stderr and str(path) in done.stderr and "Half" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 1
+    assert told in done.err and str(path) in done.err and "Half" in done.err
+    assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "told", "jobs"),
     [
-        ("row['nothing']", "in read: KeyError: 'nothing'"),
-        ("return 7", ": a reader answers with a Row"),
-        ("return Row([], [], {'other': 1})", ": attribute 'other' is no column of SCHEMA"),
-        ("return Row([], [], {'topic': 1})", "'topic' is not of type string"),
+        ("row['nothing']", "in read: KeyError: 'nothing'", 1),
+        ("row['nothing']", "in read: KeyError: 'nothing'", 2),
+        ("return 7", ": a reader answers with a Row", 1),
+        ("return Row([], [], {'other': 1})", ": attribute 'other' is no column of SCHEMA", 1),
+        ("return Row([], [], {'topic': 1})", "'topic' is not of type string", 1),
     ],
 )
-def test_a_mistake_in_a_reader_of_ones_own_is_one_clear_error(mine, pairs, jobs, body, told):
+def test_a_mistake_in_a_reader_of_ones_own_is_one_clear_error(datakit, mine, pairs, jobs, body, told):
     pairs.write_text(READER.replace("BODY", body))
 
     done = datakit(f"fetch pairs --jobs {jobs}", mine.env)
 
-    assert done.returncode == 1
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 1
+    assert told in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -282,15 +290,15 @@ def test_a_mistake_in_a_reader_of_ones_own_is_one_clear_error(mine, pairs, jobs,
         ("VERSION = 3", "VERSION = 3\0", "qapairs.py"),
     ],
 )
-def test_a_file_that_is_no_reader_is_refused_and_says_why(mine, pairs, old, new, told):
+def test_a_file_that_is_no_reader_is_refused_and_says_why(datakit, mine, pairs, old, new, told):
     mine("readers/neighbour.py", "")
     pairs.write_text(READER.replace(old, new).replace("BODY", "pass"))
 
     done = datakit("fetch pairs", mine.env)
 
-    assert done.returncode == 1
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 1
+    assert told in done.err
+    assert "Traceback" not in done.err
 
 
 def test_an_unknown_reader_is_told_with_the_nearest_of_both_catalogues(mine, pairs, monkeypatch):
@@ -312,17 +320,17 @@ def test_a_reader_of_ones_own_comes_before_ours_of_that_name(mine, monkeypatch):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_field_that_no_recipe_can_hold_is_one_clear_error(mine, jobs):
+def test_a_field_that_no_recipe_can_hold_is_one_clear_error(datakit, mine, jobs):
     mine("pipelines/half.py", RECIPE.replace("Cut(Side.FIRST, 0.5)", "Cut(Side.FIRST, lambda: 0.5)"))
 
     done = datakit(f"fetch coyo --recipe half --shards 0-1 --jobs {jobs}", mine.env)
 
-    assert done.returncode == 1
-    assert "can't be part of a recipe" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 1
+    assert "can't be part of a recipe" in done.err
+    assert "Traceback" not in done.err
 
 
-def test_a_stage_that_cannot_be_sent_to_a_worker_is_told_so(mine):
+def test_a_stage_that_cannot_be_sent_to_a_worker_is_told_so(datakit, mine):
     local = RECIPE.replace("Half(cut=Cut(Side.FIRST, 0.5))", "made()").replace(
         "STEPS = {",
         "def made():\n    class Local(Half): pass\n    return Local(cut=Cut(Side.FIRST, 0.5))\n\n\nSTEPS = {",
@@ -332,9 +340,9 @@ def test_a_stage_that_cannot_be_sent_to_a_worker_is_told_so(mine):
     done = datakit("fetch coyo --recipe half --shards 0-1 --jobs 2", mine.env)
     alone = datakit("fetch coyo --recipe half --shards 0-1 --jobs 1", mine.env)
 
-    assert done.returncode == 1
-    assert "can't be sent to another process" in done.stderr and "--jobs 1" in done.stderr
-    assert alone.returncode == 0, alone.stderr
+    assert done.code == 1
+    assert "can't be sent to another process" in done.err and "--jobs 1" in done.err
+    assert alone.code == 0, alone.err
 
 
 @pytest.mark.parametrize(
@@ -345,25 +353,25 @@ def test_a_stage_that_cannot_be_sent_to_a_worker_is_told_so(mine):
         ("__import__('os')._exit(7)", "ended by itself with exit code 7"),
     ],
 )
-def test_a_worker_that_dies_is_told_as_what_it_died_of(mine, body, told):
+def test_a_worker_that_dies_is_told_as_what_it_died_of(datakit, mine, body, told):
     mine("pipelines/half.py", RECIPE, body)
 
     done = datakit("fetch coyo --recipe half --shards 0-2 --jobs 2", mine.env)
 
-    assert done.returncode == 1
-    assert f"a worker process {told}" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 1
+    assert f"a worker process {told}" in done.err
+    assert "Traceback" not in done.err
 
 
-def test_a_recipe_file_that_goes_away_while_it_is_used_is_told_as_that(mine):
+def test_a_recipe_file_that_goes_away_while_it_is_used_is_told_as_that(datakit, mine):
     path = mine("pipelines/half.py", RECIPE)
     mine("pipelines/half.py", RECIPE + f"\n__import__('pathlib').Path({str(path)!r}).unlink()\n")
 
     done = datakit("fetch coyo --recipe half --shards 0-2 --jobs 2", mine.env)
 
-    assert done.returncode == 1
-    assert f"{path} can't be read" in done.stderr or "unknown recipe" in done.stderr
-    assert "want of memory" not in done.stderr and "Traceback" not in done.stderr
+    assert done.code == 1
+    assert f"{path} can't be read" in done.err or "unknown recipe" in done.err
+    assert "want of memory" not in done.err and "Traceback" not in done.err
 
 
 def test_steps_of_two_recipes_that_share_a_name_of_class_are_told_apart(mine, monkeypatch):

@@ -266,6 +266,7 @@ def test_a_tar_that_is_cut_short_gives_no_sample(tmp_path):
         next(webdataset.rows(path))
 
 
+@pytest.mark.torch  # which the library loads
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its tars open
 def test_samples_are_those_that_the_webdataset_library_gives(tmp_path):
     wds = pytest.importorskip("webdataset", reason="webdataset isn't installed")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -138,27 +138,19 @@ def _chosen_shards(build: Build, known: list[int], shards: list[int] | None) -> 
     return shards
 
 
-class Divided(NamedTuple):
-    """A step of a shard whose parts may be shared by processes."""
-
-    shard: int
-    step: str
-    parts: list[str]  # that aren't done
-
-
 class Walked(NamedTuple):
-    """How far a shard has come: its new commits, and the step to divide; None when the shard is done."""
+    """How far a shard has come: its new commits, and the parts that processes may share; none when it is done."""
 
     shard: int
     made: list[Commit]
-    divided: Divided | None
+    step: str = ""
+    parts: Sequence[str] = ()  # of this step, that aren't done
 
 
 class PartsMade(NamedTuple):
     """Parts that are done now, and the stamps of the files that a process wrote for each of them."""
 
     shard: int
-    step: str
     written: dict[str, claims.Stamps]  # by part
 
 
@@ -216,17 +208,16 @@ class _Making:
             return [self._walk_call(result.shard, shard.written)] if shard.groups == 0 else []
         shard.made += result.made
         shard.written = {}
-        if result.divided is None:
+        if not result.parts:
             del self._begun[result.shard]
             self._add_to_report(shard.made)
             return []
-        step, parts = result.divided.step, result.divided.parts
-        shard.divided[step] += 1
-        if shard.divided[step] > TRIES:
-            raise _never_done_error(self.build, step, result.shard)
-        groups = _split_parts(parts, -(-self.jobs // len(self._begun)))
+        shard.divided[result.step] += 1
+        if shard.divided[result.step] > TRIES:
+            raise _never_done_error(self.build, result.step, result.shard)
+        groups = _split_parts(result.parts, -(-self.jobs // len(self._begun)))
         shard.groups = len(groups)
-        return [Call(make_parts, (self.build, step, result.shard, group)) for group in groups]
+        return [Call(make_parts, (self.build, result.step, result.shard, group)) for group in groups]
 
     def _add_to_report(self, made: list[Commit]) -> None:
         self.progress.shards_done(1)
@@ -236,7 +227,7 @@ class _Making:
         self.rows += made[-1].rows if made else 0
 
 
-def _split_parts(parts: list[str], n: int) -> list[list[str]]:
+def _split_parts(parts: Sequence[str], n: int) -> list[Sequence[str]]:
     """Parts in up to `n` runs of about equal length."""
     n = min(n, len(parts))
     ends = [len(parts) * nth // n for nth in range(n + 1)]
@@ -287,17 +278,17 @@ def walk(
                 claims.check_recipe(build.ledger(step), build.step_recipe(step))
                 making = ShardStep(done, step, shard, progress, written)
                 if divide and len(left := making.undone_parts()) > 1:
-                    return Walked(shard, list(made.values()), Divided(shard, step.name, left))
+                    return Walked(shard, list(made.values()), step.name, left)
                 made[step.name] = making.commit()
                 written = {}
             except (OSError, DatakitError) as error:
                 claims.check_recipe(build.ledger(step), build.step_recipe(step))
                 if not isinstance(error, Changed) or tries[step.name] == TRIES:
                     raise
-    return Walked(shard, list(made.values()), None)
+    return Walked(shard, list(made.values()))
 
 
-def make_parts(build: Build, step_name: str, shard: int, names: list[str], progress: Progress) -> PartsMade:
+def make_parts(build: Build, step_name: str, shard: int, names: Sequence[str], progress: Progress) -> PartsMade:
     """Makes some parts of a step of a shard and commits each of them; the shard's own commit is `walk`'s."""
     step = build.step(step_name)
     done = Done(build)
@@ -305,7 +296,7 @@ def make_parts(build: Build, step_name: str, shard: int, names: list[str], progr
         claims.check_recipe(build.ledger(step), build.step_recipe(step))
         making = ShardStep(done, step, shard, progress, {})
         making.make_parts(names, alone=False)
-        return PartsMade(shard, step_name, {name: making.written.get(name, {}) for name in names})
+        return PartsMade(shard, {name: making.written.get(name, {}) for name in names})
 
 
 @contextmanager

@@ -1,20 +1,17 @@
 """Pool: calls in worker processes, which report their progress and end when their parent does.
 
-Workers are no forks of this process, which would copy its threads and locks. On Linux they are forked from a server
-that has loaded the modules of datakit that this process had when it first made a pool; elsewhere they are fresh
-interpreters. A call crosses to its worker as pickled bytes and is unpickled inside a `try`, so that an error there is
-reported as what it is; errors that cross back are checked in the same way.
+Workers are fresh interpreters: a fork would copy threads and locks of the parent. A call crosses to its worker as
+pickled bytes and is unpickled inside a `try`, so that an error there is reported as what it is; errors that cross back
+are checked in the same way.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
-import multiprocessing.context
 import os
 import pickle
 import signal
-import sys
 import threading
 import traceback
 from collections import deque
@@ -28,7 +25,6 @@ from datakit.errors import DatakitError
 from datakit.process import memory, terminal, usercode
 
 log = logging.getLogger(__name__)
-_LOADED_LATER = ("datakit.web.crawl", "uvloop", "pandas")  # by a fetch; by pyarrow, where it is installed
 
 
 class Call(NamedTuple):
@@ -47,12 +43,12 @@ def run_calls(
     may decide late. Raises what the first failing call raised, when those under way have ended; no other call is
     begun. Raises DatakitError when a process was killed, or a call can't be sent to one.
     """
-    context = _context()
+    context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     listener = threading.Thread(target=_relay, args=(queue, progress), daemon=True)
     listener.start()
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_start_worker, initargs=(queue, terminal.log_level(), dict(os.environ))
+        jobs, mp_context=context, initializer=_start_worker, initargs=(queue, terminal.log_level())
     )
     workers: Mapping[int, Any] = {}
     rest, following = iter(calls), deque[Call]()
@@ -99,16 +95,6 @@ def run_calls(
     queue.close()
 
 
-def _context() -> multiprocessing.context.BaseContext:
-    """How workers are started: from a server where that is safe, since each of them would load modules for a second."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    loaded = [name for name in sys.modules if name.startswith("datakit.")]
-    context.set_forkserver_preload([*loaded, *_LOADED_LATER])
-    return context
-
-
 def _next_call(following: deque[Call], rest: Iterator[Call]) -> Call | None:
     return following.popleft() if following else next(rest, None)
 
@@ -147,12 +133,10 @@ class _Relayed(Progress):
 _queue: Any = None
 
 
-def _start_worker(queue: Any, level: int, environment: dict[str, str]) -> None:
+def _start_worker(queue: Any, level: int) -> None:
     """In a new worker: Ctrl-C is the parent's to handle, and a worker doesn't outlive its parent."""
     global _queue
     _queue = queue
-    os.environ.clear()  # it is the server's, as it was when that was started
-    os.environ.update(environment)
     memory.reduce_overhead()
     terminal.open_standard_streams()
     terminal.show_logs(level)

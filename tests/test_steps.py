@@ -293,3 +293,27 @@ def test_the_filter_of_the_docs_plans_counts_resumes_and_shows_in_status(upstrea
     assert made.code == 0 and "short_talk" in made.out
     assert "done before" in again.out
     assert re.search(r"llava665k/long: 1 done.*\n    dropped  short_talk", shown.out)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        ("pc.less(batch['clip_sim'], 0.9)", "and not an array of bool"),
+        ("[1] * batch.num_rows", r"and not \[1"),
+        ("None", "and not None"),
+        ("[''] * batch.num_rows", "a reason may hold letters, digits"),
+        (r"['a\nb'] * batch.num_rows", "a reason may hold letters, digits"),
+        ("[None]", "gave 1 reasons for"),
+    ],
+)
+def test_a_filter_that_gives_no_reasons_is_told_so_with_its_file(reasons, told, mine, tmp_path):
+    recipe = tmp_path / "my/pipelines/odd.py"
+    code = f"class Odd(Filter):\n    def reasons(self, batch):\n        return {reasons}\n\n\n"
+    steps = "STEPS = {'coyo': like('coyo_vila', Step(name='odd', stage=Odd()))}\n"
+    imports = "from datakit.engine.pipeline import like\n"
+    recipe.write_text(RECIPE.partition("STEPS =")[0] + imports + code + steps)
+
+    got = typed("fetch coyo --recipe odd --shards 0", mine)
+
+    assert got.code == 1 and re.search(told, got.err), got
+    assert f"Odd of {recipe}" in got.err

@@ -417,3 +417,16 @@ def test_workers_have_the_environment_of_the_moment(monkeypatch):
         pool.run_calls([call] * 2, 2, progress=Progress(), then=lambda value: found.append(value) or ())
 
     assert found == ["before", "before", "after", "after"]
+
+
+def test_a_program_that_begins_again_in_each_worker_is_told_what_it_lacks(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import os\nfrom datakit.engine import pool\nfrom datakit.engine.work import Progress\n"
+        "pool.run_calls([pool.Call(os.getenv, ('HOME',))] * 2, 2, progress=Progress())\n"
+    )
+
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert 'does its work under `if __name__ == "__main__":`' in done.stderr

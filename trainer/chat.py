@@ -110,9 +110,9 @@ class Chat:
         for message in messages:
             for part in message["content"]:
                 if part["type"] == "text":
-                    part["text"] = self._special.sub(_broken, part.get("text") or "")
+                    part["text"] = self._special.sub(_split_mark, part.get("text") or "")
         return messages
 
 
-def _broken(found: re.Match[str]) -> str:
+def _split_mark(found: re.Match[str]) -> str:
     return f"{found[0][0]} {found[0][1:]}"

@@ -34,7 +34,7 @@ _NO_WRITE = re.compile(r"PytorchStreamWriter|inline_container|write\(\): fd|os e
 @contextmanager
 def claim(out: Path) -> Iterator[TextIO]:
     """Holds a lock on the folder. Raises UsageError when another run has it."""
-    with writing(out):
+    with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("w")
     with file:
@@ -60,7 +60,7 @@ def write_identity(out: Path, identity: dict[str, Any]) -> None:
             ) from error
         check_identity(out, kept, identity)
     part = out / ".run.json.new"
-    with writing(path):
+    with storage_errors(path):
         part.write_text(json.dumps({"identity": identity}, indent=1) + "\n")
         sync(part)
         part.rename(path)
@@ -152,7 +152,7 @@ def cut_log(path: Path, step: int) -> None:
 def append(out: Path, *lines: dict[str, Any]) -> None:
     """Appends one line to each of the logs."""
     for name, line in zip(LOGS, lines, strict=True):
-        with writing(out / name), (out / name).open("a") as file:
+        with storage_errors(out / name), (out / name).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -183,7 +183,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path, *errors: type[Exception]) -> Iterator[None]:
+def storage_errors(path: Path, *errors: type[Exception]) -> Iterator[None]:
     """Turns what a full disk raises, as OSError or as one of `errors`, into a StorageError of one sentence."""
     caught: tuple[type[Exception], ...] = (OSError, *errors)
     try:

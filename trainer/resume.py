@@ -37,13 +37,13 @@ def save(engine: Any, out: Path, step: int, state: dict[str, Any]) -> None:
     """
     final = folder.checkpoint_folder(out, step)
     part = final.with_name(f".{final.name}.part")
-    with folder.writing(part, RuntimeError):
+    with folder.storage_errors(part, RuntimeError):
         engine.save_checkpoint(str(part), tag="engine")
     dist.barrier()
     hashes = dict(gather(_my_hashes(part)))
     if dist.get_rank() == 0:
         kept = {"step": step, "processes": dist.get_world_size(), "sha256": dict(sorted(hashes.items())), **state}
-        with folder.writing(part):
+        with folder.storage_errors(part):
             (part / "stream.json").write_text(json.dumps(kept, indent=1) + "\n")
             for name in folder.LOGS:
                 folder.sync(out / name)
@@ -78,7 +78,7 @@ def convert(out: Path, step: int) -> None:
         inject_missing_state=True,
     )
     with (
-        folder.writing(target, RuntimeError),
+        folder.storage_errors(target, RuntimeError),
         open(os.devnull, "w") as nowhere,  # the converter prints and draws progress bars
         redirect_stdout(nowhere),
         redirect_stderr(nowhere),
@@ -107,7 +107,7 @@ def save_model(engine: Any, processor: Any, out: Path, step: int, identity: dict
 
         disable_progress_bar()
         part = out / ".model.part"
-        with folder.writing(part, RuntimeError, SafetensorError):
+        with folder.storage_errors(part, RuntimeError, SafetensorError):
             engine.module.save_pretrained(part)
             processor.save_pretrained(part)
             about = {"step": step, "identity": identity}

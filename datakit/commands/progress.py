@@ -62,38 +62,38 @@ class ProgressBars(Progress):
     def shards(self, n: int) -> None:
         with self._lock:
             self._n_shards += n
-            self._changed("")
+            self._show_change("")
 
     def shards_done(self, n: int) -> None:
         with self._lock:
             self._n_done += n
-            self._changed("", say_now=n > 0)
+            self._show_change("", say_now=n > 0)
 
     def rows_to_come(self, step: str, n: int) -> None:
         with self._lock:
             self._totals[step] += n
-            self._changed(step)
+            self._show_change(step)
 
     def rows(self, step: str, n: int) -> None:
         with self._lock:
             self._rows[step] += n
-            self._changed(step)
+            self._show_change(step)
 
     def bytes(self, step: str, n: int) -> None:
         with self._lock:
             self._bytes[step] += n
-            self._changed(step)
+            self._show_change(step)
 
     def faults(self, step: str, reason: str, n: int) -> None:
         with self._lock:
             self._faults[step][reason] += n
-            self._changed(step)
+            self._show_change(step)
 
     def download(self, address: str, n_bytes: int, of_bytes: int | None) -> None:
         with self._lock:
             self._download(address, n_bytes, of_bytes)
 
-    def _changed(self, step: str, *, say_now: bool = False) -> None:
+    def _show_change(self, step: str, *, say_now: bool = False) -> None:
         """Shows numbers of a step, or of the shards, once they have changed."""
         if self._bars is not None:
             self._draw(step)

@@ -70,7 +70,7 @@ def load(
 
     Only reads: `catalogue.set_own_folders` makes the catalogue that is returned the one that is looked in.
     """
-    file = read_file((folder or Path.cwd()) / FILE)
+    file = read_file((folder or _current_folder()) / FILE)
     mirror_text = ",".join(mirrors) or environ.get("DATAKIT_MIRRORS") or ",".join(file.get("mirrors", []))
     allow_text = ",".join(allow_hosts) or environ.get("DATAKIT_ALLOW_HOSTS") or ",".join(file.get("allow_hosts", []))
 
@@ -99,6 +99,13 @@ def load(
         ),
         catalogue=tuple(file["catalogue"]) if "catalogue" in file and "DATAKIT_CATALOGUE" not in environ else None,
     )
+
+
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the current directory was removed: change to one that is there") from None
 
 
 def _switch(name: str, text: str | None, otherwise: bool) -> bool:

@@ -19,6 +19,7 @@ steps that score stand between fetch and pack, or after pack, where each takes t
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from types import ModuleType
@@ -26,10 +27,11 @@ from types import ModuleType
 from datakit import catalogue
 from datakit.catalogue import manifest as manifests
 from datakit.catalogue.manifest import Manifest
-from datakit.engine.stage import Step
-from datakit.errors import ManifestError, UsageError, nearest
+from datakit.engine.stage import Stage, Step
+from datakit.errors import ManifestError, UsageError, nearest, shortlist
 from datakit.process import usercode
 from datakit.records.record import KEY
+from datakit.storage.fingerprint import json_value
 from datakit.stream import mixfile as mix
 
 
@@ -71,8 +73,31 @@ def steps(recipe: str, manifest: Manifest, *, via: tuple[str, ...] = ()) -> tupl
         raise ManifestError(
             f"recipe {recipe!r}: STEPS of {manifest.name!r} should be a tuple of Step or like(...), not {found!r}"
         )
+    for step in found:
+        _check_step(recipe, step)
     _check_order(recipe, manifest, found)
     return found
+
+
+def _check_step(recipe: str, step: Step) -> None:
+    """Raises ManifestError for a step that couldn't be told from another by what its recipe.json says."""
+    where = f"recipe {recipe!r}, step {step.name!r}"
+    if not isinstance(step.stage, Stage):
+        called = f": is it `{step.stage.__name__}(...)`?" if isinstance(step.stage, type) else ""
+        raise ManifestError(f"{where}: stage should be an object of a stage's class, not {step.stage!r:.80}{called}")
+    if not isinstance(step.tolerates, (int, float)) or not 0 <= step.tolerates <= 1:
+        raise ManifestError(f"{where}: tolerates is a share from 0 to 1, not {step.tolerates!r:.80}")
+    for kind in type(step.stage).__mro__:
+        fields = [name for name, said in inspect.get_annotations(kind).items() if "ClassVar" not in str(said)]
+        if fields and "__dataclass_fields__" not in vars(kind):
+            raise ManifestError(
+                f"{where}: {kind.__name__} has {shortlist(fields)} and no @dataclass(frozen=True, kw_only=True) above "
+                "its class, so a change there would go unnoticed"
+            )
+    try:
+        json_value(step.stage)
+    except ManifestError as error:
+        raise ManifestError(f"{where}: {error}") from error
 
 
 # l, c, f, p, s: the roles of steps by their first letters.
@@ -103,6 +128,7 @@ def _entry(recipe: str, manifest: Manifest) -> object:
     if not isinstance(table, dict):
         raise ManifestError(f"recipe {recipe!r}: STEPS should be a dictionary from datasets to steps, not {table!r}")
     whole = manifest.name.partition(".")[0]
+    _check_datasets(recipe, table, whole)
     for name in (manifest.name, whole, "*"):
         if name in table:
             return table[name]
@@ -112,6 +138,16 @@ def _entry(recipe: str, manifest: Manifest) -> object:
     raise UsageError(
         f"recipe {recipe!r} has no steps for {manifest.name!r}. {nearest(manifest.name, {*table, *mixed})}"
     )
+
+
+def _check_datasets(recipe: str, table: dict[object, object], whole: str) -> None:
+    """Raises ManifestError for a key of STEPS that is no dataset, nor the one that is asked for."""
+    known = {*catalogue.names("manifests"), whole}
+    for name in table:
+        if name != "*" and (not isinstance(name, str) or name.partition(".")[0] not in known):
+            raise ManifestError(
+                f"recipe {recipe!r}: STEPS has {name!r}, which is no dataset. {nearest(str(name), known)}"
+            )
 
 
 def _datasets_of_mixes(recipe: str) -> set[str]:

@@ -10,6 +10,7 @@ A stage answers for itself: which of a user's choices concern it (`as_chosen`), 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -143,18 +144,51 @@ class Filter(Stage):
     def rows(self, rows: Rows, work: Work, out: Out) -> Iterator[pa.RecordBatch]:
         judge = self.judge(rows)
         for batch in rows.batches():
-            given = judge(batch)
-            reasons = given if isinstance(given, pa.Array) else column(list(given), pa.string())
+            reasons = _as_reasons(self, judge(batch))
             if len(reasons) != batch.num_rows:
                 raise ManifestError(
-                    f"filter {type(self).__name__} gave {len(reasons)} reasons for {batch.num_rows} rows: give one for "
+                    f"filter {_name_of(self)} gave {len(reasons)} reasons for {batch.num_rows} rows: give one for "
                     "each row, None where it is kept"
                 )
             for count in pc.value_counts(reasons.drop_null()).to_pylist():
+                if not _REASON.fullmatch(count["values"]):
+                    raise ManifestError(
+                        f"filter {_name_of(self)}: a reason may hold letters, digits, _, - and dots, and isn't "
+                        f"{count['values']!r:.80}"
+                    )
                 out.drop(count["values"], count["counts"])
             kept = batch.filter(pc.is_null(reasons))
             if kept.num_rows:
                 yield kept
+
+
+_REASON = re.compile(r"[\w.-]{1,80}")  # it is a word of status, of reports and of JSON
+
+
+def _as_reasons(stage: Filter, given: object) -> pa.Array:
+    """What a filter gave, as texts and nulls. Raises ManifestError for anything else, such as a mask."""
+    if isinstance(given, pa.ChunkedArray):
+        given = given.combine_chunks()
+    if isinstance(given, pa.Array):
+        kind = given.type.value_type if pa.types.is_dictionary(given.type) else given.type
+        if pa.types.is_null(kind):
+            return given.cast(pa.string())
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            return given
+    elif isinstance(given, (list, tuple)) and all(reason is None or isinstance(reason, str) for reason in given):
+        return column(list(given), pa.string())
+    shown = f"an array of {given.type}" if isinstance(given, pa.Array) else f"{given!r:.80}"
+    raise ManifestError(
+        f"filter {_name_of(stage)}: `reasons` should give a text for each row that is dropped and None for one that is "
+        f"kept, and not {shown}"
+    )
+
+
+def _name_of(stage: Stage) -> str:
+    """The name of a stage's class, and the file of one that is a user's."""
+    kind = type(stage)
+    file = f" of {sys.modules[kind.__module__].__file__}" if usercode.is_ours(kind.__module__) else ""
+    return kind.__name__ + file
 
 
 KEPT = -1
@@ -176,9 +210,7 @@ def reasons_in_order(numbers: npt.NDArray[np.int8], names: Sequence[str]) -> Cal
 def checked_batches(stage: Stage, rows: Rows, work: Work, out: Out) -> Generator[pa.RecordBatch, None, None]:
     """The batches that a stage makes of its rows. Raises ManifestError for anything but RecordBatches of its schema."""
     schema, made = stage.schema(rows, work.manifest), stage.rows(rows, work, out)
-    whose = type(stage).__name__
-    if usercode.is_ours(type(stage).__module__):
-        whose += f" of {sys.modules[type(stage).__module__].__file__}"
+    whose = _name_of(stage)
     if not isinstance(made, Generator):
         raise ManifestError(f"stage {whose}: `rows` should be a generator, one that yields, and not return {made!r}")
     try:

@@ -92,12 +92,12 @@ def _look_up(
                 waiting.append((place, url, found, None if found.data is None else pool.submit(work, found.data)))
             if not waiting:
                 return
-            yield _fetched(*waiting.popleft())
+            yield _to_fetched(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fetched(place: int, url: str, found: UrlResult, job: Future[T] | None) -> Fetched[T]:
+def _to_fetched(place: int, url: str, found: UrlResult, job: Future[T] | None) -> Fetched[T]:
     outcome, value = found.outcome, None
     if job is not None:
         try:

@@ -124,13 +124,13 @@ class Locate(Stage):
             located, mended = [], []
             for row in batch["images"].to_pylist():
                 found = [(image["ref"], finder(image["ref"])) for image in row]
-                located.append([_located(ref, match) for ref, match in found])
+                located.append([_with_place(ref, match) for ref, match in found])
                 mended.append(any(isinstance(match, Found) and match.repaired for _, match in found))
                 out.fail([why for why in failures(located[-1]) if why != "left_out"])  # a choice, not a fault
             yield with_pictures(with_repair(batch, mended), located, schema)
 
 
-def _located(ref: str, found: Found | str) -> LocatedPicture:
+def _with_place(ref: str, found: Found | str) -> LocatedPicture:
     """Where a picture is, or its outcome."""
     if isinstance(found, str):
         return located_picture(ref, found)

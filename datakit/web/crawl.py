@@ -213,11 +213,11 @@ class _Engine(Generic[T]):
         """Starts what may start. When memory or disk fill up nothing new is started, so that what runs can end."""
         self._settle()
         while not self._stopping.is_set():
-            crowded = self._crowded()
+            crowded = self._is_crowded()
             if crowded and not self._starved:
                 self._starved = True  # from here on the consumer says when it takes something; so much it took before:
                 self._settle()
-                crowded = self._crowded()
+                crowded = self._is_crowded()
             if crowded or self._running >= self._window.size:
                 if not crowded and (self._pending or self._ready):
                     self._window.report_full()
@@ -228,7 +228,7 @@ class _Engine(Generic[T]):
                 return
             self._launch(*job)
 
-    def _crowded(self) -> bool:
+    def _is_crowded(self) -> bool:
         return self._bytes.used * 2 >= self._limits.bytes_ahead or self._spool.full
 
     def _next(self) -> tuple[Job, Host[Job]] | None:
@@ -358,7 +358,7 @@ class _Engine(Generic[T]):
                 body, encoding = await self._asker.fetch(job, host)
             finally:
                 self._running -= 1
-            if self._light and not encoding and len(body) <= LIGHT_BYTES and not self._spooling():
+            if self._light and not encoding and len(body) <= LIGHT_BYTES and not self._spools():
                 outcome, size, value = self._finish(job, body, encoding)
             else:
                 self._working += 1
@@ -379,11 +379,11 @@ class _Engine(Generic[T]):
     def _finish(self, job: Job, body: bytes, encoding: str) -> tuple[str, int, Any]:
         """Runs in the pool: does the work, and spools to disk what comes long before its turn."""
         outcome, size, value = run_work(self._work, body, encoding, self._limits.max_bytes)
-        if value is not None and self._spooling() and job.place != self._next_out:
+        if value is not None and self._spools() and job.place != self._next_out:
             return outcome, size, self._spool.put(value)
         return outcome, size, value
 
-    def _spooling(self) -> bool:
+    def _spools(self) -> bool:
         """Whether values go to the disk until their turn comes."""
         return self._bytes.used * 4 >= self._limits.bytes_ahead and not self._spool.full
 

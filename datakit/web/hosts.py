@@ -86,10 +86,10 @@ class Hosts:
     """`HOST` or `HOST:PORT` that may be connected to whatever its address is; IPv6 in brackets."""
 
     def __post_init__(self) -> None:
-        _ = self._allowed  # nonsense is refused when the settings are read, not at the first URL
+        _ = self._allowed_hosts  # nonsense is refused when the settings are read, not at the first URL
 
     @cached_property
-    def _allowed(self) -> frozenset[tuple[str, int | None]]:
+    def _allowed_hosts(self) -> frozenset[tuple[str, int | None]]:
         return frozenset(_parse_allowed_entry(entry) for entry in self.allowed)
 
     def with_mirror(self, url: str) -> str:
@@ -117,17 +117,17 @@ class Hosts:
         """
         url = url.strip(" ")
         if len(url) > LONGEST_URL:
-            raise _refused(f"{url[:60]!r}… has {len(url)} characters", f"{LONGEST_URL} is the most")
+            raise _refusal(f"{url[:60]!r}… has {len(url)} characters", f"{LONGEST_URL} is the most")
         if _CONTROL.search(url):
-            raise _refused(f"{url!r} holds a control character", "it could smuggle a second request")
+            raise _refusal(f"{url!r} holds a control character", "it could smuggle a second request")
         start = _SCHEME.match(url)
         if not start:
-            raise _refused(f"{url!r} is neither http nor https", "nothing else is fetched")
+            raise _refusal(f"{url!r} is neither http nor https", "nothing else is fetched")
         rest = url[start.end() :].partition("#")[0]
         cut = re.search(r"[/?]", rest)
         authority, tail = (rest[: cut.start()], rest[cut.start() :]) if cut else (rest, "")
         if "@" in authority:
-            raise _refused(
+            raise _refusal(
                 f"{_without_credentials(url)!r} holds a user name or a password",
                 "credentials are never sent; leave them out",
             )
@@ -143,7 +143,7 @@ class Hosts:
     def check_address(self, host: str, ip: str, port: int) -> None:
         """Raises RefusedUrl unless `ip` is public, or `host` (as the URL spells it) was allowed."""
         name = _host_key(host)
-        if (name, None) in self._allowed or (name, port) in self._allowed:
+        if (name, None) in self._allowed_hosts or (name, port) in self._allowed_hosts:
             return
         address = ipaddress.ip_address(ip.partition("%")[0])
         if not _is_public(address):
@@ -266,7 +266,7 @@ def _default_port(scheme: str) -> int:
     return 443 if scheme == "https" else 80
 
 
-def _refused(what: str, why: str) -> RefusedUrl:
+def _refusal(what: str, why: str) -> RefusedUrl:
     return RefusedUrl("refused_url", f"{what}: {why}")
 
 
@@ -279,21 +279,21 @@ def _split_authority(url: str, authority: str) -> tuple[str, int | None]:
     """Host (ASCII, lower case, IPv6 in brackets) and port of `HOST[:PORT]`."""
     parts = _AUTHORITY.fullmatch(authority)
     if not parts:
-        raise _refused(f"{url!r} names host {authority!r}", "that is not a host name and a port")
+        raise _refusal(f"{url!r} names host {authority!r}", "that is not a host name and a port")
     host, port = parts[1], parts[2]
     number = int(port) if port else None
     if number is not None and not 0 < number < 65536:
-        raise _refused(f"{url!r} names port {port}", "a port is a number from 1 to 65535")
+        raise _refusal(f"{url!r} names port {port}", "a port is a number from 1 to 65535")
     if host.startswith("["):
         return host.lower(), number
     if not host.isascii():
         try:
             host = host.encode("idna").decode("ascii")
         except UnicodeError as error:
-            raise _refused(f"{url!r} names host {host!r}", "that is not a host name") from error
+            raise _refusal(f"{url!r} names host {host!r}", "that is not a host name") from error
     host = host.lower()
     if len(host) > 253 or not _NAME.fullmatch(host):
-        raise _refused(f"{url!r} names host {host!r}", "that is not a host name")
+        raise _refusal(f"{url!r} names host {host!r}", "that is not a host name")
     return host, number
 
 
@@ -303,7 +303,7 @@ def _literal(url: str, host: str) -> IPv4 | IPv6 | None:
         try:
             return IPv6(host[1:-1] if host.endswith("]") and "%" not in host else "")
         except ValueError as error:
-            raise _refused(f"{url!r} names host {host!r}", "that is not an IPv6 address") from error
+            raise _refusal(f"{url!r} names host {host!r}", "that is not an IPv6 address") from error
     parts = host.removesuffix(".").split(".")
     if not _NUMBER.fullmatch(parts[-1]):
         return None
@@ -314,7 +314,7 @@ def _literal(url: str, host: str) -> IPv4 | IPv6 | None:
         if len(numbers) > 4 or any(n > 255 for n in numbers[:-1]) or numbers[-1] >= last:
             raise ValueError(host)
     except ValueError as error:
-        raise _refused(f"{url!r} names host {host!r}", "that is not an IPv4 address") from error
+        raise _refusal(f"{url!r} names host {host!r}", "that is not an IPv4 address") from error
     return IPv4(sum(n << (24 - 8 * place) for place, n in enumerate(numbers[:-1])) + numbers[-1])
 
 
@@ -343,7 +343,7 @@ def _quote(url: str, tail: str) -> str:
     try:
         raw = _STRAY_PERCENT.sub("%25", tail).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _refused(f"{url!r} holds half a character", "it can't be sent") from error
+        raise _refusal(f"{url!r} holds half a character", "it can't be sent") from error
     sent = quote(raw, safe=_KEPT)
     return sent if sent.startswith("/") else "/" + sent
 

@@ -94,7 +94,7 @@ class RangedFile(io.RawIOBase):
             raise DownloadError(f"{address!r} has no size that its server tells, so it can't be read in parts")
         self.size_bytes = self.version.total
         if (etag is not None and etag != self.version.etag) or size_bytes not in (None, self.size_bytes):
-            raise self._changed()
+            raise self._changed_error()
 
     def ahead(self, spans: Iterable[tuple[int, int]]) -> None:
         """Announces what will be read, as (start, stop) in rising order."""
@@ -119,7 +119,7 @@ class RangedFile(io.RawIOBase):
     def _find_again(self) -> None:
         version, self._if_range = self._site.find(), {}
         if (version.total, version.etag) != (self.version.total, self.version.etag):
-            raise self._changed()
+            raise self._changed_error()
 
     def _add(self, got: bytearray, start: int, stop: int) -> None:
         """Sends one request and adds its bytes to `got`. Raises Broken when some are missing."""
@@ -143,7 +143,7 @@ class RangedFile(io.RawIOBase):
             )
         etag = part.headers.get("ETag") or part.headers.get("Last-Modified") or ""
         if self._site.tag and tag(etag) != self._site.tag:
-            raise self._changed()
+            raise self._changed_error()
         if part.status != 206:
             raise DownloadError(
                 f"the server of {self.address!r} sends no parts of files (HTTP {part.status} to a Range request): "
@@ -151,14 +151,14 @@ class RangedFile(io.RawIOBase):
             )
         found = _RANGE.fullmatch(part.headers.get("Content-Range", "").strip())
         if found and found[3] not in ("*", str(self.size_bytes)):
-            raise self._changed()
+            raise self._changed_error()
         if not found or (int(found[1]), int(found[2])) != (start, stop - 1):
             raise Broken("the server sends another part than was asked for")
         self._site.tag = tag(etag)
         # A weak ETag is no condition; the comparison above still holds it to be the same.
         self._if_range = {"If-Range": etag} if etag and not etag.startswith("W/") else {}
 
-    def _changed(self) -> Changed:
+    def _changed_error(self) -> Changed:
         return Changed(f"{self.address!r} is another file by now than the one that was begun: run the command again")
 
     def readinto(self, buffer: Any) -> int:

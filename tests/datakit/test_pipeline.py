@@ -175,3 +175,37 @@ def test_mixes_that_cannot_be_made_are_told_with_recipe_and_name(own, mixes, kin
         pipeline.mixes("mine")
 
     assert "'mine'" in str(caught.value)
+
+
+CHOICE = """
+from dataclasses import dataclass
+from datakit.engine.pipeline import like
+from datakit.engine.stage import Filter
+
+class Bare(Filter):
+    n: int = 100
+
+@dataclass(frozen=True, kw_only=True)
+class Few(Filter):
+    n: object = 100
+
+def mine(stage, tolerates=0.05):
+    return like("coyo_vila", Step(name="few", stage=stage, tolerates=tolerates))
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ('{"coyoo": mine(Few())}', "STEPS has 'coyoo', which is no dataset. Did you mean 'coyo'"),
+        ('{"coyo": mine(Few)}', "step 'few': stage should be an object of a stage's class"),
+        ('{"coyo": mine(Few(), tolerates=5)}', "step 'few': tolerates is a share from 0 to 1, not 5"),
+        ('{"coyo": mine(Few(n=print))}', "recipe 'mine', step 'few': <built-in function print>"),
+        ('{"coyo": mine(Bare())}', "Bare has n and no @dataclass"),
+    ],
+)
+def test_a_step_that_its_recipe_could_not_tell_of_is_refused(own, steps, told):
+    own(f'{CHOICE}\nSTEPS = {steps}\nMIXES = {{"train": "coyo"}}')
+
+    with pytest.raises(ManifestError, match=re.escape(told)):
+        pipeline.steps("mine", manifest.load("coyo"))

@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_model_before(tmp_path, alone):
 
 
 def test_an_error_that_is_none_of_the_disk_stays_what_it_is(tmp_path):
-    with pytest.raises(RuntimeError, match="out of memory"), folder.writing(tmp_path, RuntimeError):
+    with pytest.raises(RuntimeError, match="out of memory"), folder.storage_errors(tmp_path, RuntimeError):
         raise RuntimeError("CUDA out of memory")
 
 

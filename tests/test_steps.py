@@ -317,3 +317,18 @@ def test_a_filter_that_gives_no_reasons_is_told_so_with_its_file(reasons, told, 
 
     assert got.code == 1 and re.search(told, got.err), got
     assert f"Odd of {recipe}" in got.err
+
+
+def test_a_filter_may_give_what_numpy_makes_of_a_condition(mine, tmp_path):
+    recipe = tmp_path / "my/pipelines/even.py"
+    code = (
+        "import numpy as np\nfrom datakit.engine.pipeline import like\n"
+        "class Even(Filter):\n    def reasons(self, batch):\n"
+        "        return np.where(np.arange(batch.num_rows) % 2 == 1, 'odd', None)\n\n\n"
+        "STEPS = {'coyo': like('coyo_vila', Step(name='even', stage=Even()))}\n"
+    )
+    recipe.write_text(RECIPE.partition("STEPS =")[0] + code)
+
+    got = typed("fetch coyo --recipe even --shards 0", mine)
+
+    assert got.code == 0 and re.search(r"\bodd \d", got.out), got

@@ -201,9 +201,10 @@ def _how_it_ended(workers: Mapping[int, Any]) -> str:
         return "was killed, perhaps for want of memory: a smaller --jobs needs less"
     if code < 0:
         return f"crashed ({signal.Signals(-code).name}), which no data should bring about: please report it"
-    if code == 1:  # as Python ends when it can't load a worker's program
-        return (
-            "ended while it began. A program that calls datakit with several jobs is a file, and does its work under "
-            '`if __name__ == "__main__":`; else give it one job'
+    ended = f"ended by itself with exit code {code}"
+    if code == 1:
+        ended += (
+            ", as Python does when it can't load the program that began it. A program that calls datakit with several "
+            'jobs is a file, and does its work under `if __name__ == "__main__":`; else give it one job'
         )
-    return f"ended by itself with exit code {code}"
+    return ended

@@ -175,8 +175,10 @@ def _as_reasons(stage: Filter, given: object) -> pa.Array:
             return given.cast(pa.string())
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return given
-    elif isinstance(given, (list, tuple)) and all(reason is None or isinstance(reason, str) for reason in given):
-        return column(list(given), pa.string())
+    elif isinstance(given, Iterable) and not isinstance(given, str):  # also an array of NumPy, as np.where gives it
+        given = list(given)
+        if all(reason is None or isinstance(reason, str) for reason in given):
+            return column(given, pa.string())
     shown = f"an array of {given.type}" if isinstance(given, pa.Array) else f"{given!r:.80}"
     raise ManifestError(
         f"filter {_name_of(stage)}: `reasons` should give a text for each row that is dropped and None for one that is "

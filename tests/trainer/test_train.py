@@ -56,12 +56,11 @@ class Launch:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         self.processes: list[subprocess.Popen[str] | Forked]
         if line[0] == TRAIN:
-            port = str(free_port())
-            group = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port} for rank in range(ranks)]
-            group = [{**ids, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"} for ids in group]
-            self.processes = [
-                trainers.start(*line, env={**env, **(ids if ranks > 1 else {})}, new_session=True) for ids in group
-            ]
+            group: list[dict[str, str]] = [{}]  # without a launcher
+            if ranks > 1:
+                all_of_them = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+                group = [{**all_of_them, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+            self.processes = [trainers.start(*line, env={**env, **ids}, new_session=True) for ids in group]
         else:
             process = subprocess.Popen(
                 [str(part) for part in line],
